@@ -1,0 +1,1 @@
+"""Making it happen: the only rooms that talk to libvirt. No Qt."""

@@ -1,0 +1,230 @@
+"""What an estate is made of: hosts, their virtual machines, snapshots, disks and layers. Frozen values only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from snaptree.model.figures import Figure
+
+
+class DomainState(StrEnum):
+    """libvirt's virDomainState in words; also the `state` recorded in a snapshot."""
+
+    RUNNING = "running"
+    BLOCKED = "blocked"
+    PAUSED = "paused"
+    SHUTTING_DOWN = "shutdown"
+    OFF = "shutoff"
+    CRASHED = "crashed"
+    SUSPENDED = "pmsuspended"
+    DISK_ONLY = "disk-snapshot"
+    """Only in snapshots: the machine ran, but only its disks were captured."""
+    UNKNOWN = "unknown"
+
+    @property
+    def is_active(self) -> bool:
+        """Whether a QEMU process exists for a domain in this state."""
+        return self not in (DomainState.OFF, DomainState.CRASHED, DomainState.UNKNOWN, DomainState.DISK_ONLY)
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """One libvirt connection and what its libvirt can do. Versions are libvirt's integers (11.3.0 = 11003000)."""
+
+    uri: str
+    hostname: str
+    driver: str
+    """`QEMU` or `TEST`: virConnectGetType."""
+    libvirt_version: int
+    hypervisor_version: int
+    read_only: bool
+    is_local: bool
+    """The images' paths are paths on this computer."""
+    external_snapshots: bool
+    """External revert and full external delete exist: `<externalSnapshot/>` in the capabilities (libvirt 9.9)."""
+    internal_revert_broken: bool = False
+    """libvirt 11.2.0 and 11.3.0 as released cannot revert internal snapshots (GitLab #771); distributions fixed it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Domain:
+    """One virtual machine as a list shows it; everything here costs one cheap call for all of them."""
+
+    uuid: str
+    name: str
+    state: DomainState
+    is_persistent: bool
+    snapshot_count: int | None = None
+    has_managed_save: bool = False
+
+
+class DiskSnapshot(StrEnum):
+    """How a snapshot holds a disk (`<disk snapshot=...>`)."""
+
+    NO = "no"
+    INTERNAL = "internal"
+    EXTERNAL = "external"
+    MANUAL = "manual"
+
+
+class MemorySnapshot(StrEnum):
+    """Where a snapshot holds the RAM (`<memory snapshot=...>`)."""
+
+    NO = "no"
+    INTERNAL = "internal"
+    EXTERNAL = "external"
+
+
+class SnapshotKind(StrEnum):
+    """Internal (in a qcow2), external (a frozen layer and an overlay), or some of each."""
+
+    INTERNAL = "internal"
+    EXTERNAL = "external"
+    MIXED = "mixed"
+
+
+class Consistency(StrEnum):
+    """What a reverted guest finds: see DESIGN, "Words"."""
+
+    MEMORY = "memory"
+    FILESYSTEM = "filesystem"
+    CRASH = "crash"
+    OFFLINE = "offline"
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotDisk:
+    """One disk in a snapshot.
+
+    `frozen` is the image that was active when the snapshot was taken (the disk's source in the
+    snapshot's `<domain>`): the layer that holds the snapshot's content. `overlay` is the image that took
+    over, for external ones. Either is None where the disk is no file, or the snapshot's XML lacks it.
+    """
+
+    target: str
+    how: DiskSnapshot
+    frozen: str | None = None
+    overlay: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Annotations:
+    """What SnapTree itself wrote into a snapshot's XML (DESIGN, section 5)."""
+
+    pinned: bool = False
+    known_good: bool = False
+    consistency: Consistency | None = None
+    taken_by: str = ""
+    safety: bool = False
+    """Taken by SnapTree before a revert, so that the revert can be undone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A point in a domain's history, as its XML tells it. `created` is seconds since 1970, UTC."""
+
+    name: str
+    parent: str | None
+    created: int
+    state: DomainState
+    description: str = ""
+    memory: MemorySnapshot = MemorySnapshot.NO
+    memory_file: str | None = None
+    nominal_memory: int | None = None
+    """RAM of the machine when the snapshot was taken, in bytes: what the guest had, not what is on disk."""
+    disks: tuple[SnapshotDisk, ...] = ()
+    revert_overlays: tuple[tuple[str, str], ...] = ()
+    """`<revertDisks>`: (target, overlay) in use since this snapshot was reverted to."""
+    annotations: Annotations = Annotations()
+    delete_in_progress: bool = False
+    """A delete of one of its children was interrupted: `<snapshotDeleteInProgress/>`."""
+    problem: str = ""
+    """Why its XML could not be read in full; the rest of the fields are then what could be."""
+
+    @property
+    def kind(self) -> SnapshotKind:
+        """Internal, external or mixed, by its memory and disks."""
+        external = self.memory is MemorySnapshot.EXTERNAL or any(
+            disk.how is DiskSnapshot.EXTERNAL for disk in self.disks
+        )
+        internal = self.memory is MemorySnapshot.INTERNAL or any(
+            disk.how is DiskSnapshot.INTERNAL for disk in self.disks
+        )
+        if external:
+            return SnapshotKind.MIXED if internal else SnapshotKind.EXTERNAL
+        return SnapshotKind.INTERNAL
+
+    @property
+    def consistency(self) -> Consistency:
+        """What a revert gives, from what is recorded; libvirt does not record whether a guest was frozen."""
+        if self.annotations.consistency is not None:
+            return self.annotations.consistency
+        if self.memory is not MemorySnapshot.NO:
+            return Consistency.MEMORY
+        if self.state is DomainState.OFF:
+            return Consistency.OFFLINE
+        if self.state is DomainState.DISK_ONLY:
+            return Consistency.CRASH
+        return Consistency.UNKNOWN
+
+
+@dataclass(frozen=True, slots=True)
+class InternalSnapshot:
+    """An entry of a qcow2 image's snapshot table. `vm_state_size` is nominal, in bytes."""
+
+    id: str
+    name: str
+    vm_state_size: int
+    created: int
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """One image file or volume: a layer. Sizes are bytes."""
+
+    path: str
+    format: str
+    allocated: Figure
+    """Bytes it takes on the host's disk (st_blocks), never its apparent size."""
+    virtual_size: int | None = None
+    backing: str | None = None
+    """The layer below as an absolute path or libvirt-style name; None at the bottom."""
+    backing_format: str | None = None
+    internal_snapshots: tuple[InternalSnapshot, ...] = ()
+    has_bitmaps: bool = False
+    identity: tuple[int, int] | None = None
+    """(device, inode) for a local file: two paths may be one image."""
+    problem: str = ""
+    """Why it can't be read, empty if it could."""
+    is_missing: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class DiskChain:
+    """The layers that a disk of the running (or stopped) machine stands on now, active layer first."""
+
+    target: str
+    layers: tuple[str, ...]
+    problem: str = ""
+
+    @property
+    def active(self) -> str | None:
+        """The layer that takes the guest's writes."""
+        return self.layers[0] if self.layers else None
+
+
+@dataclass(frozen=True, slots=True)
+class DomainLayers:
+    """Everything known about the images of one domain: the live chains and every image that a snapshot names."""
+
+    chains: tuple[DiskChain, ...] = ()
+    images: Mapping[str, Image] = field(default_factory=lambda: MappingProxyType({}))
+    memory_files: Mapping[str, Figure] = field(default_factory=lambda: MappingProxyType({}))
+    """Saved-RAM files of external snapshots: bytes allocated, by path."""

@@ -1,0 +1,1 @@
+"""What would happen: intentions in, plans or refusals out. Pure."""

@@ -1,0 +1,61 @@
+"""What a user wants, before anybody has asked whether it can be done."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from snaptree.plans.plan import StateAfter
+
+
+class Capture(StrEnum):
+    """What a new snapshot shall hold."""
+
+    DISKS = "disks"
+    """Disks only, external overlays; crash-consistent unless frozen by the guest agent."""
+    DISKS_AND_MEMORY = "disks-and-memory"
+    """External overlays and the RAM in a file of its own."""
+    INTERNAL = "internal"
+    """Inside the qcow2 images; with the RAM if the machine runs."""
+    BEST = "best"
+    """As the machine's tree does it so far: internal stays internal; the RAM is saved if the machine is active."""
+
+
+@dataclass(frozen=True, slots=True)
+class Take:
+    """Take a snapshot. An empty `name` asks for one by date and time."""
+
+    name: str = ""
+    description: str = ""
+    capture: Capture = Capture.BEST
+    quiesce: bool = False
+    excluded_disks: tuple[str, ...] = ()
+    safety: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Revert:
+    """Go back to a snapshot, by default after a safety snapshot of the present state."""
+
+    snapshot: str
+    take_safety_snapshot: bool = True
+    state_after: StateAfter = StateAfter.AS_CAPTURED
+
+
+@dataclass(frozen=True, slots=True)
+class Delete:
+    """Delete snapshots and merge what they hold; `subtree` adds everything that descends from them."""
+
+    snapshots: tuple[str, ...]
+    subtree: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class TakeBack:
+    """Undo a finished plan, as its `Undo` says: first revert, then delete what had been taken for it."""
+
+    revert_to: str | None
+    delete: tuple[str, ...]
+
+
+Intention = Take | Revert | Delete | TakeBack

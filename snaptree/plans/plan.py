@@ -1,0 +1,137 @@
+"""Plans: what would happen, as one frozen value that window and terminal show and the runner carries out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+from snaptree.model.estate import Consistency, DiskSnapshot, MemorySnapshot
+from snaptree.model.figures import Figure, unknown
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+class Action(StrEnum):
+    """What the user asked for; the values stand in JSON and in the journal."""
+
+    TAKE = "take"
+    REVERT = "revert"
+    DELETE = "delete"
+    UNDO = "undo"
+
+
+class StateAfter(StrEnum):
+    """The state a revert ends in."""
+
+    AS_CAPTURED = "as-captured"
+    RUNNING = "running"
+    PAUSED = "paused"
+
+
+@dataclass(frozen=True, slots=True)
+class TakeSnapshot:
+    """Take one snapshot. `disks` maps each disk's target to how it is held; `overlays` to the file that takes over."""
+
+    name: str
+    description: str
+    memory: MemorySnapshot
+    memory_file: str | None
+    disks: Mapping[str, DiskSnapshot]
+    overlays: Mapping[str, str]
+    quiesce: bool
+    consistency: Consistency
+    expected_current: str | None
+    """The current snapshot when the plan was made: the new one's parent."""
+    safety: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class RevertToSnapshot:
+    """Make the machine what it was at a snapshot. What is in use now and in no snapshot is lost."""
+
+    name: str
+    state_after: StateAfter
+    expected_current: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteSnapshot:
+    """Let libvirt delete one snapshot, merging its layer where it has one.
+
+    `expected_children` are those at planning time; a stranger among them at run time stops the plan.
+    `merges` says that data is copied, so that a progress bar is worth drawing.
+    """
+
+    name: str
+    expected_children: tuple[str, ...]
+    merges: bool
+
+
+@dataclass(frozen=True, slots=True)
+class RemoveLeftover:
+    """Unlink a file that libvirt leaves behind after a delete, once nothing refers to it any more."""
+
+    path: str
+    why: str
+
+
+Step = TakeSnapshot | RevertToSnapshot | DeleteSnapshot | RemoveLeftover
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """A rule that spoke: a refusal if the plan can't run because of it, otherwise a warning."""
+
+    rule: str
+    """The rule's stable id, as in JSON, documentation and tests."""
+    reason: str
+    remedy: str = ""
+
+
+_NOT_FORECAST = unknown("not forecast yet")
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """What a plan will cost. Bytes on the host; seconds; None or unknown where nobody can say."""
+
+    copies: Figure = _NOT_FORECAST
+    frees: Figure = _NOT_FORECAST
+    peak_extra: Figure = _NOT_FORECAST
+    seconds: float | None = None
+    pause_seconds: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Undo:
+    """How a finished plan is taken back: revert to `revert_to` and/or delete what was taken for it."""
+
+    text: str
+    revert_to: str | None = None
+    delete: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Steps in order, or refusals and no steps; with forecast and warnings. Carries what the runner re-checks."""
+
+    action: Action
+    host_uri: str
+    domain_uuid: str
+    domain: str
+    snapshots: tuple[str, ...]
+    steps: tuple[Step, ...] = ()
+    forecast: Forecast = Forecast()
+    warnings: tuple[Finding, ...] = ()
+    refusals: tuple[Finding, ...] = ()
+    undo: Undo | None = None
+    expected_chains: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: MappingProxyType({}))
+    """Layers of each disk (target -> paths, active first) when the plan was made."""
+
+    @property
+    def is_refused(self) -> bool:
+        """Whether a rule forbids running this."""
+        return bool(self.refusals)

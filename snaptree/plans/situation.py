@@ -1,0 +1,63 @@
+"""All that a planner may know: one machine's state, read in one go, with what else on the host touches it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+from snaptree.model.estate import Domain, DomainLayers, Host
+from snaptree.model.tree import SnapshotTree
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+@dataclass(frozen=True, slots=True)
+class Disk:
+    """A disk of the machine as defined now. `path` is None for anything that is not a file."""
+
+    target: str
+    device: str
+    """`disk`, `cdrom`, `floppy` or `lun`."""
+    type: str
+    """`file`, `block`, `network`, `volume`, ...; empty drives are `file` without a path."""
+    format: str
+    path: str | None
+    bus: str = ""
+    read_only: bool = False
+    transient: bool = False
+    shareable: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Situation:
+    """A consistent picture of one domain for planning. Everything here was read; nothing is assumed."""
+
+    host: Host
+    domain: Domain
+    tree: SnapshotTree
+    layers: DomainLayers
+    disks: tuple[Disk, ...] = ()
+    dependants: Mapping[str, frozenset[str]] = field(default_factory=lambda: MappingProxyType({}))
+    """Image path -> names of *other* domains that read it: directly, through their chain, or in a snapshot of theirs."""
+    unreadable_domains: tuple[str, ...] = ()
+    """Other domains whose chains could not be read: nobody can say that they don't depend on an image here."""
+    overlays_on: Mapping[str, frozenset[str]] = field(default_factory=lambda: MappingProxyType({}))
+    """Image path -> images known on this host (this domain's included) whose backing file it is."""
+    block_jobs: tuple[str, ...] = ()
+    """Targets of disks with a running block job."""
+    checkpoints: tuple[str, ...] = ()
+    has_pflash: bool = False
+    """The firmware keeps its variables in flash (UEFI)."""
+    nvram_format: str | None = None
+    has_agent: bool = False
+    """A guest agent channel is configured and connected."""
+    existing_files: frozenset[str] = frozenset()
+    """Among the paths the planner might create: those that exist already."""
+    free_bytes: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
+    """Directory -> bytes free for it, where that is known."""
+    memory_bytes: int = 0
+    """RAM of the machine now, in bytes."""
+    now: int = 0
+    """Seconds since 1970, UTC, when this was read."""
