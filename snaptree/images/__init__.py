@@ -1,1 +1,1 @@
-"""What image files say: qcow2 headers and snapshot tables, backing chains, allocated bytes. Nothing is written, probed or locked."""
+"""What image files say: headers, snapshot tables, backing chains, bytes. Nothing is written, probed or locked."""

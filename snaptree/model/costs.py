@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from snaptree.model.estate import DiskSnapshot, DomainLayers, MemorySnapshot, Snapshot
@@ -29,6 +29,19 @@ class DomainCosts:
     memory: Figure
     now: Figure
     snapshots: Mapping[str, SnapshotCost]
+    images: Mapping[str, Figure]
+    """Bytes of every image that the machine needs, by path: hosts count an image shared by machines once."""
+
+
+def host_disk(machines: Iterable[DomainCosts]) -> Figure:
+    """Bytes of all images that these machines of one host need, each image counted once."""
+    images: dict[str, Figure] = {}
+    unknowns: list[Figure] = []
+    for costs in machines:
+        images.update(costs.images)
+        if not costs.disk.is_known:
+            unknowns.append(costs.disk)
+    return total([*images.values(), *unknowns])
 
 
 def domain_costs(tree: SnapshotTree, layers: DomainLayers) -> DomainCosts:
@@ -37,11 +50,13 @@ def domain_costs(tree: SnapshotTree, layers: DomainLayers) -> DomainCosts:
     snapshots = {snapshot.name: _snapshot_cost(snapshot, layers, holders) for snapshot in tree}
     live = {path for chain in layers.chains for path in chain.layers}
     frozen = {disk.frozen for snapshot in tree for disk in snapshot.disks if disk.frozen}
+    images = {path: layer_bytes(layers, path) for path in sorted(live | frozen)}
     return DomainCosts(
-        disk=total([layer_bytes(layers, path) for path in sorted(live | frozen)] + _chain_gaps(layers)),
+        disk=total([*images.values(), *_chain_gaps(layers)]),
         memory=total(cost.memory for cost in snapshots.values()),
         now=_now_cost(layers, holders),
         snapshots=snapshots,
+        images=images,
     )
 
 

@@ -40,7 +40,7 @@ class Situation:
     layers: DomainLayers
     disks: tuple[Disk, ...] = ()
     dependants: Mapping[str, frozenset[str]] = field(default_factory=lambda: MappingProxyType({}))
-    """Image path -> names of *other* domains that read it: directly, through their chain, or in a snapshot of theirs."""
+    """Image path -> names of *other* domains that read it, be it through a chain or in a snapshot of theirs."""
     unreadable_domains: tuple[str, ...] = ()
     """Other domains whose chains could not be read: nobody can say that they don't depend on an image here."""
     overlays_on: Mapping[str, frozenset[str]] = field(default_factory=lambda: MappingProxyType({}))
