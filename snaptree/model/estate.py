@@ -112,6 +112,7 @@ class SnapshotDisk:
     how: DiskSnapshot
     frozen: str | None = None
     overlay: str | None = None
+    frozen_format: str = ""
 
 
 @dataclass(frozen=True, slots=True)

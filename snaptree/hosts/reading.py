@@ -1,0 +1,190 @@
+"""Reading a host: its machines, and the snapshots of one machine, many requests in flight."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import libvirt
+from natsort import natsorted
+
+from snaptree.hosts.connection import Connection
+from snaptree.hosts.domain_xml import parse, read_definition
+from snaptree.hosts.errors import explain, explained
+from snaptree.hosts.snapshot_xml import read_snapshot
+from snaptree.model.errors import CancelledError
+from snaptree.model.estate import Domain, DomainState, Snapshot
+from snaptree.model.tree import SnapshotTree
+from snaptree.plans.situation import Disk
+
+_STATES = {
+    libvirt.VIR_DOMAIN_RUNNING: DomainState.RUNNING,
+    libvirt.VIR_DOMAIN_BLOCKED: DomainState.BLOCKED,
+    libvirt.VIR_DOMAIN_PAUSED: DomainState.PAUSED,
+    libvirt.VIR_DOMAIN_SHUTDOWN: DomainState.SHUTTING_DOWN,
+    libvirt.VIR_DOMAIN_SHUTOFF: DomainState.OFF,
+    libvirt.VIR_DOMAIN_CRASHED: DomainState.CRASHED,
+    libvirt.VIR_DOMAIN_PMSUSPENDED: DomainState.SUSPENDED,
+}
+
+# PERFORMANCE.md, "Reading": near, more threads only stall the window; far, one connection serves 64 at once.
+_IN_FLIGHT_NEAR = 8
+_IN_FLIGHT_FAR = 64
+FIRST_PART_SECONDS = 0.1
+
+
+def never() -> bool:
+    """Nobody cancels."""
+    return False
+
+
+def list_domains(connection: Connection) -> tuple[Domain, ...]:
+    """All machines of the host, by natural name, in five calls however many there are.
+
+    `snapshot_count` is 0 where there are none and None otherwise: counting is a call for each.
+    """
+    handle = connection.handle
+    with explained("listing the virtual machines"):
+        states = {stats[0].UUIDString(): stats[1]["state.state"] for stats in _state_stats(handle)}
+        persistent, saved, with_snapshots = (
+            {domain.UUIDString() for domain in handle.listAllDomains(flag)}
+            for flag in (
+                libvirt.VIR_CONNECT_LIST_DOMAINS_PERSISTENT,
+                libvirt.VIR_CONNECT_LIST_DOMAINS_MANAGEDSAVE,
+                libvirt.VIR_CONNECT_LIST_DOMAINS_HAS_SNAPSHOT,
+            )
+        )
+        domains = [
+            Domain(
+                uuid=uuid,
+                name=domain.name(),
+                state=_STATES.get(states.get(uuid, -1), DomainState.UNKNOWN),
+                is_persistent=uuid in persistent,
+                snapshot_count=None if uuid in with_snapshots else 0,
+                has_managed_save=uuid in saved,
+            )
+            for domain in handle.listAllDomains()
+            for uuid in (domain.UUIDString(),)
+        ]
+    return tuple(natsorted(domains, key=lambda domain: domain.name))
+
+
+def _state_stats(handle: Any) -> list[tuple[Any, dict[str, Any]]]:
+    stats: list[tuple[Any, dict[str, Any]]] = handle.getAllDomainStats(
+        libvirt.VIR_DOMAIN_STATS_STATE, libvirt.VIR_CONNECT_GET_ALL_DOMAINS_STATS_NOWAIT
+    )
+    return stats
+
+
+def read_domain(connection: Connection, uuid: str) -> Domain:
+    """One machine, with the number of its snapshots. Raises VanishedError if it is gone."""
+    handle = connection.domain(uuid)
+    with explained("reading the virtual machine"):
+        return Domain(
+            uuid=uuid,
+            name=handle.name(),
+            state=_STATES.get(handle.state()[0], DomainState.UNKNOWN),
+            is_persistent=bool(handle.isPersistent()),
+            snapshot_count=handle.snapshotNum(),
+            has_managed_save=bool(handle.hasManagedSaveImage()),
+        )
+
+
+def read_tree(
+    connection: Connection,
+    uuid: str,
+    *,
+    on_part: Callable[[SnapshotTree], None] | None = None,
+    cancelled: Callable[[], bool] = never,
+) -> SnapshotTree:
+    """Read every snapshot of a machine.
+
+    `on_part` gets growing trees while reading takes long: the first after about 0.1 s, then each time the
+    number read has doubled. Raises CancelledError soon after `cancelled` turns true.
+    """
+    domain = connection.domain(uuid)
+    with explained("reading the snapshots"):
+        handles = domain.listAllSnapshots(libvirt.VIR_DOMAIN_SNAPSHOT_LIST_TOPOLOGICAL)
+        current = current_name(domain)
+    snapshots: list[Snapshot] = []
+    next_part_at, next_part_size = time.monotonic() + FIRST_PART_SECONDS, 0
+    for snapshot in _read_all(connection, handles, cancelled):
+        snapshots.append(snapshot)
+        if on_part is not None and len(snapshots) >= next_part_size and time.monotonic() >= next_part_at:
+            on_part(SnapshotTree.build(snapshots, current))
+            next_part_size = 2 * len(snapshots)
+    return SnapshotTree.build(snapshots, current)
+
+
+def current_name(domain: Any) -> str | None:
+    """The name of the current snapshot. None if there is none; libvirt says so by an error of its own."""
+    try:
+        return str(domain.snapshotCurrent().getName())
+    except libvirt.libvirtError as error:
+        if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN_SNAPSHOT:
+            return None
+        raise
+
+
+def _read_all(connection: Connection, handles: list[Any], cancelled: Callable[[], bool]) -> Iterator[Snapshot]:
+    """Snapshots in the order of their handles; one that vanished meanwhile is left out."""
+    in_flight = _IN_FLIGHT_NEAR if connection.host.is_local else _IN_FLIGHT_FAR
+
+    def read(handle: Any) -> Snapshot | None:
+        if cancelled():
+            raise CancelledError("Reading the snapshots was cancelled.")
+        try:
+            return read_snapshot(handle.getName(), handle.getXMLDesc())
+        except libvirt.libvirtError as error:
+            if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN_SNAPSHOT:
+                return None
+            raise explain(error, "reading a snapshot") from error
+
+    with ThreadPoolExecutor(in_flight, thread_name_prefix="snaptree-read") as pool:
+        for batch in _batches(handles, 4 * in_flight):
+            for snapshot in pool.map(read, batch):
+                if snapshot is not None:
+                    yield snapshot
+
+
+def _batches(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    """Bounded batches, so that a cancelled reading leaves no long queue behind (itertools.batched is 3.12's)."""
+    iterator = iter(items)
+    while batch := list(itertools.islice(iterator, size)):
+        yield batch
+
+
+@dataclass(frozen=True, slots=True)
+class Fingerprint:
+    """What tells cheaply whether a machine's snapshots changed: names, current, and (if asked for) their XML."""
+
+    names: frozenset[str]
+    current: str | None
+    contents: str = ""
+    """A digest over every snapshot's XML, empty if it was not asked for."""
+
+
+def fingerprint(connection: Connection, uuid: str, *, with_contents: bool = False) -> Fingerprint:
+    """Look whether snapshots changed: two calls, and one more for each snapshot `with_contents`."""
+    domain = connection.domain(uuid)
+    with explained("looking for changed snapshots"):
+        handles = domain.listAllSnapshots()
+        names = frozenset(handle.getName() for handle in handles)
+        current = current_name(domain)
+        digest = hashlib.blake2b(digest_size=16)
+        if with_contents:
+            for handle in sorted(handles, key=lambda handle: str(handle.getName())):
+                digest.update(handle.getXMLDesc().encode())
+    return Fingerprint(names, current, digest.hexdigest() if with_contents else "")
+
+
+def read_disks(connection: Connection, uuid: str) -> tuple[Disk, ...]:
+    """The machine's disks as it has them now."""
+    domain = connection.domain(uuid)
+    with explained("reading the machine's disks"):
+        return read_definition(parse(domain.XMLDesc())).disks
