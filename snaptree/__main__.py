@@ -1,0 +1,7 @@
+"""`python -m snaptree`."""
+
+import sys
+
+from snaptree.cli import main
+
+sys.exit(main())

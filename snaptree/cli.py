@@ -1,0 +1,441 @@
+"""The command line: arguments, and the commands of the terminal. The window is imported only to open it."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from snaptree import __version__
+from snaptree.model.errors import CancelledError, SnapTreeError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from snaptree.hosts.connection import Connection
+    from snaptree.plans.intention import Intention
+    from snaptree.plans.operation import Operation
+    from snaptree.terminal import DomainReading
+
+EXIT_ERROR = 1
+EXIT_USAGE = 2
+EXIT_REFUSED = 3
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run `snaptree` and return its exit status: 0 done, 1 an error, 2 wrong usage, 3 a refusal."""
+    options = _parser().parse_args(arguments)
+    try:
+        with _stopped_by_sigterm():
+            return int(options.run(options))
+    except CancelledError as error:
+        _complain(error)
+        return EXIT_ERROR
+    except SnapTreeError as error:
+        _complain(error)
+        return EXIT_ERROR
+    except KeyboardInterrupt:
+        sys.stderr.write("snaptree: stopped.\n")
+        return 128 + signal.SIGINT
+    except BrokenPipeError:
+        # The reader of our output went away (`| head`): not our error. Keep the interpreter from flushing into it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_ERROR
+
+
+def _complain(error: SnapTreeError) -> None:
+    """One line: what, why and what to do."""
+    sys.stderr.write(f"snaptree: {' '.join(str(error).split())}\n")
+
+
+@contextmanager
+def _stopped_by_sigterm() -> Iterator[None]:
+    """Let SIGTERM unwind like Ctrl+C, so that a throw-away demo estate is cleaned away."""
+
+    def stop(_signal: int, _frame: object) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+# Arguments
+
+
+def _parser() -> argparse.ArgumentParser:
+    common = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
+    where = common.add_argument_group("where")
+    where.add_argument(
+        "-c", "--connect", metavar="URI", action="append", help="a libvirt host, such as qemu:///system; repeatable"
+    )
+    where.add_argument("--read-only", action="store_true", help="look, but change nothing")
+    where.add_argument("--demo", action="store_true", help="a throw-away demo estate of real machines")
+    where.add_argument("--demo-dir", metavar="DIR", type=Path, help="the demo estate, kept in DIR and used again")
+    common.add_argument("--json", action="store_true", help="print JSON: integers are bytes, times are in UTC")
+
+    changing = argparse.ArgumentParser(add_help=False)
+    changing.add_argument("-n", "--dry-run", action="store_true", help="print the plan and stop")
+    changing.add_argument("-y", "--yes", action="store_true", help="go on without asking")
+
+    parser = argparse.ArgumentParser(
+        prog="snaptree",
+        parents=[common],
+        description="Snapshot trees of libvirt virtual machines: seen, costed and changed safely. "
+        "Without a command, the window opens.",
+        epilog="Exit status: 0 done, 1 an error, 2 wrong usage, 3 refused by a rule.",
+    )
+    parser.add_argument("--version", action="version", version=f"snaptree {__version__}")
+    parser.set_defaults(run=_open_window)
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
+
+    def command(name: str, text: str, run: Callable[[argparse.Namespace], int], *, changes: bool = False) -> Any:
+        added = commands.add_parser(
+            name,
+            help=text,
+            description=f"{text[0].upper()}{text[1:]}.",
+            parents=[common, *([changing] if changes else [])],
+        )
+        added.set_defaults(run=run)
+        return added
+
+    command("list", "hosts and virtual machines with totals", _list)
+    tree = command("tree", "the snapshot tree of a virtual machine with its costs", _tree)
+    tree.add_argument("vm", metavar="VM")
+
+    take = command("take", "take a snapshot", _take, changes=True)
+    take.add_argument("vm", metavar="VM")
+    take.add_argument("name", metavar="NAME", nargs="?", default="", help="by default the date and time")
+    kind = take.add_mutually_exclusive_group()
+    kind.add_argument("--memory", action="store_true", help="external, with the memory in a file of its own")
+    kind.add_argument("--disk-only", action="store_true", help="external, disks only")
+    kind.add_argument("--internal", action="store_true", help="inside the qcow2 images")
+    take.add_argument("--quiesce", action="store_true", help="let the guest agent freeze the file systems meanwhile")
+    take.add_argument("--note", default="", metavar="TEXT")
+
+    revert = command("revert", "go back to a snapshot, after a safety snapshot of the present", _revert, changes=True)
+    revert.add_argument("vm", metavar="VM")
+    revert.add_argument("snapshot", metavar="SNAPSHOT")
+    revert.add_argument("--no-safety", action="store_true", help="take no safety snapshot: the present state is lost")
+    after = revert.add_mutually_exclusive_group()
+    after.add_argument("--running", action="store_true", help="run afterwards, whatever the snapshot's state")
+    after.add_argument("--paused", action="store_true", help="be paused afterwards")
+
+    delete = command("delete", "delete snapshots and merge what they hold", _delete, changes=True)
+    delete.add_argument("vm", metavar="VM")
+    delete.add_argument("snapshots", metavar="SNAPSHOT", nargs="+")
+    delete.add_argument("--subtree", action="store_true", help="and everything that descends from them")
+    return parser
+
+
+@dataclass(frozen=True, slots=True)
+class Where:
+    """The hosts that a command line names."""
+
+    uris: tuple[str, ...]
+    demo: bool
+    demo_directory: Path | None
+    read_only: bool
+
+    @classmethod
+    def of(cls, options: argparse.Namespace) -> Where:
+        """Read it from parsed arguments, which leave out what was not given."""
+        directory = getattr(options, "demo_dir", None)
+        return cls(
+            uris=tuple(getattr(options, "connect", ())),
+            demo=getattr(options, "demo", False) or directory is not None,
+            demo_directory=directory,
+            read_only=getattr(options, "read_only", False),
+        )
+
+    @property
+    def is_given(self) -> bool:
+        """Whether the command line named any host."""
+        return self.demo or bool(self.uris)
+
+
+def _wants_json(options: argparse.Namespace) -> bool:
+    return bool(getattr(options, "json", False))
+
+
+# Hosts
+
+
+@contextmanager
+def _connected(options: argparse.Namespace) -> Iterator[list[Connection]]:
+    """Connections to every host that was named; libvirt's own default if none was."""
+    from snaptree.hosts.connection import Connection
+
+    where = Where.of(options)
+    with ExitStack() as stack:
+        uris = list(where.uris)
+        if where.demo:
+            uris.append(stack.enter_context(_demo_estate(where.demo_directory)))
+        if not uris:
+            uris.append(os.environ.get("LIBVIRT_DEFAULT_URI") or "qemu:///system")
+        connections = []
+        for uri in uris:
+            connection = Connection(uri, read_only=where.read_only, ask=_ask_on_terminal)
+            connection.open()
+            stack.callback(connection.close)
+            connections.append(connection)
+        yield connections
+
+
+@contextmanager
+def _demo_estate(directory: Path | None) -> Iterator[str]:
+    """The demo estate's URI, the estate built before and cleaned away (or kept) afterwards."""
+    from rich.progress import BarColumn, Progress, TextColumn
+
+    from snaptree.demo import DemoEstate, DemoProgress
+    from snaptree.terminal import console
+
+    bar = Progress(
+        TextColumn("{task.description}", markup=False), BarColumn(), console=console(stderr=True), transient=True
+    )
+    task = bar.add_task("Building the demo estate", total=None)
+
+    def on_progress(progress: DemoProgress) -> None:
+        bar.update(task, description=progress.doing, completed=progress.done, total=progress.total)
+
+    with bar:
+        estate = DemoEstate.create(directory, on_progress)
+    try:
+        yield estate.uri
+    finally:
+        estate.close()
+
+
+def _ask_on_terminal(questions: Sequence[Any]) -> list[str] | None:
+    if not sys.stdin.isatty():
+        return None
+    import getpass
+
+    return [
+        getpass.getpass(f"{question.prompt}: ")
+        if question.is_secret
+        else input(f"{question.prompt}: ") or question.default
+        for question in questions
+    ]
+
+
+def _find(connections: Sequence[Connection], name: str) -> tuple[Connection, str]:
+    """The host and UUID of a machine by name. Raises SnapTreeError if it is nowhere, or on several hosts."""
+    found = []
+    for connection in connections:
+        try:
+            found.append((connection, connection.domain_uuid(name)))
+        except SnapTreeError:
+            if len(connections) == 1:
+                raise
+    if not found:
+        raise SnapTreeError(f"No virtual machine is named '{name}' on any of these hosts.", hint="See 'snaptree list'.")
+    if len(found) > 1:
+        hosts = ", ".join(connection.uri for connection, _ in found)
+        raise SnapTreeError(f"'{name}' exists on several hosts: {hosts}.", hint="Give --connect for one of them only.")
+    return found[0]
+
+
+def _read(connection: Connection, uuid: str) -> DomainReading:
+    from snaptree.hosts.layers import read_layers
+    from snaptree.hosts.reading import read_domain, read_tree
+    from snaptree.model.costs import domain_costs
+    from snaptree.terminal import DomainReading
+
+    tree = read_tree(connection, uuid)
+    layers = read_layers(connection, uuid, tree)
+    return DomainReading(connection.host, read_domain(connection, uuid), tree, layers, domain_costs(tree, layers))
+
+
+# Commands
+
+
+def _list(options: argparse.Namespace) -> int:
+    from snaptree import terminal
+    from snaptree.hosts.reading import list_domains
+
+    with _connected(options) as connections:
+        readings = [_read(connection, domain.uuid) for connection in connections for domain in list_domains(connection)]
+        if _wants_json(options):
+            terminal.print_json(terminal.list_json([connection.host for connection in connections], readings))
+        else:
+            terminal.print_list(terminal.console(), [connection.host for connection in connections], readings)
+    return 0
+
+
+def _tree(options: argparse.Namespace) -> int:
+    from snaptree import terminal
+
+    with _connected(options) as connections:
+        reading = _read(*_find(connections, options.vm))
+        if _wants_json(options):
+            terminal.print_json(terminal.tree_json(reading))
+        else:
+            terminal.print_tree(terminal.console(), reading)
+    return 0
+
+
+def _take(options: argparse.Namespace) -> int:
+    from snaptree.plans.intention import Capture, Take
+
+    capture = Capture.BEST
+    if options.memory:
+        capture = Capture.DISKS_AND_MEMORY
+    elif options.disk_only or options.quiesce:
+        capture = Capture.DISKS
+    elif options.internal:
+        capture = Capture.INTERNAL
+    return _change(options, Take(name=options.name, description=options.note, capture=capture, quiesce=options.quiesce))
+
+
+def _revert(options: argparse.Namespace) -> int:
+    from snaptree.plans.intention import Revert
+    from snaptree.plans.plan import StateAfter
+
+    after = StateAfter.RUNNING if options.running else StateAfter.PAUSED if options.paused else StateAfter.AS_CAPTURED
+    return _change(options, Revert(options.snapshot, take_safety_snapshot=not options.no_safety, state_after=after))
+
+
+def _delete(options: argparse.Namespace) -> int:
+    from snaptree.plans.intention import Delete
+
+    return _change(options, Delete(tuple(options.snapshots), subtree=options.subtree))
+
+
+def _change(options: argparse.Namespace, intention: Intention) -> int:
+    """Plan, show, ask, run: the one way in which a command changes anything."""
+    from snaptree import terminal
+    from snaptree.hosts.journal import Journal
+    from snaptree.hosts.situation import read_situation
+    from snaptree.plans.plan_json import plan_to_json
+    from snaptree.plans.planner import make_plan
+
+    with _connected(options) as connections:
+        connection, uuid = _find(connections, options.vm)
+        plan = make_plan(intention, read_situation(connection, uuid))
+        only_plan = plan.is_refused or options.dry_run
+        if not _wants_json(options):
+            terminal.print_plan(terminal.console(), plan)
+        elif only_plan:
+            terminal.print_json(plan_to_json(plan))
+        if plan.is_refused:
+            refusal = plan.refusals[0]
+            _complain(SnapTreeError(f"Refused: {refusal.reason}", hint=refusal.remedy))
+            return EXIT_REFUSED
+        if only_plan:
+            return 0
+        if not options.yes and not _agreed():
+            return EXIT_REFUSED
+        journal = Journal()
+        try:
+            operation = _run(connection, plan, journal, terminal.console(stderr=True))
+        finally:
+            journal.close()
+        if _wants_json(options):
+            terminal.print_json(terminal.result_json(plan, operation))
+        if operation.error is not None:
+            raise operation.error
+        if not _wants_json(options):
+            terminal.console().print("Done.")
+    return 0
+
+
+def _agreed() -> bool:
+    if not sys.stdin.isatty():
+        sys.stderr.write("snaptree: Not run: there is nobody to ask. Give --yes to go on, or --dry-run for the plan.\n")
+        return False
+    return input("Go on? [y/N] ").strip().lower() in ("y", "yes")
+
+
+def _run(connection: Connection, plan: Any, journal: Any, out: Console) -> Operation:
+    """Run a plan with a progress bar. The first Ctrl+C asks it to stop where it can, the second gives up waiting."""
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+    from snaptree.hosts.running import run_plan
+
+    asked_to_stop = threading.Event()
+
+    def ask_to_stop(_signal: int, _frame: object) -> None:
+        if asked_to_stop.is_set():
+            raise KeyboardInterrupt
+        asked_to_stop.set()
+        out.print("Stopping as soon as nothing is half done. Ctrl+C again gives up waiting.")
+
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        DownloadColumn(binary_units=True),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=out, transient=True, disable=not out.is_terminal) as bar:
+        task = bar.add_task(plan.domain, total=None)
+
+        def on_progress(operation: Operation) -> None:
+            if operation.progress is not None:
+                bar.update(
+                    task,
+                    description=operation.progress.doing,
+                    completed=operation.progress.done or 0,
+                    total=operation.progress.total,
+                )
+
+        before = signal.signal(signal.SIGINT, ask_to_stop)
+        try:
+            return run_plan(connection, plan, journal=journal, on_progress=on_progress, cancelled=asked_to_stop.is_set)
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+
+# The window
+
+
+def _open_window(options: argparse.Namespace) -> int:
+    where = Where.of(options)
+    if sys.platform == "linux" and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
+        if os.environ.get("QT_QPA_PLATFORM", "").partition(":")[0] not in ("offscreen", "vnc", "minimal"):
+            return _without_display(options)
+    from snaptree.ui.application import run_window
+
+    return run_window(uris=where.uris, demo=where.demo, demo_directory=where.demo_directory, read_only=where.read_only)
+
+
+def _without_display(options: argparse.Namespace) -> int:
+    """Nobody can see a window here: say so, print the trees, and leave a picture of the window."""
+    from snaptree import terminal
+    from snaptree.hosts.reading import list_domains
+    from snaptree.ui.application import save_screenshot
+
+    out = terminal.console()
+    out.print("There is no display here (neither DISPLAY nor WAYLAND_DISPLAY is set), so no window can open.")
+    out.print("These are the trees that it would show:\n")
+    with _connected(options) as connections:
+        for connection in connections:
+            for domain in list_domains(connection):
+                terminal.print_tree(out, _read(connection, domain.uuid))
+                out.print()
+        path = _screenshot_path()
+        save_screenshot([connection.uri for connection in connections], path)
+    out.print(f"A picture of the window is in {path}")
+    return 0
+
+
+def _screenshot_path() -> Path:
+    """`snaptree-window.png` here, or in the temporary directory where this one can't be written."""
+    import tempfile
+
+    here = Path.cwd()
+    directory = here if os.access(here, os.W_OK) else Path(tempfile.gettempdir())
+    return directory / "snaptree-window.png"

@@ -1,0 +1,152 @@
+"""The layers that a machine's disks and snapshots stand on, read from where their images are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from snaptree.hosts.connection import Connection
+from snaptree.hosts.domain_xml import parse, read_definition
+from snaptree.hosts.errors import explained
+from snaptree.hosts.volumes import VolumeImages
+from snaptree.images.files import ImageReader
+from snaptree.images.saved_memory import read_memory_file
+from snaptree.model.estate import DiskChain, DomainLayers, Image
+from snaptree.model.figures import Figure, unknown
+from snaptree.model.tree import SnapshotTree
+
+MAXIMUM_DEPTH = 500
+"""Layers in one chain: far above what QEMU itself would open, and an end for hostile images."""
+
+_QCOW2_MAGIC = b"QFI\xfb"
+
+_reader = ImageReader()
+
+
+class Images:
+    """One picture of a host's images: each is read once, as a file where we may, as a storage volume elsewhere."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._read: dict[str, Image] = {}
+        self._volumes: VolumeImages | None = None
+
+    def read_image(self, path: str, recorded_format: str) -> Image:
+        """What the image says. Never raises for a bad or missing image: its `problem` tells."""
+        image = self._read.get(path)
+        if image is None:
+            image = self._read[path] = self._look_at(path, recorded_format)
+        return image
+
+    def _look_at(self, path: str, recorded_format: str) -> Image:
+        if not self._connection.host.is_local:
+            return self._volume_images().read_image(path, recorded_format)
+        image = _reader.read_image(Path(path), recorded_format)
+        if not image.problem or image.is_missing:
+            return image
+        # The user may not read the file, but the daemon may, and lets us have a volume's content.
+        through_libvirt = self._volume_images().read_image(path, recorded_format)
+        return image if through_libvirt.problem else through_libvirt
+
+    def _volume_images(self) -> VolumeImages:
+        if self._volumes is None:
+            self._volumes = VolumeImages(self._connection)
+        return self._volumes
+
+    def memory_file(self, path: str) -> Figure:
+        """Bytes that a saved-memory file takes on the host's disk."""
+        if self._connection.host.is_local:
+            return read_memory_file(Path(path))
+        image = self._volume_images().read_image(path, "raw")
+        return unknown(image.problem) if image.problem else image.allocated
+
+    def apparent_format(self, path: str) -> str:
+        """`qcow2` if the file begins like one, else `raw`: for finding dependants, never to open for a guest."""
+        if not self._connection.host.is_local:
+            return self._volume_images().format_of(path)
+        try:
+            if not Path(path).is_file():
+                return "raw"
+            with Path(path).open("rb") as file:
+                return "qcow2" if file.read(4) == _QCOW2_MAGIC else "raw"
+        except OSError:
+            return self._volume_images().format_of(path)
+
+
+def walk_chain(path: str, recorded_format: str, images: Images) -> tuple[tuple[str, ...], str]:
+    """Layers from `path` down to the bottom, and why the walk ended early (empty if it did not)."""
+    layers: list[str] = []
+    seen: set[object] = set()
+    next_path: str | None = path
+    next_format = recorded_format
+    while next_path is not None:
+        image = images.read_image(next_path, next_format)
+        identity = image.identity or next_path
+        if identity in seen:
+            return tuple(layers), f"its backing files run in a circle: {next_path} stands on itself"
+        seen.add(identity)
+        layers.append(next_path)
+        if image.problem:
+            return tuple(layers), f"{next_path}: {image.problem}"
+        if len(layers) >= MAXIMUM_DEPTH:
+            return tuple(layers), f"more than {MAXIMUM_DEPTH} layers"
+        next_path, next_format = image.backing, image.backing_format or ""
+    return tuple(layers), ""
+
+
+def live_chains(
+    connection: Connection, domain: Any, images: Images | None = None, *, top_only: bool = False
+) -> tuple[DiskChain, ...]:
+    """What each disk with a file stands on now.
+
+    A running machine's XML is QEMU's own account. That of one that is off may be partial (LIBVIRT.md, 7), so
+    there the images' headers are followed. `top_only` is for callers that need no more than the active layers.
+    """
+    with explained("reading the machine's disks"):
+        is_active = bool(domain.isActive())
+        definition = read_definition(parse(domain.XMLDesc()))
+    chains = []
+    for target, listed in definition.chains:
+        if top_only or is_active:
+            chains.append(DiskChain(target, tuple(path for path, _ in listed[: 1 if top_only else None])))
+        else:
+            images = images or Images(connection)
+            layers, problem = walk_chain(*listed[0], images)
+            chains.append(DiskChain(target, layers, problem))
+    return tuple(chains)
+
+
+def read_layers(connection: Connection, uuid: str, tree: SnapshotTree) -> DomainLayers:
+    """The chains of a machine and every image and memory file that it or a snapshot of it names."""
+    return layers_of(connection, connection.domain(uuid), tree, Images(connection))
+
+
+def layers_of(connection: Connection, domain: Any, tree: SnapshotTree, images: Images) -> DomainLayers:
+    """As `read_layers`, for a caller that goes on looking at the same picture of the images."""
+    with explained("reading the machine's disks"):
+        definition = read_definition(parse(domain.XMLDesc()))
+    formats = {path: layer_format for _, listed in definition.chains for path, layer_format in listed}
+    formats |= {
+        disk.frozen: disk.frozen_format for snapshot in tree for disk in snapshot.disks if disk.frozen is not None
+    }
+    chains = live_chains(connection, domain, images)
+    found: dict[str, Image] = {}
+    tops = [chain.active for chain in chains if chain.active is not None]
+    overlays = [path for snapshot in tree for _, path in snapshot.revert_overlays]
+    overlays += [disk.overlay for snapshot in tree for disk in snapshot.disks if disk.overlay is not None]
+    for path in [*tops, *formats, *overlays]:
+        # An overlay that libvirt made is qcow2; one that is named nowhere else is a leaf's, or gone.
+        walked, _ = walk_chain(path, formats.get(path, "qcow2"), images)
+        found |= {layer: images.read_image(layer, "") for layer in walked}
+    return DomainLayers(
+        chains=chains,
+        images=MappingProxyType(found),
+        memory_files=MappingProxyType(
+            {
+                snapshot.memory_file: images.memory_file(snapshot.memory_file)
+                for snapshot in tree
+                if snapshot.memory_file is not None
+            }
+        ),
+    )

@@ -1,0 +1,366 @@
+"""Carrying out a plan: each step checks once more what the plan relied on, acts, and verifies what came of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import getpass
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import libvirt
+
+from snaptree.hosts.connection import Connection
+from snaptree.hosts.errors import explain, explained
+from snaptree.hosts.journal import Journal
+from snaptree.hosts.layers import live_chains
+from snaptree.hosts.reading import current_name, never
+from snaptree.hosts.snapshot_xml import read_snapshot, take_xml, with_annotations
+from snaptree.model.errors import CancelledError, SnapTreeError, VanishedError
+from snaptree.model.estate import Annotations, DiskSnapshot, MemorySnapshot
+from snaptree.plans.operation import Operation, OperationState, Progress
+from snaptree.plans.plan import (
+    DeleteSnapshot,
+    Plan,
+    RemoveLeftover,
+    RevertToSnapshot,
+    StateAfter,
+    Step,
+    TakeSnapshot,
+)
+from snaptree.plans.plan_json import describe_step
+
+POLL_SECONDS = 0.1
+_REVERT_SPACING_SECONDS = 1.1
+"""libvirt names the overlay of a revert after the second it happens in: two in one second collide."""
+
+OnProgress = Callable[[Operation], None]
+
+
+class ChangedMeanwhileError(SnapTreeError):
+    """Somebody else changed what the plan relied on. Nothing was done by the step that noticed."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(
+            f"Stopped before doing anything more: {what}.",
+            hint="Someone else changed this machine meanwhile. Look at the tree as it is now, and plan again.",
+        )
+
+
+def run_plan(
+    connection: Connection,
+    plan: Plan,
+    *,
+    journal: Journal | None = None,
+    on_progress: OnProgress | None = None,
+    cancelled: Callable[[], bool] = never,
+) -> Operation:
+    """Run a plan in the calling thread and return how it ended; `state` and `error` say what went wrong.
+
+    `on_progress` gets an Operation at each step and about ten times a second while one takes long.
+    `cancelled` is asked between steps, and within those that QEMU lets us stop.
+    Raises SnapTreeError only if the plan is refused or the journal can't be written: nothing has happened then.
+    """
+    if plan.is_refused:
+        refusal = plan.refusals[0]
+        raise SnapTreeError(refusal.reason, hint=refusal.remedy, details=refusal.rule)
+    operation = (
+        journal.begin(plan)
+        if journal is not None
+        else Operation(id=0, plan=plan, state=OperationState.RUNNING, started=time.time())
+    )
+    return _Run(connection, operation, journal, on_progress, cancelled).to_the_end()
+
+
+class _Run:
+    """One run of one plan."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        operation: Operation,
+        journal: Journal | None,
+        on_progress: OnProgress | None,
+        cancelled: Callable[[], bool],
+    ) -> None:
+        self._connection = connection
+        self._operation = operation
+        self._journal = journal
+        self._on_progress = on_progress
+        self._cancelled = cancelled
+        self._domain: Any = None
+        self._step_began = 0.0
+
+    def to_the_end(self) -> Operation:
+        plan = self._operation.plan
+        state = OperationState.DONE
+        error: SnapTreeError | None = None
+        try:
+            self._domain = self._connection.domain(plan.domain_uuid)
+            self._check_chains()
+            for number, step in enumerate(plan.steps):
+                if self._cancelled():
+                    raise CancelledError(_what_was_done(plan, number))
+                self._run_step(number, step)
+        except CancelledError as cancel:
+            state, error = OperationState.CANCELLED, cancel
+        except libvirt.libvirtError as libvirt_error:
+            state, error = OperationState.FAILED, explain(libvirt_error, f"changing {plan.domain}")
+        except SnapTreeError as failure:
+            state, error = OperationState.FAILED, failure
+        self._operation = dataclasses.replace(
+            self._operation, state=state, finished=time.time(), error=error, progress=None
+        )
+        if self._journal is not None:
+            self._journal.finish(self._operation)
+        self._tell()
+        return self._operation
+
+    def _run_step(self, number: int, step: Step) -> None:
+        self._step_began = time.monotonic()
+        self._progress(Progress(doing=describe_step(step), step=number, steps=len(self._operation.plan.steps)))
+        if self._journal is not None:
+            self._journal.step_begins(self._operation.id, number)
+        match step:
+            case TakeSnapshot():
+                self._take(step)
+            case RevertToSnapshot():
+                self._revert(step)
+            case DeleteSnapshot():
+                self._delete(step)
+            case RemoveLeftover():
+                self._remove_leftover(step)
+        if self._journal is not None:
+            self._journal.step_is_done(self._operation.id, number)
+        self._operation = dataclasses.replace(self._operation, steps_done=number + 1)
+
+    # Progress
+
+    def _progress(self, progress: Progress) -> None:
+        self._operation = dataclasses.replace(self._operation, progress=progress)
+        self._tell()
+
+    def _tell(self) -> None:
+        if self._on_progress is not None:
+            self._on_progress(self._operation)
+
+    def _measured(self, done: int, total: int, **about_cancel: Any) -> None:
+        """Report bytes, with the rate since the step began and the time left at that rate."""
+        assert self._operation.progress is not None
+        seconds = max(time.monotonic() - self._step_began, 1e-3)
+        rate = done / seconds if done else None
+        left = (total - done) / rate if rate else None
+        self._progress(
+            dataclasses.replace(
+                self._operation.progress, done=done, total=total, rate=rate, seconds_left=left, **about_cancel
+            )
+        )
+
+    def _blocking(self, call: Callable[[], Any], poll: Callable[[], None]) -> Any:
+        """Make a libvirt call that blocks for long, while `poll` looks how far it is."""
+        with ThreadPoolExecutor(1, thread_name_prefix="snaptree-change") as pool:
+            future: Future[Any] = pool.submit(call)
+            while True:
+                try:
+                    return future.result(timeout=POLL_SECONDS)
+                except TimeoutError:
+                    poll()
+
+    # What a plan relied on
+
+    def _check_chains(self) -> None:
+        expected = self._operation.plan.expected_chains
+        if not expected:
+            return
+        actual = {chain.target: chain.layers for chain in live_chains(self._connection, self._domain)}
+        for target, layers in expected.items():
+            if actual.get(target) != layers:
+                raise ChangedMeanwhileError(f"disk {target} now stands on other layers than when this was planned")
+
+    def _check_current(self, expected: str | None) -> None:
+        actual = current_name(self._domain)
+        if actual != expected:
+            raise ChangedMeanwhileError(f"the current snapshot is {_named(actual)}, not {_named(expected)}")
+
+    def _check_no_block_job(self) -> None:
+        for target in self._disk_targets():
+            if self._block_job(target):
+                raise ChangedMeanwhileError(f"a block job is running on disk {target}")
+
+    def _snapshot(self, name: str) -> Any:
+        with explained(f"looking for the snapshot {name}"):
+            return self._domain.snapshotLookupByName(name)
+
+    def _disk_targets(self) -> tuple[str, ...]:
+        return tuple(chain.target for chain in live_chains(self._connection, self._domain, top_only=True))
+
+    def _block_job(self, target: str) -> dict[str, int]:
+        try:
+            info: dict[str, int] = self._domain.blockJobInfo(target) or {}
+        except libvirt.libvirtError:
+            return {}  # not running, or busy ending: then there is no progress to tell
+        return info
+
+    # The steps
+
+    def _take(self, step: TakeSnapshot) -> None:
+        self._check_current(step.expected_current)
+        if step.name in {snapshot.getName() for snapshot in self._domain.listAllSnapshots()}:
+            raise ChangedMeanwhileError(f"a snapshot named {step.name} exists by now")
+        if self._connection.host.is_local:
+            for path in filter(None, (*step.overlays.values(), step.memory_file)):
+                if Path(path).exists():
+                    raise ChangedMeanwhileError(f"the file {path} exists by now")
+        is_active = bool(self._domain.isActive())
+        external = DiskSnapshot.EXTERNAL in step.disks.values()
+        flags = 0
+        if external:
+            flags |= libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_ATOMIC
+            if is_active and step.memory is MemorySnapshot.NO:
+                flags |= libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_DISK_ONLY
+        if step.quiesce:
+            flags |= libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_QUIESCE
+        with explained(f"taking the snapshot {step.name}"):
+            self._blocking(lambda: self._domain.snapshotCreateXML(take_xml(step), flags), self._memory_progress)
+        self._check_taken(step)
+        self._annotate(step)
+
+    def _memory_progress(self) -> None:
+        """RAM written so far. It is the only phase of a snapshot that QEMU lets anybody stop (LIBVIRT.md, 3)."""
+        try:
+            stats = self._domain.jobStats()
+        except libvirt.libvirtError:
+            return
+        if not stats.get("memory_total"):
+            return
+        if self._cancelled():
+            try:
+                self._domain.abortJob()
+            except libvirt.libvirtError:
+                return  # it ended meanwhile
+        self._measured(int(stats.get("memory_processed", 0)), int(stats["memory_total"]), can_cancel=True)
+
+    def _check_taken(self, step: TakeSnapshot) -> None:
+        self._snapshot(step.name)
+        actual = {chain.target: chain.active for chain in live_chains(self._connection, self._domain, top_only=True)}
+        for target, overlay in step.overlays.items():
+            if actual.get(target) != overlay:
+                raise SnapTreeError(
+                    f"{step.name} was taken, but disk {target} writes to {actual.get(target)}, not {overlay}.",
+                    hint="Do not revert to or delete this snapshot before you know why.",
+                )
+
+    def _annotate(self, step: TakeSnapshot) -> None:
+        """Write what libvirt does not record. Never with CURRENT, always the SECURE text (LIBVIRT.md, 5 and 9)."""
+        annotations = Annotations(consistency=step.consistency, taken_by=_who(), safety=step.safety)
+        with explained(f"noting who took the snapshot {step.name}"):
+            xml = self._snapshot(step.name).getXMLDesc(libvirt.VIR_DOMAIN_SNAPSHOT_XML_SECURE)
+            self._domain.snapshotCreateXML(
+                with_annotations(xml, annotations), libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_REDEFINE
+            )
+
+    def _revert(self, step: RevertToSnapshot) -> None:
+        self._check_current(step.expected_current)
+        self._check_no_block_job()
+        handle = self._snapshot(step.name)
+        snapshot = read_snapshot(step.name, handle.getXMLDesc())
+        if self._connection.host.is_local:
+            # libvirt stops the machine before it looks: what is missing must be found now.
+            for path in filter(None, (snapshot.memory_file, *(disk.frozen for disk in snapshot.disks))):
+                if not Path(path).exists():
+                    raise SnapTreeError(
+                        f"Not reverted: {path}, which {step.name} needs, is missing.",
+                        hint="Bring the file back, or choose another snapshot. The machine was left as it is.",
+                    )
+        _space_out_reverts(self._operation.plan.domain_uuid)
+        flags = {
+            StateAfter.AS_CAPTURED: 0,
+            StateAfter.RUNNING: libvirt.VIR_DOMAIN_SNAPSHOT_REVERT_RUNNING,
+            StateAfter.PAUSED: libvirt.VIR_DOMAIN_SNAPSHOT_REVERT_PAUSED,
+        }[step.state_after]
+        with explained(f"reverting to {step.name}"):
+            self._blocking(lambda: self._domain.revertToSnapshot(handle, flags), lambda: None)
+        if (actual := current_name(self._domain)) != step.name:
+            raise SnapTreeError(
+                f"libvirt says the revert to {step.name} succeeded, but the current snapshot is {_named(actual)}.",
+                hint="Look at the machine before you go on.",
+            )
+
+    def _delete(self, step: DeleteSnapshot) -> None:
+        self._check_no_block_job()
+        handle = self._snapshot(step.name)
+        children = {child.getName() for child in handle.listAllChildren()}
+        if children != set(step.expected_children):
+            raise ChangedMeanwhileError(f"{step.name} has other children than when this was planned")
+        targets = self._disk_targets() if step.merges else ()
+        totals: dict[str, tuple[int, int]] = {}
+
+        def poll() -> None:
+            for target in targets:
+                info = self._block_job(target)
+                if info.get("end"):
+                    totals[target] = int(info["cur"]), int(info["end"])
+            if totals:
+                self._measured(
+                    sum(done for done, _ in totals.values()),
+                    sum(end for _, end in totals.values()),
+                    why_not_cancel="libvirt can't stop a merge that it has begun",
+                )
+
+        with explained(f"deleting the snapshot {step.name}"):
+            self._blocking(lambda: handle.delete(0), poll)
+        try:
+            self._snapshot(step.name)
+        except VanishedError:
+            return
+        raise SnapTreeError(
+            f"libvirt says that {step.name} was deleted, but still lists it.", hint="Refresh, and look at the machine."
+        )
+
+    def _remove_leftover(self, step: RemoveLeftover) -> None:
+        if not self._connection.host.is_local:
+            raise SnapTreeError(
+                f"{step.path} was left behind on the host and cannot be removed from here.",
+                hint=f"Nothing refers to it any more ({step.why}): it can be removed on the host.",
+            )
+        for handle in self._domain.listAllSnapshots():
+            if step.path in handle.getXMLDesc():
+                raise ChangedMeanwhileError(f"the snapshot {handle.getName()} refers to {step.path}")
+        try:
+            Path(step.path).unlink(missing_ok=True)
+        except OSError as error:
+            raise SnapTreeError(
+                f"{step.path} was left behind and cannot be removed: {error.strerror}.",
+                hint=f"Nothing refers to it any more ({step.why}): it can be removed by hand.",
+            ) from error
+
+
+_last_revert: dict[str, float] = {}
+
+
+def _space_out_reverts(uuid: str) -> None:
+    since = time.monotonic() - _last_revert.get(uuid, -_REVERT_SPACING_SECONDS)
+    if since < _REVERT_SPACING_SECONDS:
+        threading.Event().wait(_REVERT_SPACING_SECONDS - since)
+    _last_revert[uuid] = time.monotonic()
+
+
+def _named(snapshot: str | None) -> str:
+    return "none" if snapshot is None else f"'{snapshot}'"
+
+
+def _who() -> str:
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):
+        return ""  # a user id without a name
+
+
+def _what_was_done(plan: Plan, steps_done: int) -> str:
+    if steps_done == 0:
+        return "Cancelled before anything was done."
+    done = "; ".join(describe_step(step) for step in plan.steps[:steps_done])
+    return f"Cancelled after {steps_done} of {len(plan.steps)} steps. Done: {done}."

@@ -1,0 +1,192 @@
+"""Reading all that a planner may know about one machine, with everything else on the host that touches its images."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+from xml.sax.saxutils import unescape
+
+import libvirt
+
+from snaptree.hosts.connection import Connection
+from snaptree.hosts.domain_xml import parse, read_definition
+from snaptree.hosts.errors import explained
+from snaptree.hosts.layers import Images, layers_of, walk_chain
+from snaptree.hosts.reading import read_domain, read_tree
+from snaptree.model.estate import DomainLayers
+from snaptree.plans.situation import Disk, Situation
+
+# Every attribute by which libvirt's XML can name an image, in machines, snapshots and save files alike.
+_PATHS = re.compile(r"""<(?:source|mirror)\b[^>]*?\s(?:file|dev)=(?:'([^']*)'|"([^"]*)")""")
+_FROM_XML = {"&apos;": "'", "&quot;": '"'}
+
+_MAXIMUM_FILES_LOOKED_AT = 5_000
+"""In each directory, when looking for overlays that no machine mentions."""
+
+
+def read_situation(connection: Connection, uuid: str) -> Situation:
+    """Read a consistent picture for planning: blocking, and as long as the host has snapshots to look through.
+
+    Raises VanishedError if the machine is gone, SnapTreeError if the host can't be read.
+    """
+    handle = connection.domain(uuid)
+    with explained("reading the virtual machine"):
+        definition = read_definition(parse(handle.XMLDesc()))
+    domain = read_domain(connection, uuid)
+    tree = read_tree(connection, uuid)
+    images = Images(connection)
+    layers = layers_of(connection, handle, tree, images)
+    ours = _own_images(layers, definition.disks)
+    dependants, unreadable = _dependants(connection, uuid, images, ours)
+    directories = sorted({str(Path(path).parent) for path in ours})
+    existing = {directory: _files_in(connection, directory) for directory in directories}
+    return Situation(
+        host=connection.host,
+        domain=domain,
+        tree=tree,
+        layers=layers,
+        disks=definition.disks,
+        dependants=dependants,
+        unreadable_domains=unreadable,
+        overlays_on=_overlays(images, layers, existing.values()),
+        block_jobs=_block_jobs(handle, definition.disks) if domain.state.is_active else (),
+        checkpoints=_checkpoints(handle),
+        has_pflash=definition.has_pflash,
+        nvram_format=definition.nvram_format,
+        has_agent=definition.has_agent,
+        existing_files=frozenset(path for paths in existing.values() for path in paths),
+        free_bytes=MappingProxyType(
+            {directory: free for directory in directories if (free := _free(connection, directory)) is not None}
+        ),
+        memory_bytes=definition.memory,
+        now=int(time.time()),
+    )
+
+
+def _own_images(layers: DomainLayers, disks: Iterable[Disk]) -> frozenset[str]:
+    live = {path for chain in layers.chains for path in chain.layers}
+    return frozenset(live | set(layers.images) | {disk.path for disk in disks if disk.path})
+
+
+def _dependants(
+    connection: Connection, uuid: str, images: Images, ours: frozenset[str]
+) -> tuple[Mapping[str, frozenset[str]], tuple[str, ...]]:
+    """Which other machines read which of our images: named in them or their snapshots, or below what is named there.
+
+    A machine whose chain can't be followed may depend on anything, so it is listed as unreadable.
+    """
+    users: dict[str, set[str]] = {}
+    unreadable: list[str] = []
+    with explained("looking for other machines that use these images"):
+        others = [handle for handle in connection.handle.listAllDomains() if handle.UUIDString() != uuid]
+    for other in others:
+        try:
+            name = str(other.name())
+            named = set(_named_images(other))
+        except libvirt.libvirtError as error:
+            if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
+                continue  # gone since it was listed
+            raise
+        reached, problem = _reach(images, named)
+        if problem and not (reached & ours):
+            unreadable.append(name)
+        for path in reached & ours:
+            users.setdefault(path, set()).add(name)
+    return MappingProxyType({path: frozenset(names) for path, names in users.items()}), tuple(unreadable)
+
+
+def _named_images(domain: Any) -> Iterator[str]:
+    """Every image that a machine or one of its snapshots names, as it runs and as it is defined."""
+    texts = [domain.XMLDesc()]
+    if domain.isPersistent():
+        texts.append(domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE))
+    texts += [snapshot.getXMLDesc() for snapshot in domain.listAllSnapshots()]
+    for text in texts:
+        for single, double in _PATHS.findall(text):
+            yield unescape(single or double, _FROM_XML)
+
+
+def _reach(images: Images, named: set[str]) -> tuple[set[str], bool]:
+    """All images that these stand on, and whether any chain could not be followed to its end."""
+    reached: set[str] = set()
+    problem = False
+    for path in named:
+        if path in reached:
+            continue
+        # An image in another machine is looked at as qcow2 if it says so: a wrong guess can only find a
+        # dependence that is not there, and nothing is opened for the guest on the strength of it.
+        chain, why = walk_chain(path, images.apparent_format(path), images)
+        reached.update(chain)
+        problem = problem or bool(why)
+    return reached, problem
+
+
+def _overlays(images: Images, layers: DomainLayers, files: Iterable[Iterable[str]]) -> Mapping[str, frozenset[str]]:
+    """Who stands directly on whom, among the images of this machine and every qcow2 file beside them."""
+    on: dict[str, set[str]] = {}
+    for image in layers.images.values():
+        if image.backing:
+            on.setdefault(image.backing, set()).add(image.path)
+    for paths in files:
+        for path in list(paths)[:_MAXIMUM_FILES_LOOKED_AT]:
+            if path in layers.images or images.apparent_format(path) != "qcow2":
+                continue
+            backing = images.read_image(path, "qcow2").backing
+            if backing:
+                on.setdefault(backing, set()).add(path)
+    return MappingProxyType({path: frozenset(overlays) for path, overlays in on.items()})
+
+
+def _block_jobs(handle: Any, disks: Iterable[Disk]) -> tuple[str, ...]:
+    running = []
+    for disk in disks:
+        if disk.path is None:
+            continue
+        try:
+            if handle.blockJobInfo(disk.target):
+                running.append(disk.target)
+        except libvirt.libvirtError as error:
+            if error.get_error_code() not in (libvirt.VIR_ERR_OPERATION_INVALID, libvirt.VIR_ERR_NO_SUPPORT):
+                raise
+    return tuple(running)
+
+
+def _checkpoints(handle: Any) -> tuple[str, ...]:
+    try:
+        return tuple(sorted(checkpoint.getName() for checkpoint in handle.listAllCheckpoints()))
+    except libvirt.libvirtError as error:
+        if error.get_error_code() == libvirt.VIR_ERR_NO_SUPPORT:
+            return ()
+        raise
+
+
+def _files_in(connection: Connection, directory: str) -> tuple[str, ...]:
+    """Files in a directory of the host, as far as we may look: this computer's, or a storage pool's volumes."""
+    if connection.host.is_local:
+        try:
+            return tuple(sorted(str(path) for path in Path(directory).iterdir()))
+        except OSError:
+            pass  # not ours to read: libvirt may know it as a pool
+    try:
+        pool = connection.handle.storagePoolLookupByTargetPath(directory)
+        return tuple(sorted(volume.path() for volume in pool.listAllVolumes()))
+    except libvirt.libvirtError:
+        return ()  # no pool there
+
+
+def _free(connection: Connection, directory: str) -> int | None:
+    if connection.host.is_local:
+        try:
+            return shutil.disk_usage(directory).free
+        except OSError:
+            pass  # not ours to look at
+    try:
+        pool = connection.handle.storagePoolLookupByTargetPath(directory)
+        return int(pool.info()[3])
+    except libvirt.libvirtError:
+        return None

@@ -1,0 +1,258 @@
+"""What the terminal commands print: trees, lists and plans, for people and as JSON."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+import sys
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import humanize
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from snaptree.model.costs import DomainCosts, host_disk
+from snaptree.model.estate import Domain, DomainLayers, Host, Snapshot
+from snaptree.model.figures import Confidence, Figure
+from snaptree.model.folding import NOW, RowId, fold
+from snaptree.model.lanes import LaneRow, draw_row, lay_out
+from snaptree.model.tree import SnapshotTree
+from snaptree.plans.operation import Operation
+from snaptree.plans.plan import Plan
+from snaptree.plans.plan_json import describe_step, plan_to_json
+
+
+@dataclass(frozen=True, slots=True)
+class DomainReading:
+    """One machine with everything that a listing shows of it."""
+
+    host: Host
+    domain: Domain
+    tree: SnapshotTree
+    layers: DomainLayers
+    costs: DomainCosts
+
+
+def console(*, stderr: bool = False) -> Console:
+    """A console that never breaks machine-read output: no markup, no highlighting of what users named."""
+    return Console(stderr=stderr, highlight=False, markup=False, emoji=False, soft_wrap=True)
+
+
+def print_json(value: Any) -> None:
+    """Print one JSON document. Integers are bytes, times ISO 8601 in UTC."""
+    json.dump(value, sys.stdout, indent=2, ensure_ascii=False)
+    sys.stdout.write("\n")
+
+
+def figure_text(figure: Figure) -> str:
+    """A figure in words: `1.2 GiB`, `≤ 1.2 GiB`, `~1.2 GiB`, or `?`."""
+    if figure.bytes is None:
+        return "?"
+    size = humanize.naturalsize(figure.bytes, binary=True, format="%.1f")
+    return {Confidence.UPPER_BOUND: f"≤ {size}", Confidence.LIVE: f"~{size}"}.get(figure.confidence, size)
+
+
+def iso_time(seconds: float) -> str:
+    """Seconds since 1970 as ISO 8601 in UTC."""
+    return dt.datetime.fromtimestamp(seconds, dt.UTC).isoformat().replace("+00:00", "Z")
+
+
+def plain(text: str) -> str:
+    """Text that someone else chose, safe on a terminal: control characters are shown, not obeyed."""
+    return "".join(character if character.isprintable() else _visible(character) for character in text)
+
+
+def _visible(character: str) -> str:
+    return {"\n": "⏎", "\t": "⇥"}.get(character, f"\\x{ord(character):02x}")
+
+
+def age(created: int) -> str:
+    """How long ago, in words."""
+    return humanize.naturaltime(dt.timedelta(seconds=max(0, time.time() - created)))
+
+
+# Trees
+
+
+def tree_json(reading: DomainReading) -> dict[str, Any]:
+    """The document of `tree --json`, with the keys of the design."""
+    return {
+        "domain": reading.domain.name,
+        "host": reading.host.uri,
+        "state": reading.domain.state.value,
+        "current": reading.tree.current,
+        "totals": {"disk": reading.costs.disk.bytes, "memory": reading.costs.memory.bytes},
+        "snapshots": [_snapshot_json(snapshot, reading) for snapshot in reading.tree],
+    }
+
+
+def _snapshot_json(snapshot: Snapshot, reading: DomainReading) -> dict[str, Any]:
+    cost = reading.costs.snapshots[snapshot.name]
+    return {
+        "name": snapshot.name,
+        "parent": reading.tree.parents[snapshot.name],
+        "kind": snapshot.kind.value,
+        "state": snapshot.state.value,
+        "created": iso_time(snapshot.created),
+        "consistency": snapshot.consistency.value,
+        "pinned": snapshot.annotations.pinned,
+        "written": cost.written.bytes,
+        "frees": cost.frees.bytes,
+        "memory": cost.memory.bytes,
+        "confidence": cost.written.confidence.value,
+        "disks": [{"target": disk.target, "layer": disk.frozen} for disk in snapshot.disks],
+        "note": snapshot.description,
+    }
+
+
+def print_tree(out: Console, reading: DomainReading) -> None:
+    """Print one machine's tree, drawn in lanes, oldest first."""
+    domain, costs, tree = reading.domain, reading.costs, reading.tree
+    out.print(
+        f"{plain(domain.name)}  ({domain.state.value}; {_count(len(tree), 'snapshot')}; "
+        f"disk {figure_text(costs.disk)}; saved memory {figure_text(costs.memory)})",
+        style="bold",
+    )
+    layout = lay_out(fold(tree, unfolded=tree.snapshots).rows, straight_to=NOW)
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    table.add_column("Snapshot", no_wrap=True)
+    table.add_column("Age", no_wrap=True)
+    for title in ("Written", "Frees", "Memory"):
+        table.add_column(title, justify="right", no_wrap=True)
+    table.add_column("Consistency", no_wrap=True)
+    table.add_column("Note", overflow="ellipsis", no_wrap=True)
+    for row in layout:
+        lanes = Text(_lanes_text(row, layout.width, tree.current), style="cyan")
+        if not isinstance(row.id, str):
+            table.add_row(lanes + Text("Now", style="bold"), "", figure_text(costs.now), "", "", "", "")
+            continue
+        snapshot = tree[row.id]
+        cost = costs.snapshots[row.id]
+        name = Text(plain(snapshot.name), style="bold" if snapshot.name == tree.current else "")
+        table.add_row(
+            lanes + name,
+            age(snapshot.created),
+            figure_text(cost.written),
+            figure_text(cost.frees),
+            "" if cost.memory.bytes == 0 else figure_text(cost.memory),
+            snapshot.consistency.value,
+            plain(snapshot.description),
+        )
+    out.print(table)
+
+
+def _lanes_text(row: LaneRow[RowId], width: int, current: str | None) -> str:
+    """A row's lines, with a mark for its node: full for snapshots, double for the current one, hollow for *Now*."""
+    cells = draw_row(row, width)
+    mark = "○" if row.id is NOW else "◉" if row.id == current else "●"
+    return f"{cells[: 2 * row.lane]}{mark}{cells[2 * row.lane + 1 :]} "
+
+
+# Lists
+
+
+def list_json(hosts: Iterable[Host], readings: Iterable[DomainReading]) -> list[dict[str, Any]]:
+    """The document of `list --json`: hosts, with their machines and totals."""
+    return [
+        {
+            "host": host.uri,
+            "libvirt": _version(host.libvirt_version),
+            "read_only": host.read_only,
+            "totals": {"disk": host_disk(r.costs for r in machines).bytes},
+            "domains": [
+                {
+                    "domain": reading.domain.name,
+                    "uuid": reading.domain.uuid,
+                    "state": reading.domain.state.value,
+                    "snapshots": len(reading.tree),
+                    "depth": reading.tree.depth,
+                    "current": reading.tree.current,
+                    "totals": {"disk": reading.costs.disk.bytes, "memory": reading.costs.memory.bytes},
+                }
+                for reading in machines
+            ],
+        }
+        for host, machines in _by_host(hosts, readings)
+    ]
+
+
+def print_list(out: Console, hosts: Iterable[Host], readings: Iterable[DomainReading]) -> None:
+    """Print hosts and their machines."""
+    for host, machines in _by_host(hosts, readings):
+        disk = figure_text(host_disk(reading.costs for reading in machines))
+        access = ", read-only" if host.read_only else ""
+        out.print(f"{plain(host.uri)}  (libvirt {_version(host.libvirt_version)}{access}; disk {disk})", style="bold")
+        table = Table(box=None, pad_edge=False, header_style="dim")
+        for title in ("Virtual machine", "State"):
+            table.add_column(title, no_wrap=True)
+        for title in ("Snapshots", "Depth", "Disk", "Saved memory"):
+            table.add_column(title, justify="right", no_wrap=True)
+        table.add_column("Current", no_wrap=True)
+        for reading in machines:
+            table.add_row(
+                plain(reading.domain.name),
+                reading.domain.state.value,
+                str(len(reading.tree)),
+                str(reading.tree.depth),
+                figure_text(reading.costs.disk),
+                figure_text(reading.costs.memory),
+                plain(reading.tree.current or "—"),
+            )
+        out.print(table)
+
+
+def _by_host(hosts: Iterable[Host], readings: Iterable[DomainReading]) -> list[tuple[Host, list[DomainReading]]]:
+    """Every host with its machines, one without machines too."""
+    machines: dict[str, list[DomainReading]] = {}
+    for reading in readings:
+        machines.setdefault(reading.host.uri, []).append(reading)
+    return [(host, machines.get(host.uri, [])) for host in hosts]
+
+
+def _version(number: int) -> str:
+    return f"{number // 1_000_000}.{number // 1_000 % 1_000}.{number % 1_000}"
+
+
+def _count(number: int, thing: str) -> str:
+    return f"{number} {thing}{'' if number == 1 else 's'}"
+
+
+# Plans
+
+
+def print_plan(out: Console, plan: Plan) -> None:
+    """Print what a plan would do, what it costs and what to know; or why it is refused."""
+    for refusal in plan.refusals:
+        out.print(f"Refused: {plain(refusal.reason)}", style="red")
+        if refusal.remedy:
+            out.print(f"  What to do: {plain(refusal.remedy)}")
+    for number, step in enumerate(plan.steps, start=1):
+        out.print(f"{number}. {plain(describe_step(step))}")
+    for warning in plan.warnings:
+        out.print(f"Note: {plain(warning.reason)}", style="yellow")
+    if plan.steps:
+        forecast = plan.forecast
+        out.print(
+            f"Frees {figure_text(forecast.frees)}, copies {figure_text(forecast.copies)}, "
+            f"needs up to {figure_text(forecast.peak_extra)} meanwhile."
+        )
+        out.print(f"Can be undone: {plain(plan.undo.text)}" if plan.undo else "This can't be undone.")
+
+
+def result_json(plan: Plan, operation: Operation) -> dict[str, Any]:
+    """The plan's document with what came of it under `result`."""
+    error = operation.error
+    return plan_to_json(plan) | {
+        "result": {
+            "state": operation.state.value,
+            "steps_done": operation.steps_done,
+            "seconds": None if operation.finished is None else round(operation.finished - operation.started, 3),
+            "error": None
+            if error is None
+            else {"summary": error.summary, "hint": error.hint, "details": error.details},
+        }
+    }
