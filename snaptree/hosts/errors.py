@@ -97,6 +97,11 @@ def _open_hint(code: int, message: str, uri: str) -> str:
         )
     if "ssh" in uri and "End of file" in message:
         return "SSH did not get through: try 'ssh' to that host in a terminal; it needs a key or an agent."
+    if "Missing URI parameter 'root'" in message or ("no connection driver available" in message and "+unix" in uri):
+        return (
+            "libvirt's embedded driver, on which the demo estate runs, takes this process's local connections for "
+            "itself. Start SnapTree without the demo for the machines of this computer."
+        )
     if "no connection driver available" in message or code == libvirt.VIR_ERR_NO_CONNECT:
         return "Check the address; for this computer's system machines it is qemu:///system."
     if code == libvirt.VIR_ERR_INVALID_ARG:
