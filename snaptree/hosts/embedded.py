@@ -1,0 +1,79 @@
+"""libvirt's QEMU driver inside this process: `qemu:///embed?root=DIR`, no daemon, everything under DIR."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+import tempfile
+from pathlib import Path
+from urllib.parse import quote
+
+from snaptree.model.errors import SnapTreeError
+
+MAX_ROOT = 50
+"""Bytes of a root's path that leave room for the monitor's socket, `lib/qemu/domain-ID-NAME/monitor.sock`, in 107."""
+
+_CONFIGURATION = """\
+# Written by SnapTree: QEMU runs as you, and nothing outside this directory is used or changed.
+user = "+{uid}"
+group = "+{gid}"
+dynamic_ownership = 0
+remember_owner = 0
+security_driver = "none"
+# No mount namespace: not possible in containers and chroots, and not needed for files of our own.
+namespaces = []
+cgroup_controllers = []
+# QEMU's output goes straight to files: virtlogd belongs to the system's libvirt.
+stdio_handler = "file"
+"""
+
+
+def prepare_root(directory: Path) -> str:
+    """Make `directory` fit to be the root of an embedded driver and return the URI that opens it.
+
+    Only one process at a time can open it. A path too long for the sockets inside is reached through a short
+    symbolic link. Raises SnapTreeError if the directory can't be written.
+    """
+    directory = directory.absolute()
+    configuration = directory / "etc" / "qemu.conf"
+    try:
+        configuration.parent.mkdir(parents=True, exist_ok=True)
+        configuration.write_text(_CONFIGURATION.format(uid=os.geteuid(), gid=os.getegid()), encoding="utf-8")
+        root = _short(directory)
+    except OSError as error:
+        raise SnapTreeError(
+            f"Cannot write {error.filename or directory}: {error.strerror}.",
+            hint="Choose a directory that you may write.",
+            details=str(error),
+        ) from error
+    return f"qemu:///embed?root={quote(str(root))}"
+
+
+def _short(directory: Path) -> Path:
+    """`directory`, or a short link to it: the same one each time, as running machines remember their paths."""
+    if len(os.fsencode(directory)) <= MAX_ROOT:
+        return directory
+    name = hashlib.blake2b(os.fsencode(directory), digest_size=8).hexdigest()
+    link = _link_directory() / name
+    if link.is_symlink() and link.readlink() == directory:
+        return link
+    link.unlink(missing_ok=True)
+    link.symlink_to(directory)
+    return link
+
+
+def _link_directory() -> Path:
+    """A directory with a short path that only this user can write."""
+    runtime = os.environ.get("XDG_RUNTIME_DIR", "")
+    if runtime and len(os.fsencode(runtime)) <= MAX_ROOT - len("/snaptree/") - 16 and os.access(runtime, os.W_OK):
+        place = Path(runtime) / "snaptree"
+    else:
+        place = Path(tempfile.gettempdir()) / f"snaptree-{os.geteuid()}"
+    place.mkdir(mode=0o700, exist_ok=True)
+    found = place.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:
+        raise SnapTreeError(
+            f"{place} is not a directory of yours alone.", hint="Remove it, or use a shorter path for the demo estate."
+        )
+    return place
