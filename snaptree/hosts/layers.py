@@ -61,6 +61,18 @@ class Images:
         image = self._volume_images().read_image(path, "raw")
         return unknown(image.problem) if image.problem else image.allocated
 
+    def is_missing(self, path: str) -> bool:
+        """Whether a file certainly does not exist; of one that can't be looked for, nobody says so."""
+        if not self._connection.host.is_local:
+            return self._volume_images().read_image(path, "raw").is_missing
+        try:
+            Path(path).stat()
+        except FileNotFoundError:
+            return True
+        except OSError:
+            return False
+        return False
+
     def apparent_format(self, path: str) -> str:
         """`qcow2` if the file begins like one, else `raw`: for finding dependants, never to open for a guest."""
         if not self._connection.host.is_local:

@@ -101,11 +101,13 @@ def read_tree(
     *,
     on_part: Callable[[SnapshotTree], None] | None = None,
     cancelled: Callable[[], bool] = never,
+    texts: dict[str, str] | None = None,
 ) -> SnapshotTree:
     """Read every snapshot of a machine.
 
     `on_part` gets growing trees while reading takes long: the first after about 0.1 s, then each time the
-    number read has doubled. Raises CancelledError soon after `cancelled` turns true.
+    number read has doubled. `texts` is filled with the XML of each, by name, for who needs more than a Snapshot
+    holds. Raises CancelledError soon after `cancelled` turns true.
     """
     domain = connection.domain(uuid)
     with explained("reading the snapshots"):
@@ -113,8 +115,10 @@ def read_tree(
         current = current_name(domain)
     snapshots: list[Snapshot] = []
     next_part_at, next_part_size = time.monotonic() + FIRST_PART_SECONDS, 0
-    for snapshot in _read_all(connection, handles, cancelled):
-        snapshots.append(snapshot)
+    for name, xml in _read_all(connection, handles, cancelled):
+        snapshots.append(read_snapshot(name, xml))
+        if texts is not None:
+            texts[name] = xml
         if on_part is not None and len(snapshots) >= next_part_size and time.monotonic() >= next_part_at:
             on_part(SnapshotTree.build(snapshots, current))
             next_part_size = 2 * len(snapshots)
@@ -131,15 +135,15 @@ def current_name(domain: Any) -> str | None:
         raise
 
 
-def _read_all(connection: Connection, handles: list[Any], cancelled: Callable[[], bool]) -> Iterator[Snapshot]:
-    """Snapshots in the order of their handles; one that vanished meanwhile is left out."""
+def _read_all(connection: Connection, handles: list[Any], cancelled: Callable[[], bool]) -> Iterator[tuple[str, str]]:
+    """Name and XML in the order of the handles; a snapshot that vanished meanwhile is left out."""
     in_flight = _IN_FLIGHT_NEAR if connection.host.is_local else _IN_FLIGHT_FAR
 
-    def read(handle: Any) -> Snapshot | None:
+    def read(handle: Any) -> tuple[str, str] | None:
         if cancelled():
             raise CancelledError("Reading the snapshots was cancelled.")
         try:
-            return read_snapshot(handle.getName(), handle.getXMLDesc())
+            return handle.getName(), handle.getXMLDesc()
         except libvirt.libvirtError as error:
             if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN_SNAPSHOT:
                 return None
@@ -147,9 +151,9 @@ def _read_all(connection: Connection, handles: list[Any], cancelled: Callable[[]
 
     with ThreadPoolExecutor(in_flight, thread_name_prefix="snaptree-read") as pool:
         for batch in _batches(handles, 4 * in_flight):
-            for snapshot in pool.map(read, batch):
-                if snapshot is not None:
-                    yield snapshot
+            for found in pool.map(read, batch):
+                if found is not None:
+                    yield found
 
 
 def _batches(items: Iterable[Any], size: int) -> Iterator[list[Any]]:

@@ -18,6 +18,7 @@ from snaptree.hosts.domain_xml import parse, read_definition
 from snaptree.hosts.errors import explained
 from snaptree.hosts.layers import Images, layers_of, walk_chain
 from snaptree.hosts.reading import read_domain, read_tree
+from snaptree.hosts.snapshot_xml import recorded_disks
 from snaptree.model.estate import DomainLayers
 from snaptree.plans.situation import Disk, Situation
 
@@ -38,7 +39,8 @@ def read_situation(connection: Connection, uuid: str) -> Situation:
     with explained("reading the virtual machine"):
         definition = read_definition(parse(handle.XMLDesc()))
     domain = read_domain(connection, uuid)
-    tree = read_tree(connection, uuid)
+    texts: dict[str, str] = {}
+    tree = read_tree(connection, uuid, texts=texts)
     images = Images(connection)
     layers = layers_of(connection, handle, tree, images)
     ours = _own_images(layers, definition.disks)
@@ -59,7 +61,9 @@ def read_situation(connection: Connection, uuid: str) -> Situation:
         has_pflash=definition.has_pflash,
         nvram_format=definition.nvram_format,
         has_agent=definition.has_agent,
+        recorded_disks=MappingProxyType({name: recorded_disks(xml) for name, xml in texts.items()}),
         existing_files=frozenset(path for paths in existing.values() for path in paths),
+        missing_files=frozenset(path for path in layers.memory_files if images.is_missing(path)),
         free_bytes=MappingProxyType(
             {directory: free for directory in directories if (free := _free(connection, directory)) is not None}
         ),

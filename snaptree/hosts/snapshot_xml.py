@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import xml.etree.ElementTree as ET
 
-from snaptree.hosts.domain_xml import image_format, memory_bytes, parse, source_path
+from snaptree.hosts.domain_xml import image_format, memory_bytes, parse, read_definition, source_path
 from snaptree.model.errors import SnapTreeError
 from snaptree.model.estate import (
     Annotations,
@@ -16,6 +16,7 @@ from snaptree.model.estate import (
     SnapshotDisk,
 )
 from snaptree.plans.plan import TakeSnapshot
+from snaptree.plans.situation import Disk
 
 ANNOTATIONS_NAMESPACE = "urn:snaptree:snapshot:1"
 """The namespace of SnapTree's own element in the `<metadata>` of a snapshot's `<domain>`."""
@@ -53,6 +54,15 @@ def read_snapshot(name: str, xml: str) -> Snapshot:
         delete_in_progress=root.find(".//snapshotDeleteInProgress") is not None,
         problem="" if domain is not None else "it does not say what its machine looked like (no <domain>)",
     )
+
+
+def recorded_disks(xml: str) -> tuple[Disk, ...]:
+    """The disks of the machine as a snapshot recorded it, drives without a medium included. Empty if it did not."""
+    try:
+        domain = parse(xml).find("domain")
+    except SnapTreeError:
+        return ()
+    return () if domain is None else read_definition(domain).disks
 
 
 def _integer(text: str | None) -> int:
