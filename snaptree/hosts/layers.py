@@ -10,14 +10,11 @@ from snaptree.hosts.connection import Connection
 from snaptree.hosts.domain_xml import parse, read_definition
 from snaptree.hosts.errors import explained
 from snaptree.hosts.volumes import VolumeImages
-from snaptree.images.files import ImageReader
+from snaptree.images.files import ImageReader, read_chain
 from snaptree.images.saved_memory import read_memory_file
 from snaptree.model.estate import DiskChain, DomainLayers, Image
 from snaptree.model.figures import Figure, unknown
 from snaptree.model.tree import SnapshotTree
-
-MAXIMUM_DEPTH = 500
-"""Layers in one chain: far above what QEMU itself would open, and an end for hostile images."""
 
 _QCOW2_MAGIC = b"QFI\xfb"
 
@@ -42,7 +39,7 @@ class Images:
     def _look_at(self, path: str, recorded_format: str) -> Image:
         if not self._connection.host.is_local:
             return self._volume_images().read_image(path, recorded_format)
-        image = _reader.read_image(Path(path), recorded_format)
+        image = _reader.read_image(path, recorded_format)
         if not image.problem or image.is_missing:
             return image
         # The user may not read the file, but the daemon may, and lets us have a volume's content.
@@ -57,7 +54,7 @@ class Images:
     def memory_file(self, path: str) -> Figure:
         """Bytes that a saved-memory file takes on the host's disk."""
         if self._connection.host.is_local:
-            return read_memory_file(Path(path))
+            return read_memory_file(path)
         image = self._volume_images().read_image(path, "raw")
         return unknown(image.problem) if image.problem else image.allocated
 
@@ -88,23 +85,8 @@ class Images:
 
 def walk_chain(path: str, recorded_format: str, images: Images) -> tuple[tuple[str, ...], str]:
     """Layers from `path` down to the bottom, and why the walk ended early (empty if it did not)."""
-    layers: list[str] = []
-    seen: set[object] = set()
-    next_path: str | None = path
-    next_format = recorded_format
-    while next_path is not None:
-        image = images.read_image(next_path, next_format)
-        identity = image.identity or next_path
-        if identity in seen:
-            return tuple(layers), f"its backing files run in a circle: {next_path} stands on itself"
-        seen.add(identity)
-        layers.append(next_path)
-        if image.problem:
-            return tuple(layers), f"{next_path}: {image.problem}"
-        if len(layers) >= MAXIMUM_DEPTH:
-            return tuple(layers), f"more than {MAXIMUM_DEPTH} layers"
-        next_path, next_format = image.backing, image.backing_format or ""
-    return tuple(layers), ""
+    chain = read_chain(path, recorded_format, images.read_image)
+    return tuple(image.path for image in chain.images), chain.problem
 
 
 def live_chains(
