@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -13,7 +14,7 @@ from snaptree.hosts.volumes import VolumeImages
 from snaptree.images.files import ImageReader, read_chain
 from snaptree.images.saved_memory import read_memory_file
 from snaptree.model.estate import DiskChain, DomainLayers, Image
-from snaptree.model.figures import Figure, unknown
+from snaptree.model.figures import Confidence, Figure, unknown
 from snaptree.model.tree import SnapshotTree
 
 _QCOW2_MAGIC = b"QFI\xfb"
@@ -133,6 +134,8 @@ def layers_of(connection: Connection, domain: Any, tree: SnapshotTree, images: I
         # An overlay that libvirt made is qcow2; one that is named nowhere else is a leaf's, or gone.
         walked, _ = walk_chain(path, formats.get(path, "qcow2"), images)
         found |= {layer: images.read_image(layer, "") for layer in walked}
+    if domain.isActive():
+        found |= {path: _being_written(found[path]) for path in tops if path in found}
     return DomainLayers(
         chains=chains,
         images=MappingProxyType(found),
@@ -144,3 +147,11 @@ def layers_of(connection: Connection, domain: Any, tree: SnapshotTree, images: I
             }
         ),
     )
+
+
+def _being_written(image: Image) -> Image:
+    """An active layer grows while we look: its bytes were true a moment ago."""
+    if image.allocated.bytes is None:
+        return image
+    live = Figure(image.allocated.bytes, Confidence.LIVE, f"{image.allocated.how}; being written to")
+    return replace(image, allocated=live)

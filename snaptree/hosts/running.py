@@ -111,6 +111,8 @@ class _Run:
             state, error = OperationState.FAILED, explain(libvirt_error, f"changing {plan.domain}")
         except SnapTreeError as failure:
             state, error = OperationState.FAILED, failure
+        if error is not None and state is OperationState.FAILED:
+            error = _with_what_was_done(error, plan, self._operation.steps_done)
         self._operation = dataclasses.replace(
             self._operation, state=state, finished=time.time(), error=error, progress=None
         )
@@ -357,6 +359,16 @@ def _who() -> str:
         return getpass.getuser()
     except (OSError, KeyError):
         return ""  # a user id without a name
+
+
+def _with_what_was_done(error: SnapTreeError, plan: Plan, steps_done: int) -> SnapTreeError:
+    """Add to an error what a plan had done before it: that stays, and the reader must know of it."""
+    if steps_done == 0:
+        return error
+    done = "; ".join(describe_step(step) for step in plan.steps[:steps_done])
+    return SnapTreeError(
+        error.summary, hint=f"{error.hint} Done before, and still so: {done}.".strip(), details=error.details
+    )
 
 
 def _what_was_done(plan: Plan, steps_done: int) -> str:
