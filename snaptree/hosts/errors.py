@@ -7,7 +7,13 @@ from contextlib import contextmanager
 
 import libvirt
 
-from snaptree.model.errors import ConnectionLostError, ReadOnlyError, SnapTreeError, VanishedError
+from snaptree.model.errors import (
+    AccessDeniedError,
+    ConnectionLostError,
+    ReadOnlyError,
+    SnapTreeError,
+    VanishedError,
+)
 
 _GONE = {
     libvirt.VIR_ERR_NO_DOMAIN: "the virtual machine is not there any more",
@@ -77,18 +83,40 @@ def explain(error: libvirt.libvirtError, doing: str) -> SnapTreeError:
 
 
 def explain_open(error: libvirt.libvirtError, uri: str) -> SnapTreeError:
-    """Turn the failure to connect into what is wrong with the address, the daemon or the permission."""
+    """Turn the failure to connect into what is wrong with the address, the daemon or the permission.
+
+    A ConnectionLostError is worth trying again (nobody answers there yet), an AccessDeniedError worth trying read-only.
+    """
     code = error.get_error_code()
     message = (error.get_error_message() or str(error)).strip()
-    details = f"libvirt error {code}: {message}"
-    hint = _open_hint(code, message, uri)
-    return SnapTreeError(f"Cannot connect to {uri}: {message.rstrip('.')}.", hint=hint, details=details)
+    kind = SnapTreeError
+    if code in _DENIED or (_is_unreachable(message) and "Permission denied" in message):
+        kind = AccessDeniedError
+    elif _is_unreachable(message):
+        kind = ConnectionLostError
+    return kind(
+        f"Cannot connect to {uri}: {message.rstrip('.')}.",
+        hint=_open_hint(code, message, uri),
+        details=f"libvirt error {code}: {message}",
+    )
+
+
+_DENIED = (
+    libvirt.VIR_ERR_AUTH_FAILED,
+    libvirt.VIR_ERR_AUTH_CANCELLED,
+    libvirt.VIR_ERR_AUTH_UNAVAILABLE,
+    libvirt.VIR_ERR_ACCESS_DENIED,
+)
+
+
+def _is_unreachable(message: str) -> bool:
+    return "Failed to connect socket" in message or "unable to connect to" in message.lower()
 
 
 def _open_hint(code: int, message: str, uri: str) -> str:
-    if code in (libvirt.VIR_ERR_AUTH_FAILED, libvirt.VIR_ERR_AUTH_CANCELLED, libvirt.VIR_ERR_AUTH_UNAVAILABLE):
+    if code in _DENIED:
         return "Check the user name and password, or join the group that may manage libvirt (often 'libvirt')."
-    if "Failed to connect socket" in message or "unable to connect to" in message.lower():
+    if _is_unreachable(message):
         if "Permission denied" in message:
             return "Your account may not use this libvirt: join the group 'libvirt' and log in again, or use qemu:///session."
         return (

@@ -24,6 +24,10 @@ class ConnectionLostError(SnapTreeError):
     """The link to the host broke, or its daemon went away: worth trying again."""
 
 
+class AccessDeniedError(SnapTreeError):
+    """The host answers, but does not let this account manage it: a read-only connection may still be allowed."""
+
+
 class VanishedError(SnapTreeError):
     """The virtual machine or snapshot asked for is gone: the caller's picture is stale."""
 
