@@ -6,9 +6,11 @@ import hashlib
 import os
 import stat
 import tempfile
+import xml.etree.ElementTree as ET
 from pathlib import Path
 from urllib.parse import quote
 
+from snaptree.hosts import reaper
 from snaptree.model.errors import SnapTreeError
 
 MAX_ROOT = 50
@@ -32,9 +34,10 @@ stdio_handler = "file"
 def prepare_root(directory: Path) -> str:
     """Make `directory` fit to be the root of an embedded driver and return the URI that opens it.
 
-    Only one process at a time can open it. A path too long for the sockets inside is reached through a short
+    Only one process at a time can open it; its QEMU processes outlive it. A path too long for the sockets inside is reached through a short
     symbolic link. Raises SnapTreeError if the directory can't be written.
     """
+    reaper.start()
     directory = directory.absolute()
     configuration = directory / "etc" / "qemu.conf"
     try:
@@ -48,6 +51,27 @@ def prepare_root(directory: Path) -> str:
             details=str(error),
         ) from error
     return f"qemu:///embed?root={quote(str(root))}"
+
+
+def place_on_cpus(domain: ET.Element) -> None:
+    """Say in a `<domain>` which CPUs it may use, where libvirt can't find out: in roots without /sys.
+
+    libvirt 11 (seen: 11.3) asks /sys for the host's CPUs to place each thread of QEMU, takes the missing answer for
+    a failure, and starts nothing: "An error occurred, but the cause is unknown". Elsewhere this does nothing.
+    """
+    if Path("/sys/devices/system/cpu/online").exists():
+        return
+    cpus = ",".join(map(str, sorted(os.sched_getaffinity(0))))
+    vcpu = domain.find("vcpu")
+    if vcpu is None:
+        vcpu = ET.SubElement(domain, "vcpu")
+        vcpu.text = "1"
+    vcpu.set("cpuset", cpus)
+    tune = domain.find("cputune")
+    if tune is None:
+        tune = ET.SubElement(domain, "cputune")
+    if tune.find("emulatorpin") is None:
+        ET.SubElement(tune, "emulatorpin", {"cpuset": cpus})
 
 
 def _short(directory: Path) -> Path:
