@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from enum import IntEnum
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,17 @@ from snaptree.model.tree import SnapshotTree
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+
+class Known(IntEnum):
+    """How much of a situation was read. More includes less."""
+
+    TREE = 0
+    """The host, the machine and its snapshots."""
+    LAYERS = 1
+    """Their images too."""
+    EVERYTHING = 2
+    """And whatever else on the host touches them: what a plan needs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +44,10 @@ class Disk:
 
 @dataclass(frozen=True, slots=True)
 class Situation:
-    """A consistent picture of one domain for planning. Everything here was read; nothing is assumed."""
+    """A consistent picture of one domain for planning. Everything here was read; nothing is assumed.
+
+    What was not read has its default, and `known` says so: rules that need more keep quiet.
+    """
 
     host: Host
     domain: Domain
@@ -53,11 +68,28 @@ class Situation:
     nvram_format: str | None = None
     has_agent: bool = False
     """A guest agent channel is configured and connected."""
+    recorded_disks: Mapping[str, tuple[Disk, ...]] = field(default_factory=lambda: MappingProxyType({}))
+    """Snapshot -> the disks of the machine as that snapshot recorded it (its `<domain>`), CD-ROMs included.
+    A snapshot that is not here is taken to have had the disks that the machine has now."""
     existing_files: frozenset[str] = frozenset()
-    """Among the paths the planner might create: those that exist already."""
+    """Files in the directories of this machine's images, as far as they can be listed."""
+    missing_files: frozenset[str] = frozenset()
+    """Saved-memory files that snapshots name and that do not exist."""
     free_bytes: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
     """Directory -> bytes free for it, where that is known."""
     memory_bytes: int = 0
     """RAM of the machine now, in bytes."""
     now: int = 0
     """Seconds since 1970, UTC, when this was read."""
+    known: Known = Known.EVERYTHING
+
+
+def glance(host: Host, domain: Domain, tree: SnapshotTree, layers: DomainLayers | None = None) -> Situation:
+    """What a window has at hand without asking the host: enough for `rules.why_not`, not for a plan that is run."""
+    return Situation(
+        host=host,
+        domain=domain,
+        tree=tree,
+        layers=DomainLayers() if layers is None else layers,
+        known=Known.TREE if layers is None else Known.LAYERS,
+    )

@@ -1,0 +1,401 @@
+"""What a situation looks like after a step, by what libvirt does: so that the next step of a plan is judged on it.
+
+Pure. Assumes that the step succeeds, and follows libvirt 9.9 and later; before, there are no external reverts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from types import MappingProxyType
+
+from snaptree.model.estate import (
+    Annotations,
+    DiskChain,
+    DiskSnapshot,
+    DomainState,
+    Image,
+    InternalSnapshot,
+    MemorySnapshot,
+    Snapshot,
+    SnapshotDisk,
+)
+from snaptree.model.figures import Confidence, Figure, exact, total
+from snaptree.model.tree import SnapshotTree
+from snaptree.plans.facts import (
+    LIBVIRT_9_1,
+    DeleteEffect,
+    Facts,
+    disk_of,
+    internal_images,
+    is_external,
+    memory_file_of,
+)
+from snaptree.plans.naming import revert_overlay_path
+from snaptree.plans.plan import DeleteSnapshot, RemoveLeftover, RevertToSnapshot, StateAfter, Step, TakeSnapshot
+from snaptree.plans.situation import Disk, Situation
+
+_JUST_MADE = exact(0, "made by this plan itself")
+
+
+def after(situation: Situation, step: Step) -> Situation:
+    """The situation after a step has been run."""
+    match step:
+        case TakeSnapshot():
+            return after_take(situation, step)
+        case RevertToSnapshot():
+            return after_revert(situation, step)
+        case DeleteSnapshot():
+            return after_delete(situation, step)
+        case RemoveLeftover():
+            return _without_files(situation, {step.path})
+
+
+def leaks_memory_file(situation: Situation) -> bool:
+    """Whether this libvirt leaves the memory file behind when it deletes a snapshot (fixed in 9.1)."""
+    return situation.host.libvirt_version < LIBVIRT_9_1
+
+
+# Taking
+
+
+def after_take(situation: Situation, step: TakeSnapshot) -> Situation:
+    """The situation once a snapshot was taken: it is current, and its overlays take the writes."""
+    snapshot = _taken(situation, step)
+    layers = situation.layers
+    images = dict(layers.images)
+    chains = []
+    for chain in layers.chains:
+        overlay = step.overlays.get(chain.target)
+        if overlay is not None and chain.active is not None:
+            images[overlay] = _overlay_image(overlay, chain.active, images)
+            chains.append(replace(chain, layers=(overlay, *chain.layers)))
+        else:
+            chains.append(chain)
+    for path in internal_images(snapshot):
+        if path in images:
+            images[path] = _with_entry(images[path], snapshot, situation.memory_bytes)
+    memory_files = {step.memory_file: _JUST_MADE} if step.memory_file is not None else {}
+    return replace(
+        situation,
+        # The overlay of an earlier revert is frozen from now on: libvirt no longer notes it as the one in use.
+        tree=SnapshotTree.build(
+            [
+                *(
+                    replace(other, revert_overlays=()) if other.name == snapshot.parent else other
+                    for other in situation.tree
+                ),
+                snapshot,
+            ],
+            snapshot.name,
+        ),
+        layers=replace(
+            layers,
+            chains=tuple(chains),
+            images=MappingProxyType(images),
+            memory_files=MappingProxyType({**layers.memory_files, **memory_files}),
+        ),
+        disks=_on_overlays(situation.disks, step.overlays),
+        recorded_disks=MappingProxyType({**situation.recorded_disks, step.name: situation.disks}),
+        existing_files=situation.existing_files | {*step.overlays.values(), *memory_files},
+    )
+
+
+def _taken(situation: Situation, step: TakeSnapshot) -> Snapshot:
+    state = situation.domain.state
+    if state.is_active and step.memory is MemorySnapshot.NO:
+        state = DomainState.DISK_ONLY
+    return Snapshot(
+        name=step.name,
+        parent=situation.tree.current,
+        # libvirt counts seconds; a clock that was set back must not put a child before its parent.
+        created=max(situation.now, *(other.created for other in situation.tree), 0),
+        state=state,
+        description=step.description,
+        memory=step.memory,
+        memory_file=step.memory_file,
+        nominal_memory=situation.memory_bytes or None,
+        disks=tuple(
+            SnapshotDisk(
+                target=disk.target,
+                how=step.disks.get(disk.target, DiskSnapshot.NO),
+                frozen=disk.path,
+                overlay=step.overlays.get(disk.target),
+                frozen_format=disk.format,
+            )
+            for disk in situation.disks
+        ),
+        annotations=Annotations(consistency=step.consistency, safety=step.safety),
+    )
+
+
+def _overlay_image(path: str, base: str, images: Mapping[str, Image]) -> Image:
+    below = images.get(base)
+    return Image(
+        path=path,
+        format="qcow2",
+        allocated=_JUST_MADE,
+        virtual_size=None if below is None else below.virtual_size,
+        backing=base,
+        backing_format=None if below is None else below.format,
+    )
+
+
+def _with_entry(image: Image, snapshot: Snapshot, memory: int) -> Image:
+    numbers = [int(entry.id) for entry in image.internal_snapshots if entry.id.isdigit()]
+    entry = InternalSnapshot(
+        id=str(max(numbers, default=0) + 1),
+        name=snapshot.name,
+        vm_state_size=memory if snapshot.memory is MemorySnapshot.INTERNAL else 0,
+        created=snapshot.created,
+    )
+    return replace(image, internal_snapshots=(*image.internal_snapshots, entry))
+
+
+def _on_overlays(disks: Iterable[Disk], overlays: Mapping[str, str]) -> tuple[Disk, ...]:
+    return tuple(
+        replace(disk, path=overlays[disk.target], format="qcow2") if disk.target in overlays else disk for disk in disks
+    )
+
+
+# Reverting
+
+
+def after_revert(situation: Situation, step: RevertToSnapshot) -> Situation:
+    """The situation once the machine is what it was at a snapshot."""
+    target = situation.tree[step.name]
+    situation = replace(situation, domain=replace(situation.domain, state=_state_after(target, step.state_after)))
+    if is_external(target):
+        return _after_external_revert(situation, target)
+    return replace(
+        situation,
+        tree=SnapshotTree.build(situation.tree, target.name),
+        layers=replace(situation.layers, chains=_chains_at(situation, target)),
+        disks=_disks_at(situation, target),
+    )
+
+
+def _state_after(target: Snapshot, wanted: StateAfter) -> DomainState:
+    match wanted:
+        case StateAfter.RUNNING:
+            return DomainState.RUNNING
+        case StateAfter.PAUSED:
+            return DomainState.PAUSED
+        case StateAfter.AS_CAPTURED:
+            return DomainState.OFF if target.state is DomainState.DISK_ONLY else target.state
+
+
+def _after_external_revert(situation: Situation, target: Snapshot) -> Situation:
+    facts = Facts(situation)
+    unlinked = facts.unlinked_by_external_revert
+    overlays = _revert_overlays(situation, target)
+    images = dict(situation.layers.images)
+    chains = []
+    for chain in _chains_at(situation, target):
+        overlay = overlays.get(chain.target)
+        if overlay is not None and chain.active is not None:
+            images[overlay] = _overlay_image(overlay, chain.active, images)
+            chain = replace(chain, layers=(overlay, *chain.layers))
+        chains.append(chain)
+    reverted = replace(
+        situation,
+        tree=SnapshotTree.build(_with_revert_overlays(situation.tree, target, overlays), target.name),
+        layers=replace(situation.layers, chains=tuple(chains), images=MappingProxyType(images)),
+        disks=_on_overlays(_disks_at(situation, target), overlays),
+        existing_files=situation.existing_files | set(overlays.values()),
+    )
+    return _without_files(reverted, _known_paths(facts, unlinked) - set(overlays.values()))
+
+
+def _revert_overlays(situation: Situation, target: Snapshot) -> dict[str, str]:
+    """Disk -> the layer that libvirt puts over it, also over those that the snapshot left out."""
+    disks = {disk.target: disk for disk in situation.recorded_disks.get(target.name, situation.disks)}
+    frozen = {
+        held.target: held.frozen
+        for held in target.disks
+        if held.frozen
+        and (
+            held.how is not DiskSnapshot.NO
+            or (held.target in disks and disks[held.target].device != "cdrom" and not disks[held.target].read_only)
+        )
+    }
+    second = situation.now + 1
+    while situation.existing_files & {revert_overlay_path(path, second) for path in frozen.values()}:
+        second += 1
+    return {name: revert_overlay_path(path, second) for name, path in frozen.items()}
+
+
+def _with_revert_overlays(tree: SnapshotTree, target: Snapshot, overlays: Mapping[str, str]) -> list[Snapshot]:
+    """libvirt notes them beside the overlays that children stand on, or in their place if there are no children."""
+    snapshots = []
+    for snapshot in tree:
+        if snapshot.name == tree.current:
+            snapshot = replace(snapshot, revert_overlays=())
+        if snapshot.name == target.name:
+            if tree.children(target.name):
+                snapshot = replace(snapshot, revert_overlays=tuple(overlays.items()))
+            else:
+                snapshot = _with_overlays(snapshot, overlays)
+        snapshots.append(snapshot)
+    return snapshots
+
+
+def _with_overlays(snapshot: Snapshot, overlays: Mapping[str, str]) -> Snapshot:
+    return replace(
+        snapshot,
+        disks=tuple(
+            replace(disk, how=DiskSnapshot.EXTERNAL, overlay=overlays[disk.target]) if disk.target in overlays else disk
+            for disk in snapshot.disks
+        ),
+    )
+
+
+def _chains_at(situation: Situation, target: Snapshot) -> tuple[DiskChain, ...]:
+    """The chains that a snapshot's own layers give."""
+    facts = Facts(situation)
+    return tuple(DiskChain(disk.target, tuple(facts.stack(disk.frozen))) for disk in target.disks if disk.frozen)
+
+
+def _disks_at(situation: Situation, target: Snapshot) -> tuple[Disk, ...]:
+    restored = []
+    for disk in situation.recorded_disks.get(target.name, situation.disks):
+        held = disk_of(target, disk.target)
+        if held is not None and held.frozen:
+            restored.append(replace(disk, path=held.frozen, format=held.frozen_format or disk.format))
+        else:
+            restored.append(disk)
+    return tuple(restored)
+
+
+# Deleting
+
+
+def after_delete(situation: Situation, step: DeleteSnapshot) -> Situation:
+    """The situation once a snapshot is gone: its overlays merged down, its children its parent's."""
+    facts = Facts(situation)
+    tree = situation.tree
+    gone = tree[step.name]
+    effect = facts.delete_effect(gone)
+    images = _merged_images(facts, effect)
+    if not is_external(gone):
+        for path in internal_images(gone):
+            if path in images:
+                entries = tuple(entry for entry in images[path].internal_snapshots if entry.name != gone.name)
+                images[path] = replace(images[path], internal_snapshots=entries)
+    deleted = replace(
+        situation,
+        tree=SnapshotTree.build(
+            _survivors(facts, gone, effect), tree.parents[gone.name] if gone.name == tree.current else tree.current
+        ),
+        layers=replace(situation.layers, chains=_merged_chains(facts, effect), images=MappingProxyType(images)),
+        disks=_merged_disks(facts, gone, effect),
+        overlays_on=_merged_overlays_on(facts, effect),
+    )
+    files = _known_paths(facts, (*(merge.overlay for merge in effect.merges), *effect.removes))
+    memory_file = memory_file_of(gone)
+    if memory_file is not None and not leaks_memory_file(situation):
+        files.add(memory_file)
+    return _without_files(deleted, files)
+
+
+def _survivors(facts: Facts, gone: Snapshot, effect: DeleteEffect) -> list[Snapshot]:
+    tree = facts.situation.tree
+    parent = tree.parents[gone.name]
+    moved = {merge.overlay: merge.into for merge in effect.merges}
+    survivors = []
+    for snapshot in tree:
+        if snapshot.name == gone.name:
+            continue
+        if tree.parents[snapshot.name] == gone.name:
+            snapshot = replace(snapshot, parent=parent)
+        if snapshot.name == parent and snapshot.revert_overlays:
+            # From now on libvirt takes the overlays of the parent's last revert for its own.
+            snapshot = replace(_with_overlays(snapshot, dict(snapshot.revert_overlays)), revert_overlays=())
+        if any(disk.frozen is not None and facts.key(disk.frozen) in moved for disk in snapshot.disks):
+            snapshot = replace(
+                snapshot,
+                disks=tuple(
+                    replace(disk, frozen=moved.get(facts.key(disk.frozen), disk.frozen)) if disk.frozen else disk
+                    for disk in snapshot.disks
+                ),
+            )
+        survivors.append(snapshot)
+    return survivors
+
+
+def _merged_images(facts: Facts, effect: DeleteEffect) -> dict[str, Image]:
+    images = dict(facts.situation.layers.images)
+    for merge in effect.merges:
+        overlay, base = images.get(merge.overlay), images.get(merge.into)
+        if overlay is not None and base is not None:
+            images[merge.into] = replace(base, allocated=_at_most(overlay.allocated, base.allocated))
+        for path in facts.above.get(merge.overlay, ()):
+            if path in images:
+                images[path] = replace(
+                    images[path], backing=merge.into, backing_format=None if base is None else base.format
+                )
+    return images
+
+
+def _at_most(overlay: Figure, base: Figure) -> Figure:
+    both = total([overlay, base])
+    if both.bytes is None or overlay.bytes == 0:
+        return both
+    return Figure(both.bytes, Confidence.UPPER_BOUND, "both layers, as if they did not overlap")
+
+
+def _merged_chains(facts: Facts, effect: DeleteEffect) -> tuple[DiskChain, ...]:
+    merged = {merge.overlay for merge in effect.merges}
+    return tuple(
+        replace(chain, layers=tuple(layer for layer in chain.layers if facts.key(layer) not in merged))
+        for chain in facts.situation.layers.chains
+    )
+
+
+def _merged_disks(facts: Facts, gone: Snapshot, effect: DeleteEffect) -> tuple[Disk, ...]:
+    """The disks; one whose active layer was merged now writes to the layer below."""
+    into = {merge.target: merge.into for merge in effect.merges if merge.overlay in facts.active}
+    disks = []
+    for disk in facts.situation.disks:
+        if disk.target in into:
+            held = disk_of(gone, disk.target)
+            frozen_format = held.frozen_format if held is not None else ""
+            disk = replace(disk, path=into[disk.target], format=frozen_format or disk.format)
+        disks.append(disk)
+    return tuple(disks)
+
+
+def _merged_overlays_on(facts: Facts, effect: DeleteEffect) -> Mapping[str, frozenset[str]]:
+    """What stood on a merged overlay stands on the layer below it."""
+    overlays_on = dict(facts.situation.overlays_on)
+    for merge in effect.merges:
+        for base in [path for path in overlays_on if facts.key(path) == merge.overlay]:
+            overlays_on[merge.into] = overlays_on.get(merge.into, frozenset()) | overlays_on.pop(base)
+    return MappingProxyType(overlays_on)
+
+
+# Files
+
+
+def _known_paths(facts: Facts, images: Iterable[str]) -> set[str]:
+    """Every path under which these images are known."""
+    wanted = set(images)
+    return wanted | {path for path in facts.situation.layers.images if facts.key(path) in wanted}
+
+
+def _without_files(situation: Situation, paths: set[str]) -> Situation:
+    layers = situation.layers
+    return replace(
+        situation,
+        layers=replace(
+            layers,
+            images=MappingProxyType({path: image for path, image in layers.images.items() if path not in paths}),
+            memory_files=MappingProxyType(
+                {path: size for path, size in layers.memory_files.items() if path not in paths}
+            ),
+        ),
+        overlays_on=MappingProxyType(
+            {base: left for base, overlays in situation.overlays_on.items() if (left := overlays - paths)}
+        ),
+        existing_files=situation.existing_files - paths,
+    )

@@ -1,0 +1,100 @@
+"""A plan being put together: each step is judged on the situation that those before it leave."""
+
+from __future__ import annotations
+
+from types import MappingProxyType
+
+from snaptree.model.errors import VanishedError
+from snaptree.model.estate import Snapshot
+from snaptree.plans import rules
+from snaptree.plans.aftermath import after
+from snaptree.plans.facts import Facts
+from snaptree.plans.plan import Action, Finding, Forecast, Plan, RemoveLeftover, Step, Undo
+from snaptree.plans.rule import Case, action_of
+from snaptree.plans.situation import Situation
+from snaptree.plans.wording import plain, quoted
+
+
+class Draft:
+    """Steps so far, what rules said about them, and the `situation` they lead to."""
+
+    def __init__(self, action: Action, situation: Situation) -> None:
+        self.start = situation
+        self.situation = situation
+        self.facts = Facts(situation)
+        self._action = action
+        self._steps: list[Step] = []
+        self._warnings: list[Finding] = []
+        self._refusals: list[Finding] = []
+
+    def case(
+        self, step: Step, *, batch: tuple[str, ...] = (), safety: str | None = None, wants_memory: bool = False
+    ) -> Case:
+        """What rules are asked about, if this were the next step."""
+        name = None if isinstance(step, RemoveLeftover) else step.name
+        return Case(self.situation, self.facts, action_of(step), name, step, batch, safety, wants_memory)
+
+    def add(self, case: Case) -> None:
+        """Judge a step, and append it or note why not."""
+        self.refuse(*self.try_add(case))
+
+    def try_add(self, case: Case) -> tuple[Finding, ...]:
+        """Append a step with its warnings if no rule refuses it; else say which do, without noting it."""
+        assert case.step is not None
+        problems = rules.refusals(case)
+        if not problems:
+            self.warn(*rules.warnings(case))
+            self.add_unjudged(case.step)
+        return problems
+
+    def add_unjudged(self, step: Step) -> None:
+        """Append a step that needs no judging."""
+        self._steps.append(step)
+        self.situation = after(self.situation, step)
+        self.facts = Facts(self.situation)
+
+    def refuse(self, *findings: Finding) -> None:
+        """Note reasons why this plan can't run, each once."""
+        self._refusals += [finding for finding in dict.fromkeys(findings) if finding not in self._refusals]
+
+    def warn(self, *findings: Finding) -> None:
+        """Note what somebody should know, each once."""
+        self._warnings += [finding for finding in dict.fromkeys(findings) if finding not in self._warnings]
+
+    @property
+    def refusals(self) -> tuple[Finding, ...]:
+        """Why this plan can't run."""
+        return tuple(self._refusals)
+
+    @property
+    def is_refused(self) -> bool:
+        """Whether any rule forbids this."""
+        return bool(self._refusals)
+
+    def plan(self, snapshots: tuple[str, ...], forecast: Forecast, undo: Undo | None) -> Plan:
+        """The finished plan. A refused one has no steps."""
+        start = self.start
+        return Plan(
+            action=self._action,
+            host_uri=start.host.uri,
+            domain_uuid=start.domain.uuid,
+            domain=start.domain.name,
+            snapshots=snapshots,
+            steps=() if self.is_refused else tuple(self._steps),
+            forecast=Forecast() if self.is_refused else forecast,
+            warnings=() if self.is_refused else tuple(self._warnings),
+            refusals=tuple(self._refusals),
+            undo=None if self.is_refused else undo,
+            expected_chains=MappingProxyType({chain.target: chain.layers for chain in start.layers.chains}),
+        )
+
+
+def find_snapshot(situation: Situation, name: str) -> Snapshot:
+    """A snapshot by name. Raises VanishedError if the machine has none of that name."""
+    snapshot = situation.tree.snapshots.get(name)
+    if snapshot is None:
+        raise VanishedError(
+            f"{plain(situation.domain.name)} has no snapshot named {quoted(name)}.",
+            hint="It may have been deleted meanwhile. Look at the tree as it is now.",
+        )
+    return snapshot

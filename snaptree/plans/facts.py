@@ -1,0 +1,384 @@
+"""What follows from a situation: which image holds what, who stands on whom, and which files a change would touch.
+
+Images are compared by identity (device and inode) where that is known: two paths may be one file.
+"""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+
+from snaptree.model.estate import DiskSnapshot, Image, MemorySnapshot, Snapshot, SnapshotDisk, SnapshotKind
+from snaptree.plans.situation import Disk, Known, Situation
+
+LIBVIRT_9_1 = 9_001_000
+"""Deleting a snapshot removes its memory file."""
+LIBVIRT_9_3 = 9_003_000
+"""Internal snapshots of a UEFI machine that is off."""
+LIBVIRT_10_9 = 10_009_000
+"""Internal snapshots through QMP: UEFI with qcow2 NVRAM, and names that must be fit for a job."""
+LIBVIRT_10_10 = 10_010_000
+"""Internal reverts through QMP."""
+LIBVIRT_11_0 = 11_000_000
+"""Deleting an external leaf below an internal snapshot keeps the image that holds the internal one (GitLab #734)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Merge:
+    """One disk's part in deleting an external snapshot: `overlay` is committed into `into`, then unlinked."""
+
+    target: str
+    overlay: str
+    into: str
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteEffect:
+    """What libvirt does to files when it deletes a snapshot."""
+
+    merges: tuple[Merge, ...] = ()
+    removes: tuple[str, ...] = ()
+    """Frozen layers that are unlinked with everything in them."""
+    leaks: tuple[str, ...] = ()
+    """Frozen layers that nothing needs any more and libvirt leaves behind."""
+
+
+@dataclass(frozen=True, slots=True)
+class BrokenLink:
+    """An image that does not stand on what the snapshots recorded. `holder` is None for the running state."""
+
+    holder: str | None
+    target: str
+    image: str
+    recorded_below: str
+    actual_below: str | None
+
+
+def is_external(snapshot: Snapshot) -> bool:
+    """Whether libvirt treats it as external: its memory or any of its disks is."""
+    return snapshot.kind is not SnapshotKind.INTERNAL
+
+
+def disk_of(snapshot: Snapshot, target: str) -> SnapshotDisk | None:
+    """How a snapshot holds one disk; None if it does not know it."""
+    return next((disk for disk in snapshot.disks if disk.target == target), None)
+
+
+def external_disks(snapshot: Snapshot) -> tuple[SnapshotDisk, ...]:
+    """The disks that a snapshot holds as a frozen layer."""
+    return tuple(disk for disk in snapshot.disks if disk.how is DiskSnapshot.EXTERNAL)
+
+
+def internal_images(snapshot: Snapshot) -> tuple[str, ...]:
+    """The images inside which a snapshot lies."""
+    return tuple(disk.frozen for disk in snapshot.disks if disk.how is DiskSnapshot.INTERNAL and disk.frozen)
+
+
+def takes_writes(disk: Disk) -> bool:
+    """Whether a guest can change this disk's content, so that a snapshot has to hold it."""
+    is_empty = disk.type == "file" and disk.path is None
+    return not (is_empty or disk.read_only or disk.device == "cdrom")
+
+
+@dataclass(frozen=True, eq=False)
+class Facts:
+    """Everything derived from one situation, each worked out when first asked for. Images are canonical paths."""
+
+    situation: Situation
+
+    def image(self, path: str) -> Image | None:
+        """What is known about an image."""
+        return self.situation.layers.images.get(path)
+
+    def key(self, path: str) -> str:
+        """The one path by which an image is known here."""
+        return self._canonical.get(path) or posixpath.normpath(path)
+
+    def keys(self, paths: Iterable[str | None]) -> frozenset[str]:
+        """Canonical paths of those that are paths."""
+        return frozenset(self.key(path) for path in paths if path)
+
+    @cached_property
+    def _canonical(self) -> Mapping[str, str]:
+        first: dict[tuple[int, int], str] = {}
+        canonical = {}
+        for path in sorted(self.situation.layers.images):
+            identity = self.situation.layers.images[path].identity
+            if identity is not None:
+                canonical[path] = first.setdefault(identity, posixpath.normpath(path))
+        return canonical
+
+    # What the machine stands on
+
+    @cached_property
+    def chains(self) -> Mapping[str, tuple[str, ...]]:
+        """Disk -> layers in use now, active first."""
+        return {
+            chain.target: tuple(self.key(layer) for layer in chain.layers) for chain in self.situation.layers.chains
+        }
+
+    @cached_property
+    def live(self) -> frozenset[str]:
+        """Every layer in use now."""
+        return frozenset(layer for layers in self.chains.values() for layer in layers)
+
+    @cached_property
+    def active(self) -> frozenset[str]:
+        """The layers that take writes now."""
+        return frozenset(layers[0] for layers in self.chains.values() if layers)
+
+    @cached_property
+    def below(self) -> Mapping[str, str | None]:
+        """Image -> the image it stands on, None at the bottom. Images that could not be read are not in it."""
+        below: dict[str, str | None] = {}
+        for path, image in self.situation.layers.images.items():
+            if not image.problem and not image.is_missing:
+                below[self.key(path)] = self.key(image.backing) if image.backing else None
+        # The running QEMU knows better than a header that is being rewritten.
+        for chain in self.situation.layers.chains:
+            layers = self.chains[chain.target]
+            below.update(pairwise(layers))
+            if layers and not chain.problem:
+                below[layers[-1]] = None
+        return below
+
+    @cached_property
+    def above(self) -> Mapping[str, frozenset[str]]:
+        """Image -> existing images that stand directly on it."""
+        above: dict[str, set[str]] = {}
+        for image, base in self.below.items():
+            if base is not None:
+                above.setdefault(base, set()).add(image)
+        for base, overlays in self.situation.overlays_on.items():
+            above.setdefault(self.key(base), set()).update(
+                self.key(overlay) for overlay in overlays if not self._is_missing(overlay)
+            )
+        return {base: frozenset(overlays) for base, overlays in above.items()}
+
+    def stack(self, path: str) -> Iterator[str]:
+        """An image and everything below it, as far as it is known."""
+        seen: set[str] = set()
+        layer: str | None = self.key(path)
+        while layer is not None and layer not in seen:
+            seen.add(layer)
+            yield layer
+            layer = self.below.get(layer)
+
+    def _is_missing(self, path: str) -> bool:
+        image = self.image(path)
+        return image is not None and image.is_missing
+
+    def missing_in_stack(self, path: str) -> tuple[str, ...]:
+        """Of an image and everything below it: files that do not exist."""
+        return tuple(layer for layer in self.stack(path) if layer in self.missing)
+
+    @cached_property
+    def missing(self) -> frozenset[str]:
+        """Images that something names and that do not exist."""
+        return self.keys(path for path, image in self.situation.layers.images.items() if image.is_missing)
+
+    @cached_property
+    def unreadable(self) -> Mapping[str, str]:
+        """Image -> why it can't be read, for those that exist."""
+        return {
+            self.key(path): image.problem
+            for path, image in self.situation.layers.images.items()
+            if image.problem and not image.is_missing
+        }
+
+    # Who needs an image
+
+    @cached_property
+    def frozen_by(self) -> Mapping[str, tuple[str, ...]]:
+        """Image -> external snapshots whose content it holds."""
+        frozen: dict[str, list[str]] = {}
+        for snapshot in self.situation.tree:
+            for disk in external_disks(snapshot):
+                if disk.frozen:
+                    frozen.setdefault(self.key(disk.frozen), []).append(snapshot.name)
+        return {image: tuple(names) for image, names in frozen.items()}
+
+    @cached_property
+    def internal_in(self) -> Mapping[str, tuple[str, ...]]:
+        """Image -> internal snapshots inside it: those that libvirt lists, and strangers in the image's own table."""
+        inside: dict[str, dict[str, None]] = {}
+        for snapshot in self.situation.tree:
+            for path in internal_images(snapshot):
+                inside.setdefault(self.key(path), {})[snapshot.name] = None
+        for path, image in self.situation.layers.images.items():
+            if not image.is_missing:
+                for entry in image.internal_snapshots:
+                    inside.setdefault(self.key(path), {})[entry.name] = None
+        return {path: tuple(names) for path, names in inside.items()}
+
+    @cached_property
+    def dependants(self) -> Mapping[str, frozenset[str]]:
+        """Image -> other machines that read it."""
+        dependants: dict[str, set[str]] = {}
+        for path, names in self.situation.dependants.items():
+            dependants.setdefault(self.key(path), set()).update(names)
+        return {path: frozenset(names) for path, names in dependants.items()}
+
+    @cached_property
+    def made_by_snapshots(self) -> frozenset[str]:
+        """Images that a snapshot or revert of this machine made: nobody else is likely to stand on them."""
+        tree = self.situation.tree
+        overlays = [disk.overlay for snapshot in tree for disk in snapshot.disks]
+        overlays += [path for snapshot in tree for _, path in snapshot.revert_overlays]
+        frozen = [disk.frozen for snapshot in tree if tree.parents[snapshot.name] for disk in external_disks(snapshot)]
+        return self.keys([*overlays, *frozen])
+
+    # What was recorded, and what is
+
+    def base_of(self, name: str | None, target: str, *, or_itself: bool = False) -> Snapshot | None:
+        """The nearest ancestor that froze this disk: what `name` was taken on."""
+        tree = self.situation.tree
+        if name is None:
+            return None
+        for ancestor in (*((name,) if or_itself else ()), *tree.ancestors(name)):
+            disk = disk_of(tree[ancestor], target)
+            if disk is not None and disk.how is DiskSnapshot.EXTERNAL:
+                return tree[ancestor]
+        return None
+
+    def parent_for_disk(self, name: str, target: str) -> Snapshot | None:
+        """The nearest ancestor that holds this disk in any way: what libvirt calls the parent when it deletes."""
+        tree = self.situation.tree
+        for ancestor in tree.ancestors(name):
+            disk = disk_of(tree[ancestor], target)
+            if disk is not None and disk.how is not DiskSnapshot.NO:
+                return tree[ancestor]
+        return None
+
+    @cached_property
+    def broken_links(self) -> tuple[BrokenLink, ...]:
+        """Where the images do not stand on each other as the snapshots recorded it."""
+        return tuple(self._broken_links())
+
+    def _broken_links(self) -> Iterator[BrokenLink]:
+        tree = self.situation.tree
+        for snapshot in tree:
+            for disk in snapshot.disks:
+                if disk.frozen and disk.how is not DiskSnapshot.NO:
+                    base = self.base_of(snapshot.name, disk.target)
+                    yield from self._check_link(snapshot.name, disk.target, disk.frozen, base)
+        for target, layers in self.chains.items():
+            if layers:
+                yield from self._check_link(None, target, layers[0], self.base_of(tree.current, target, or_itself=True))
+
+    def _check_link(self, holder: str | None, target: str, image: str, base: Snapshot | None) -> Iterator[BrokenLink]:
+        recorded = disk_of(base, target) if base is not None else None
+        if recorded is None or recorded.frozen is None:
+            return
+        expected, image = self.key(recorded.frozen), self.key(image)
+        if image in self.below and self.below[image] != expected:
+            yield BrokenLink(holder, target, image, expected, self.below[image])
+
+    @cached_property
+    def doubtful(self) -> frozenset[str]:
+        """Frozen layers that something may have written to since: what lies below a gap, and what takes writes now."""
+        doubtful = {link.actual_below for link in self.broken_links if link.actual_below is not None}
+        doubtful |= {layer for layer in self.active if layer in self.frozen_by}
+        return frozenset(doubtful)
+
+    @cached_property
+    def owners_of_now(self) -> frozenset[str]:
+        """Snapshots that the layers in use say the running state descends from directly."""
+        owners: set[str] = set()
+        for layers in self.chains.values():
+            if len(layers) > 1:
+                owners.update(self.frozen_by.get(layers[1], ()))
+            owners.update(name for name in self.internal_in.get(layers[0], ()) if name in self.situation.tree)
+        return frozenset(owners)
+
+    @cached_property
+    def current_owns_now(self) -> bool:
+        """Whether the layers in use stand where the current snapshot says. True where that can't be told."""
+        tree = self.situation.tree
+        current = tree.current
+        if current is None:
+            return False
+        for target, layers in self.chains.items():
+            for name in (current, *tree.ancestors(current)):
+                disk = disk_of(tree[name], target)
+                if disk is None or disk.how is DiskSnapshot.NO or disk.frozen is None or not layers:
+                    continue
+                if disk.how is DiskSnapshot.MANUAL:
+                    break
+                position = 1 if disk.how is DiskSnapshot.EXTERNAL else 0
+                if layers[position : position + 1] != (self.key(disk.frozen),):
+                    return False
+                break
+        return True
+
+    # What a change does to files
+
+    @cached_property
+    def unlinked_by_external_revert(self) -> tuple[str, ...]:
+        """Overlays that libvirt unlinks when it leaves the current snapshot for an external one."""
+        tree = self.situation.tree
+        if tree.current is None:
+            return ()
+        current = tree[tree.current]
+        if current.revert_overlays:
+            return tuple(self.key(path) for _, path in current.revert_overlays)
+        return tuple(self.key(disk.overlay) for disk in external_disks(current) if disk.overlay)
+
+    def delete_effect(self, snapshot: Snapshot) -> DeleteEffect:
+        """What libvirt does to files when it deletes this snapshot, if it accepts to."""
+        if not is_external(snapshot):
+            return DeleteEffect()
+        tree = self.situation.tree
+        if snapshot.name == tree.current or tree.children(snapshot.name):
+            return DeleteEffect(merges=tuple(self._merges(snapshot)))
+        removes, leaks = [], []
+        for disk in external_disks(snapshot):
+            if disk.frozen is None:
+                continue
+            parent = self.parent_for_disk(snapshot.name, disk.target)
+            # Since 11.0 libvirt unlinks it only if the parent is external, so that an overlay of that is all that goes.
+            if self.situation.host.libvirt_version < LIBVIRT_11_0 or (parent is not None and is_external(parent)):
+                removes.append(self.key(disk.frozen))
+            else:
+                leaks.append(self.key(disk.frozen))
+        return DeleteEffect(removes=tuple(removes), leaks=tuple(leaks))
+
+    def _merges(self, snapshot: Snapshot) -> Iterator[Merge]:
+        for disk in external_disks(snapshot):
+            overlay = self._overlay_in_use(snapshot, disk)
+            if overlay is not None and disk.frozen is not None:
+                yield Merge(disk.target, overlay, self.key(disk.frozen))
+
+    def _overlay_in_use(self, snapshot: Snapshot, disk: SnapshotDisk) -> str | None:
+        """The layer that took over from a snapshot: what its child froze, or what is active now."""
+        tree = self.situation.tree
+        for child in tree.children(snapshot.name):
+            frozen = disk_of(tree[child], disk.target)
+            if frozen is not None and frozen.frozen:
+                return self.key(frozen.frozen)
+        layers = self.chains.get(disk.target)
+        if layers:
+            return layers[0]
+        return self.key(disk.overlay) if disk.overlay else None
+
+    def others_above(self, image: str, expected: Iterable[str] = ()) -> frozenset[str]:
+        """Images that stand on this one, other than those that may."""
+        return self.above.get(self.key(image), frozenset()) - self.keys(expected)
+
+    @property
+    def has_external(self) -> bool:
+        """Whether any snapshot is external."""
+        return any(is_external(snapshot) for snapshot in self.situation.tree)
+
+    @property
+    def knows_layers(self) -> bool:
+        """Whether images were read."""
+        return self.situation.known >= Known.LAYERS
+
+
+def memory_file_of(snapshot: Snapshot) -> str | None:
+    """The file that holds an external snapshot's RAM."""
+    return snapshot.memory_file if snapshot.memory is MemorySnapshot.EXTERNAL else None

@@ -1,0 +1,91 @@
+"""Names of new snapshots, and of the files they make.
+
+Foreign names are shown and handled whatever they are; these limits are for names that we give. Outside of them
+libvirt moves the disks before it fails, QEMU reads the name as a number, or a machine does not start any more.
+"""
+
+from __future__ import annotations
+
+import posixpath
+import re
+from collections.abc import Callable, Collection
+from datetime import UTC, datetime
+
+from snaptree.plans.wording import quoted
+
+LONGEST_NAME = 100
+LONGEST_FILE_NAME = 247
+"""Bytes: a file system's 255, less what libvirt appends while it writes (`.xml.new`, the second of a revert)."""
+
+_GOOD_NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9-]{{0,{LONGEST_NAME - 1}}}")
+_IMAGE_SUFFIXES = (".qcow2", ".qcow", ".qed", ".img", ".raw", ".vmdk", ".vdi", ".vhd", ".vhdx")
+_SECONDS_SUFFIX = re.compile(r"\.\d{9,11}")
+"""What libvirt appends to the overlays that a revert makes: seconds since 1970."""
+
+
+def name_problem(name: str, *, internal: bool = False) -> str:
+    """Why a new snapshot can't have this name; empty if it can. One sentence."""
+    if not name:
+        return "A snapshot needs a name."
+    if len(name) > LONGEST_NAME:
+        return f"A snapshot's name can have {LONGEST_NAME} characters; this one has {len(name)}."
+    if not _GOOD_NAME.fullmatch(name):
+        return f"{quoted(name)} is not made of letters, digits and dashes, or begins with a dash."
+    if internal and name.isdigit():
+        return f"{quoted(name)} is a number: inside an image, QEMU would take it for the number of another snapshot."
+    return ""
+
+
+def suggest_name(
+    taken: Collection[str],
+    now: int,
+    prefix: str = "snapshot",
+    is_free: Callable[[str], bool] = lambda _name: True,
+) -> str:
+    """A name made of a word, local date and time, that is not taken. `now` is seconds since 1970, UTC.
+
+    `is_free` can turn down more, such as names whose overlay file exists already.
+    """
+    moment = datetime.fromtimestamp(now, UTC).astimezone()
+    base = name = f"{prefix}-{moment:%Y-%m-%d-%H%M%S}"
+    number = 1
+    while name in taken or not is_free(name):
+        number += 1
+        name = f"{base}-{number}"
+    return name
+
+
+def overlay_path(active_layer: str, name: str, snapshot_names: Collection[str] = ()) -> str:
+    """Where the overlay of a new snapshot goes: beside the active layer, `disk.qcow2` -> `disk.NAME`.
+
+    What an earlier snapshot (one of `snapshot_names`) or a revert appended is replaced, so that names stay short.
+    """
+    directory, base = posixpath.split(active_layer)
+    return posixpath.join(directory, f"{_stem(base, snapshot_names)}.{name}")
+
+
+def revert_overlay_path(frozen_layer: str, now: int) -> str:
+    """Where libvirt itself puts the overlay when it reverts: the last suffix is replaced by the second."""
+    directory, base = posixpath.split(frozen_layer)
+    stem, dot, _ = base.rpartition(".")
+    return posixpath.join(directory, f"{stem if dot else base}.{now}")
+
+
+def memory_path(overlay: str) -> str:
+    """Where saved memory goes: beside the overlay of the first disk."""
+    return f"{overlay}.mem"
+
+
+def file_name_is_too_long(path: str) -> bool:
+    """Whether a file system may refuse this file's name."""
+    return len(posixpath.basename(path).encode()) > LONGEST_FILE_NAME
+
+
+def _stem(base: str, snapshot_names: Collection[str]) -> str:
+    if match := _SECONDS_SUFFIX.fullmatch(posixpath.splitext(base)[1]):
+        return base[: -len(match[0])]
+    for suffix in _IMAGE_SUFFIXES:
+        if base.lower().endswith(suffix) and base.lower() != suffix:
+            return base[: -len(suffix)]
+    endings = [f".{name}" for name in snapshot_names if base.endswith(f".{name}") and base != f".{name}"]
+    return base[: -len(max(endings, key=len))] if endings else base

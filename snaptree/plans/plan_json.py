@@ -1,0 +1,201 @@
+"""Plans as text: the sentence of each step, the JSON that scripts read, and the lossless record of the journal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from types import MappingProxyType
+from typing import Any
+
+from snaptree.model.estate import Consistency, DiskSnapshot, MemorySnapshot
+from snaptree.model.figures import Confidence, Figure
+from snaptree.plans.plan import (
+    Action,
+    DeleteSnapshot,
+    Finding,
+    Forecast,
+    Plan,
+    RemoveLeftover,
+    RevertToSnapshot,
+    StateAfter,
+    Step,
+    TakeSnapshot,
+    Undo,
+)
+from snaptree.plans.wording import plain, quoted
+
+RECORD_VERSION = 1
+
+_KINDS: Mapping[type[Step], str] = MappingProxyType(
+    {
+        TakeSnapshot: "take",
+        RevertToSnapshot: "revert",
+        DeleteSnapshot: "delete",
+        RemoveLeftover: "remove-leftover",
+    }
+)
+
+_STATES_AFTER = {
+    StateAfter.AS_CAPTURED: "",
+    StateAfter.RUNNING: " and let the machine run",
+    StateAfter.PAUSED: " and leave the machine paused",
+}
+
+
+def describe_step(step: Step) -> str:
+    """One step in words, for previews, progress and the journal."""
+    match step:
+        case TakeSnapshot():
+            what = "safety snapshot" if step.safety else "snapshot"
+            return f"Take the {what} {quoted(step.name)} ({_how_taken(step)})"
+        case RevertToSnapshot():
+            return f"Revert to {quoted(step.name)}{_STATES_AFTER[step.state_after]}"
+        case DeleteSnapshot():
+            return f"Delete {quoted(step.name)}" + (" and merge its layer" if step.merges else "")
+        case RemoveLeftover():
+            return f"Remove {plain(step.path)}: {step.why}"
+
+
+def _how_taken(step: TakeSnapshot) -> str:
+    where = "new layer" if step.overlays else "inside the image"
+    match step.consistency:
+        case Consistency.MEMORY:
+            what = "disks and memory"
+        case Consistency.FILESYSTEM:
+            what = "disks only, file systems frozen"
+        case Consistency.CRASH:
+            what = "disks only, as after a power cut"
+        case _:
+            what = "disks"
+    return f"{what}, {where}"
+
+
+def plan_to_json(plan: Plan) -> dict[str, Any]:
+    """The document of `--json`: integers are bytes and seconds, null is what nobody can say (DESIGN, section 7)."""
+    forecast = plan.forecast
+    return {
+        "action": plan.action.value,
+        "domain": plan.domain,
+        "snapshots": list(plan.snapshots),
+        "steps": [_step_to_record(step) | {"says": describe_step(step)} for step in plan.steps],
+        "forecast": {
+            "copies": forecast.copies.bytes,
+            "frees": forecast.frees.bytes,
+            "peak_extra": forecast.peak_extra.bytes,
+            "seconds": forecast.seconds,
+            "pause_seconds": forecast.pause_seconds,
+        },
+        "warnings": [{"rule": warning.rule, "reason": warning.reason} for warning in plan.warnings],
+        "refusals": [
+            {"rule": refusal.rule, "reason": refusal.reason, "remedy": refusal.remedy} for refusal in plan.refusals
+        ],
+        "undo": plan.undo is not None,
+    }
+
+
+def plan_to_record(plan: Plan) -> dict[str, Any]:
+    """A plan as JSON values from which `plan_from_record` makes an equal one."""
+    return {
+        "version": RECORD_VERSION,
+        "action": plan.action.value,
+        "host_uri": plan.host_uri,
+        "domain_uuid": plan.domain_uuid,
+        "domain": plan.domain,
+        "snapshots": list(plan.snapshots),
+        "steps": [_step_to_record(step) for step in plan.steps],
+        "forecast": asdict(plan.forecast),
+        "warnings": [asdict(finding) for finding in plan.warnings],
+        "refusals": [asdict(finding) for finding in plan.refusals],
+        "undo": None if plan.undo is None else asdict(plan.undo),
+        "expected_chains": {target: list(layers) for target, layers in plan.expected_chains.items()},
+    }
+
+
+def plan_from_record(record: Mapping[str, Any]) -> Plan:
+    """The plan that `plan_to_record` wrote down. Raises ValueError, KeyError or TypeError for anything else."""
+    if record["version"] != RECORD_VERSION:
+        raise ValueError(f"a plan recorded in version {record['version']}, not {RECORD_VERSION}")
+    forecast = record["forecast"]
+    undo = record["undo"]
+    return Plan(
+        action=Action(record["action"]),
+        host_uri=record["host_uri"],
+        domain_uuid=record["domain_uuid"],
+        domain=record["domain"],
+        snapshots=tuple(record["snapshots"]),
+        steps=tuple(_step_from_record(step) for step in record["steps"]),
+        forecast=Forecast(
+            copies=_figure(forecast["copies"]),
+            frees=_figure(forecast["frees"]),
+            peak_extra=_figure(forecast["peak_extra"]),
+            seconds=forecast["seconds"],
+            pause_seconds=forecast["pause_seconds"],
+        ),
+        warnings=tuple(Finding(**finding) for finding in record["warnings"]),
+        refusals=tuple(Finding(**finding) for finding in record["refusals"]),
+        undo=None if undo is None else Undo(undo["text"], undo["revert_to"], tuple(undo["delete"])),
+        expected_chains=MappingProxyType(
+            {target: tuple(layers) for target, layers in record["expected_chains"].items()}
+        ),
+    )
+
+
+def _figure(record: Mapping[str, Any]) -> Figure:
+    return Figure(record["bytes"], Confidence(record["confidence"]), record["how"])
+
+
+def _step_to_record(step: Step) -> dict[str, Any]:
+    kind = {"kind": _KINDS[type(step)]}
+    match step:
+        case TakeSnapshot():
+            return kind | {
+                "name": step.name,
+                "description": step.description,
+                "memory": step.memory.value,
+                "memory_file": step.memory_file,
+                "disks": {target: how.value for target, how in step.disks.items()},
+                "overlays": dict(step.overlays),
+                "quiesce": step.quiesce,
+                "consistency": step.consistency.value,
+                "expected_current": step.expected_current,
+                "safety": step.safety,
+            }
+        case RevertToSnapshot():
+            return kind | {
+                "name": step.name,
+                "state_after": step.state_after.value,
+                "expected_current": step.expected_current,
+            }
+        case DeleteSnapshot():
+            return kind | {
+                "name": step.name,
+                "expected_children": list(step.expected_children),
+                "merges": step.merges,
+            }
+        case RemoveLeftover():
+            return kind | {"path": step.path, "why": step.why}
+
+
+def _step_from_record(record: Mapping[str, Any]) -> Step:
+    match record["kind"]:
+        case "take":
+            return TakeSnapshot(
+                name=record["name"],
+                description=record["description"],
+                memory=MemorySnapshot(record["memory"]),
+                memory_file=record["memory_file"],
+                disks=MappingProxyType({target: DiskSnapshot(how) for target, how in record["disks"].items()}),
+                overlays=MappingProxyType(dict(record["overlays"])),
+                quiesce=record["quiesce"],
+                consistency=Consistency(record["consistency"]),
+                expected_current=record["expected_current"],
+                safety=record["safety"],
+            )
+        case "revert":
+            return RevertToSnapshot(record["name"], StateAfter(record["state_after"]), record["expected_current"])
+        case "delete":
+            return DeleteSnapshot(record["name"], tuple(record["expected_children"]), record["merges"])
+        case "remove-leftover":
+            return RemoveLeftover(record["path"], record["why"])
+        case kind:
+            raise ValueError(f"a step of an unknown kind: {kind}")

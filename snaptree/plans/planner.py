@@ -1,0 +1,26 @@
+"""The one door: an intention and a situation in, a plan or its refusals out."""
+
+from __future__ import annotations
+
+from snaptree.plans.delete import plan_delete
+from snaptree.plans.intention import Delete, Intention, Revert, Take, TakeBack
+from snaptree.plans.plan import Plan
+from snaptree.plans.revert import plan_revert, plan_take_back
+from snaptree.plans.situation import Situation
+from snaptree.plans.take import plan_take
+
+
+def make_plan(intention: Intention, situation: Situation) -> Plan:
+    """Plan what the user wants, or say by which rules it can't be.
+
+    Raises VanishedError if a snapshot that the intention names is gone, SnapTreeError if it names nothing.
+    """
+    match intention:
+        case Take():
+            return plan_take(intention, situation)
+        case Revert():
+            return plan_revert(intention, situation)
+        case Delete():
+            return plan_delete(intention, situation)
+        case TakeBack():
+            return plan_take_back(intention, situation)

@@ -1,0 +1,222 @@
+"""What a rule is: a condition over a case, and the sentences to say when it holds."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import cached_property
+
+from snaptree.model.estate import DiskSnapshot, DomainLayers, Snapshot
+from snaptree.model.tree import SnapshotTree
+from snaptree.plans.facts import DeleteEffect, Facts, internal_images, is_external
+from snaptree.plans.plan import (
+    Action,
+    DeleteSnapshot,
+    Finding,
+    RemoveLeftover,
+    RevertToSnapshot,
+    StateAfter,
+    Step,
+    TakeSnapshot,
+)
+from snaptree.plans.situation import Known, Situation
+from snaptree.plans.wording import plain, quoted, version
+
+QEMU = "QEMU"
+TEST = "TEST"
+"""libvirt's mock driver, for thousands of machines at once: it has snapshots, but neither images nor QEMU."""
+
+Evidence = Mapping[str, str]
+"""What a rule found, in words, by the placeholder that its sentences use."""
+
+
+def found(**words: str) -> Evidence:
+    """Evidence, maybe with nothing to name."""
+    return words
+
+
+class Verdict(StrEnum):
+    """What a rule does to a plan; the values stand on the page of rules."""
+
+    REFUSE = "refuse"
+    WARN = "warn"
+
+
+@dataclass(frozen=True)
+class Case:
+    """One action in one situation, as rules judge it.
+
+    `step` is what would be run; None when a window only asks whether the action makes sense. `batch` names all
+    snapshots that the same plan deletes, `safety` the safety snapshot taken before a revert. `wants_memory` says that
+    the user asked for the RAM.
+    """
+
+    situation: Situation
+    facts: Facts
+    action: Action
+    name: str | None = None
+    step: Step | None = None
+    batch: tuple[str, ...] = ()
+    safety: str | None = None
+    wants_memory: bool = False
+
+    @property
+    def tree(self) -> SnapshotTree:
+        """The machine's snapshots."""
+        return self.situation.tree
+
+    @property
+    def layers(self) -> DomainLayers:
+        """The machine's images."""
+        return self.situation.layers
+
+    @cached_property
+    def snapshot(self) -> Snapshot | None:
+        """The snapshot reverted to or deleted; None when taking one."""
+        if self.name is None or self.action is Action.TAKE:
+            return None
+        return self.tree.snapshots.get(self.name)
+
+    @property
+    def current(self) -> Snapshot | None:
+        """The current snapshot."""
+        return None if self.tree.current is None else self.tree[self.tree.current]
+
+    @property
+    def is_active(self) -> bool:
+        """Whether QEMU runs for this machine now."""
+        return self.situation.domain.state.is_active
+
+    @property
+    def take(self) -> TakeSnapshot | None:
+        """The step, if it takes a snapshot."""
+        return self.step if isinstance(self.step, TakeSnapshot) else None
+
+    @property
+    def takes_external(self) -> bool:
+        """Whether the step freezes a layer of any disk."""
+        return self.take is not None and DiskSnapshot.EXTERNAL in self.take.disks.values()
+
+    @property
+    def takes_internal(self) -> bool:
+        """Whether the step takes a snapshot inside the images."""
+        return self.take is not None and DiskSnapshot.INTERNAL in self.take.disks.values()
+
+    @property
+    def external(self) -> Snapshot | None:
+        """The snapshot reverted to or deleted, if it is external."""
+        return self.snapshot if self.snapshot is not None and is_external(self.snapshot) else None
+
+    @property
+    def internal(self) -> Snapshot | None:
+        """The snapshot reverted to or deleted, if it is internal."""
+        return self.snapshot if self.snapshot is not None and not is_external(self.snapshot) else None
+
+    @property
+    def state_after(self) -> StateAfter:
+        """In what state a revert ends."""
+        return self.step.state_after if isinstance(self.step, RevertToSnapshot) else StateAfter.AS_CAPTURED
+
+    @cached_property
+    def effect(self) -> DeleteEffect:
+        """What deleting does to files; nothing for other actions."""
+        if self.action is not Action.DELETE or self.snapshot is None:
+            return DeleteEffect()
+        return self.facts.delete_effect(self.snapshot)
+
+    @cached_property
+    def unlinks(self) -> tuple[str, ...]:
+        """Images that libvirt would unlink."""
+        if self.action is Action.REVERT and self.external is not None:
+            return self.facts.unlinked_by_external_revert
+        return (*(merge.overlay for merge in self.effect.merges), *self.effect.removes)
+
+    @cached_property
+    def writes(self) -> tuple[str, ...]:
+        """Images whose content, as others read it, libvirt would change."""
+        if self.action is Action.REVERT and self.internal is not None:
+            return tuple(self.facts.key(path) for path in internal_images(self.internal))
+        return tuple(merge.into for merge in self.effect.merges)
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """A condition under which an action is refused or warned about. Data: listed, printed and tested one by one.
+
+    `reason` says what is so and why it matters, `remedy` what to do; both name what `condition` found.
+    `since` is the first libvirt version it holds for, `until` the first for which it holds no more.
+    `source` is how we know.
+    """
+
+    id: str
+    actions: frozenset[Action]
+    verdict: Verdict
+    condition: Callable[[Case], Evidence | None]
+    reason: str
+    remedy: str
+    source: str
+    needs: Known = Known.EVERYTHING
+    since: int = 0
+    until: int | None = None
+    drivers: frozenset[str] = frozenset({QEMU})
+    mended_by_safety_snapshot: bool = False
+    """Taking a safety snapshot first removes the cause: asked before a plan is made, it is no reason to say no."""
+
+    def applies_to(self, case: Case) -> bool:
+        """Whether this rule is about such an action on such a host at all, and enough is known to judge."""
+        host = case.situation.host
+        return (
+            case.action in self.actions
+            and case.situation.known >= self.needs
+            and (not self.drivers or host.driver in self.drivers)
+            and host.libvirt_version >= self.since
+            and (self.until is None or host.libvirt_version < self.until)
+        )
+
+    def judge(self, case: Case) -> Finding | None:
+        """The finding, if the rule has something to say."""
+        if not self.applies_to(case):
+            return None
+        evidence = self.condition(case)
+        if evidence is None:
+            return None
+        return self.say(case, evidence)
+
+    def say(self, case: Case, evidence: Evidence) -> Finding:
+        """The finding in words, for planners that found out themselves."""
+        words = {**_always_known(case), **evidence}
+        return Finding(self.id, self.reason.format_map(words), self.remedy.format_map(words))
+
+
+def _always_known(case: Case) -> dict[str, str]:
+    return {
+        "vm": plain(case.situation.domain.name),
+        "vm_arg": shlex.quote(plain(case.situation.domain.name)),
+        "libvirt": version(case.situation.host.libvirt_version),
+        "snapshot": quoted(case.name or ""),
+        "snapshot_arg": shlex.quote(plain(case.name or "")),
+        "driver": plain(case.situation.host.driver),
+    }
+
+
+def action_of(step: Step) -> Action:
+    """What a step does, as rules are asked about it."""
+    match step:
+        case TakeSnapshot():
+            return Action.TAKE
+        case RevertToSnapshot():
+            return Action.REVERT
+        case DeleteSnapshot() | RemoveLeftover():
+            return Action.DELETE
+
+
+def actions(*which: Action) -> frozenset[Action]:
+    """The actions that a rule is about."""
+    return frozenset(which)
+
+
+def first(evidence: Iterable[Evidence]) -> Evidence | None:
+    """The first finding, if there is any."""
+    return next(iter(evidence), None)

@@ -1,0 +1,164 @@
+"""Rules about the connection, the machine and its jobs, whatever is to be changed."""
+
+from __future__ import annotations
+
+from snaptree.model.estate import DomainState, SnapshotKind
+from snaptree.plans.plan import Action
+from snaptree.plans.rule import QEMU, TEST, Case, Evidence, Rule, Verdict, actions, found
+from snaptree.plans.situation import Known
+from snaptree.plans.wording import listed
+
+_ANY_DRIVER: frozenset[str] = frozenset()
+_CHANGES = actions(Action.TAKE, Action.REVERT, Action.DELETE)
+
+
+def _read_only(case: Case) -> Evidence | None:
+    return found() if case.situation.host.read_only else None
+
+
+def _driver_unknown(case: Case) -> Evidence | None:
+    return None if case.situation.host.driver in (QEMU, TEST) else found()
+
+
+def _state_unknown(case: Case) -> Evidence | None:
+    return found() if case.situation.domain.state is DomainState.UNKNOWN else None
+
+
+def _is_left_by_interrupted_delete(case: Case) -> bool:
+    return case.situation.domain.state is DomainState.PAUSED and any(
+        snapshot.delete_in_progress for snapshot in case.tree
+    )
+
+
+def _block_job(case: Case) -> Evidence | None:
+    jobs = case.situation.block_jobs
+    return found(disks=listed(jobs)) if jobs and not _is_left_by_interrupted_delete(case) else None
+
+
+def _orphaned_delete_job(case: Case) -> Evidence | None:
+    jobs = case.situation.block_jobs
+    return found(disks=listed(jobs)) if jobs and _is_left_by_interrupted_delete(case) else None
+
+
+def _managed_save(case: Case) -> Evidence | None:
+    if not case.situation.domain.has_managed_save:
+        return None
+    if case.action is Action.REVERT or case.takes_external or case.external is not None:
+        return found()
+    return None
+
+
+def _transient(case: Case) -> Evidence | None:
+    return None if case.situation.domain.is_persistent else found()
+
+
+def _unreadable_snapshot(case: Case) -> Evidence | None:
+    if case.snapshot is None or not case.snapshot.problem:
+        return None
+    return found(problem=case.snapshot.problem.rstrip("."))
+
+
+def _mixed(case: Case) -> Evidence | None:
+    return found() if case.snapshot is not None and case.snapshot.kind is SnapshotKind.MIXED else None
+
+
+RULES = (
+    Rule(
+        id="read-only-connection",
+        actions=_CHANGES,
+        verdict=Verdict.REFUSE,
+        condition=_read_only,
+        reason="The connection to the host is read-only, so nothing can be changed.",
+        remedy="Connect again without read-only.",
+        source="libvirt refuses every change on a read-only connection",
+        needs=Known.TREE,
+        drivers=_ANY_DRIVER,
+    ),
+    Rule(
+        id="unknown-driver",
+        actions=_CHANGES,
+        verdict=Verdict.REFUSE,
+        condition=_driver_unknown,
+        reason="Snapshots are changed on QEMU and KVM hosts only; this host's driver is {driver}.",
+        remedy="Use the tools that come with {driver}.",
+        source="nothing here was tried with other drivers",
+        needs=Known.TREE,
+        drivers=_ANY_DRIVER,
+    ),
+    Rule(
+        id="state-unknown",
+        actions=_CHANGES,
+        verdict=Verdict.REFUSE,
+        condition=_state_unknown,
+        reason="libvirt can't say whether {vm} is running, and what is safe depends on that.",
+        remedy="Find out on the host what became of {vm} (virsh domstate {vm_arg}), then refresh.",
+        source="libvirt refuses snapshots of a machine without a state",
+        needs=Known.TREE,
+        drivers=_ANY_DRIVER,
+    ),
+    Rule(
+        id="block-job-running",
+        actions=_CHANGES,
+        verdict=Verdict.REFUSE,
+        condition=_block_job,
+        reason="A block job (a merge, copy or backup) is running on disk {disks} of {vm}.",
+        remedy="Wait until it has finished; virsh blockjob {vm_arg} DISK shows how far it is.",
+        source="libvirt: 'domain has active block job', 'disk already in active block job'",
+    ),
+    Rule(
+        id="orphaned-delete-job",
+        actions=_CHANGES,
+        verdict=Verdict.REFUSE,
+        condition=_orphaned_delete_job,
+        reason="A deletion was cut short while it merged disk {disks}: {vm} is the paused QEMU that it left behind,"
+        " with a merge that nobody finishes.",
+        remedy="Do not resume {vm}. Stop the merge (virsh blockjob {vm_arg} DISK --abort), end the machine (virsh"
+        " destroy {vm_arg}) if it was off before, then delete the same snapshot again.",
+        source="lab on 9.0, 11.3 and 12.8: daemon killed while it merged a machine that was off",
+    ),
+    Rule(
+        id="managed-save",
+        actions=_CHANGES,
+        verdict=Verdict.REFUSE,
+        condition=_managed_save,
+        reason="{vm} was put to sleep by a managed save. Started again, its saved memory would meet disks that it"
+        " does not know, and its file systems would be damaged.",
+        remedy="Start {vm}, or throw the saved state away (virsh managedsave-remove {vm_arg}).",
+        source="lab on 9.0, 11.3 and 12.8: managed save, external snapshot, start: the machine writes to the old disk",
+        needs=Known.TREE,
+    ),
+    Rule(
+        id="transient-machine",
+        actions=actions(Action.TAKE, Action.REVERT),
+        verdict=Verdict.REFUSE,
+        condition=_transient,
+        reason="{vm} is transient: once it stops, libvirt forgets it and its snapshots, and the next start from the"
+        " old definition writes to layers that snapshots have frozen.",
+        remedy="Make it persistent first (virsh dumpxml {vm_arg} > vm.xml; virsh define vm.xml).",
+        source="libvirt drops a transient domain's snapshot metadata when it stops",
+        needs=Known.TREE,
+    ),
+    Rule(
+        id="unreadable-snapshot",
+        actions=actions(Action.REVERT, Action.DELETE),
+        verdict=Verdict.REFUSE,
+        condition=_unreadable_snapshot,
+        reason="What libvirt recorded about {snapshot} can't be understood ({problem}), so nobody can say what would"
+        " be lost.",
+        remedy="Look at it with virsh snapshot-dumpxml {vm_arg} {snapshot_arg}.",
+        source="a snapshot without <domain> has no rollback information",
+        needs=Known.TREE,
+        drivers=_ANY_DRIVER,
+    ),
+    Rule(
+        id="mixed-snapshot",
+        actions=actions(Action.REVERT, Action.DELETE),
+        verdict=Verdict.REFUSE,
+        condition=_mixed,
+        reason="{snapshot} is partly inside an image and partly a frozen layer. libvirt treats it as if it were all"
+        " external, and would bring back or delete only that part.",
+        remedy="Copy what you need from its images by hand; today's libvirt does not make such snapshots any more.",
+        source="libvirt source: virDomainSnapshotIsExternal",
+        needs=Known.TREE,
+    ),
+)

@@ -1,0 +1,374 @@
+"""Rules about deleting a snapshot."""
+
+from __future__ import annotations
+
+import posixpath
+import re
+
+from snaptree.plans.facts import LIBVIRT_10_9, internal_images, is_external
+from snaptree.plans.plan import Action
+from snaptree.plans.rule import QEMU, TEST, Case, Evidence, Rule, Verdict, actions, first, found
+from snaptree.plans.situation import Known
+from snaptree.plans.wording import files_named, listed, plain, quoted, snapshots_named
+
+_DELETE = actions(Action.DELETE)
+_ANY_DRIVER = frozenset({QEMU, TEST})
+
+
+def _no_current(case: Case) -> Evidence | None:
+    return found() if case.external is not None and case.tree.current is None else None
+
+
+def _not_owner(case: Case) -> Evidence | None:
+    if case.external is None or case.current is None or case.facts.current_owns_now:
+        return None
+    owners = sorted(case.facts.owners_of_now)
+    return found(
+        current=quoted(case.current.name),
+        owners=f"They descend from {snapshots_named(owners)}." if owners else "They descend from none of them.",
+    )
+
+
+def _current_with_children(case: Case) -> Evidence | None:
+    if case.external is None or case.name != case.tree.current:
+        return None
+    children = case.tree.children(case.external.name)
+    return found(children=snapshots_named(children)) if children else None
+
+
+def _fork(case: Case) -> Evidence | None:
+    if case.external is None or case.name == case.tree.current:
+        return None
+    children = case.tree.children(case.external.name)
+    return found(children=snapshots_named(children)) if len(children) > 1 else None
+
+
+def _branch_not_in_use(case: Case) -> Evidence | None:
+    if case.external is None or case.name in case.tree.path_to_current or case.tree.current is None:
+        return None
+    children = case.tree.children(case.external.name)
+    return found(children=snapshots_named(case.tree.descendants(case.external.name))) if len(children) == 1 else None
+
+
+def _leaf_not_in_use(case: Case) -> Evidence | None:
+    if case.external is None or case.situation.host.external_snapshots or case.name in case.tree.path_to_current:
+        return None
+    return None if case.tree.children(case.external.name) else found()
+
+
+def _taken_while_off(case: Case) -> Evidence | None:
+    if case.external is None or case.is_active or case.situation.host.external_snapshots:
+        return None
+    return found() if case.effect.merges and case.tree.children(case.external.name) else None
+
+
+def _parent_is_internal(case: Case) -> Evidence | None:
+    if case.snapshot is None or not (case.name == case.tree.current or case.tree.children(case.snapshot.name)):
+        return None
+    parents = [
+        parent.name
+        for disk in case.snapshot.disks
+        if disk.how.value == "external"
+        and (parent := case.facts.parent_for_disk(case.snapshot.name, disk.target)) is not None
+        and not is_external(parent)
+    ]
+    return found(parents=snapshots_named(dict.fromkeys(parents))) if parents and case.external is not None else None
+
+
+def _half_deleted_child(case: Case) -> Evidence | None:
+    if case.external is None or not case.external.delete_in_progress:
+        return None
+    children = case.tree.children(case.external.name)
+    return found(children=snapshots_named(children)) if children else None
+
+
+def _image_not_in_use(case: Case) -> Evidence | None:
+    if case.internal is None or not case.is_active or not case.facts.chains:
+        return None
+    elsewhere = [path for path in internal_images(case.internal) if case.facts.key(path) not in case.facts.active]
+    return found(files=files_named(elsewhere)) if elsewhere else None
+
+
+def _name_breaks_job(case: Case) -> Evidence | None:
+    if case.internal is None or not case.is_active:
+        return None
+    return None if re.fullmatch(r"[A-Za-z0-9-]+", case.internal.name) else found()
+
+
+def _checkpoints_off(case: Case) -> Evidence | None:
+    if not case.effect.merges or case.is_active or not case.situation.checkpoints:
+        return None
+    return found(checkpoints=listed(plain(name) for name in case.situation.checkpoints))
+
+
+def _disk_cannot_merge(case: Case) -> Evidence | None:
+    merged = {merge.target for merge in case.effect.merges}
+    return first(
+        found(disk=plain(disk.target), why="is transient" if disk.transient else "is an SD card")
+        for disk in case.situation.disks
+        if disk.target in merged and (disk.transient or disk.bus == "sd")
+    )
+
+
+def _pinned_in_bulk(case: Case) -> Evidence | None:
+    if case.snapshot is None or not case.snapshot.annotations.pinned or len(case.batch) < 2:
+        return None
+    return found()
+
+
+def _pinned(case: Case) -> Evidence | None:
+    if case.snapshot is None or not case.snapshot.annotations.pinned or len(case.batch) > 1:
+        return None
+    return found()
+
+
+def _final(case: Case) -> Evidence | None:
+    names = [name for name in case.batch if name in case.tree] or [case.name or ""]
+    return found(names=snapshots_named(case.batch or names))
+
+
+def _uncancellable(case: Case) -> Evidence | None:
+    return found() if case.effect.merges else None
+
+
+def _starts_qemu(case: Case) -> Evidence | None:
+    return found() if case.effect.merges and not case.is_active else None
+
+
+def _none_current_after(case: Case) -> Evidence | None:
+    if case.name != case.tree.current or case.snapshot is None or case.tree.parents[case.snapshot.name] is not None:
+        return None
+    others = [other.name for other in case.tree if is_external(other) and other.name not in (case.name, *case.batch)]
+    return found(others=snapshots_named(others)) if others else None
+
+
+def _may_fill_disk(case: Case) -> Evidence | None:
+    for merge in case.effect.merges:
+        directory = posixpath.dirname(merge.into)
+        free = case.situation.free_bytes.get(directory)
+        image = case.facts.image(merge.overlay)
+        grows = None if image is None else image.allocated.bytes
+        if free is not None and grows is not None and grows > free:
+            return found(
+                directory=plain(directory),
+                base=plain(merge.into),
+                grows=f"{grows / 2**20:.0f} MiB",
+                free=f"{free / 2**20:.0f} MiB",
+            )
+    return None
+
+
+RULES = (
+    Rule(
+        id="delete-without-current",
+        actions=_DELETE,
+        verdict=Verdict.REFUSE,
+        condition=_no_current,
+        reason="libvirt knows no current snapshot of {vm}. Deleting an external one in this state crashes its"
+        " daemon, or removes a layer in use.",
+        remedy="Redefine the snapshot that the disks descend from as current (virsh snapshot-create {vm_arg}"
+        " SNAPSHOT.xml --redefine --current).",
+        source="lab on 11.3 and 12.8: delete of a non-leaf crashes the daemon, of the leaf in use loses data",
+        needs=Known.TREE,
+    ),
+    Rule(
+        id="delete-with-wrong-current",
+        actions=_DELETE,
+        verdict=Verdict.REFUSE,
+        condition=_not_owner,
+        reason="libvirt takes {current} for the current snapshot of {vm}, but the layers in use do not descend from"
+        " it. {owners} Deleting would remove the wrong layers.",
+        remedy="Redefine the snapshot that the disks descend from as current (virsh snapshot-create {vm_arg}"
+        " SNAPSHOT.xml --redefine --current).",
+        source="lab on 11.3 and 12.8: current wrongly set to a non-leaf, delete the leaf in use: data lost",
+        needs=Known.LAYERS,
+    ),
+    Rule(
+        id="current-with-children",
+        actions=_DELETE,
+        verdict=Verdict.REFUSE,
+        condition=_current_with_children,
+        reason="{snapshot} is the current snapshot and {children} descends from it, so its layer carries two"
+        " futures. libvirt does not delete such external snapshots.",
+        remedy="Delete {children} first, or revert to it: then only that future is left in use.",
+        source="libvirt: 'deletion of active external snapshot that is not a leaf snapshot is not supported'",
+        needs=Known.TREE,
+    ),
+    Rule(
+        id="fork",
+        actions=_DELETE,
+        verdict=Verdict.REFUSE,
+        condition=_fork,
+        reason="{children} both stand on the layer of {snapshot}. libvirt does not delete external snapshots with"
+        " more than one child.",
+        remedy="Delete all but one of {children} first.",
+        source="libvirt: 'deletion of external disk snapshots with multiple children snapshots not supported'",
+        needs=Known.TREE,
+    ),
+    Rule(
+        id="branch-not-in-use",
+        actions=_DELETE,
+        verdict=Verdict.REFUSE,
+        condition=_branch_not_in_use,
+        reason="{snapshot} lies on a branch that {vm} does not use now, and {children} stands on it. libvirt merges"
+        " layers in use only.",
+        remedy="Delete {children} too, or revert to a snapshot of that branch first.",
+        source="libvirt: 'deletion of non-leaf external snapshot that is not in active chain is not supported'",
+        needs=Known.TREE,
+    ),
+    Rule(
+        id="leaf-not-in-use",
+        actions=_DELETE,
+        verdict=Verdict.REFUSE,
+        condition=_leaf_not_in_use,
+        reason="{snapshot} lies on a branch that {vm} does not use now, and libvirt {libvirt} can't delete it there.",
+        remedy="Update libvirt to 9.9 or later.",
+        source="lab on 9.0: inactive leaf refused",
+        needs=Known.TREE,
+    ),
+    Rule(
+        id="layers-made-while-off",
+        actions=_DELETE,
+        verdict=Verdict.REFUSE,
+        condition=_taken_while_off,
+        reason="libvirt {libvirt} can't merge below the newest layer while {vm} is off.",
+        remedy="Start {vm}, delete {snapshot}, and shut it down again.",
+        source="lab on 9.0: 'could not find base disk source in disk source chain'",
+    ),
+    Rule(
+        id="parent-is-internal",
+        actions=_DELETE,
+        verdict=Verdict.REFUSE,
+        condition=_parent_is_internal,
+        reason="{snapshot} is external and its parent {parents} is internal. libvirt does not merge into an image"
+        " that holds the parent.",
+        remedy="Delete {parents} first, while {vm} is off, then {snapshot}.",
+        source="libvirt: 'deleting external snapshot that has internal snapshot as parent not supported'",
+        needs=Known.TREE,
+    ),
+    Rule(
+        id="finish-interrupted-delete",
+        actions=_DELETE,
+        verdict=Verdict.REFUSE,
+        condition=_half_deleted_child,
+        reason="A deletion of a child of {snapshot} ({children}) was cut short and has to be completed first.",
+        remedy="Delete the same child again.",
+        source="libvirt: 'snapshot disk was target of not completed snapshot delete'",
+        needs=Known.TREE,
+    ),
+    Rule(
+        id="image-not-in-use",
+        actions=_DELETE,
+        verdict=Verdict.REFUSE,
+        condition=_image_not_in_use,
+        reason="{snapshot} lies inside {files}, which is not the layer that {vm} writes to now; a running machine"
+        " can't delete it there.",
+        remedy="Shut {vm} down first.",
+        source="libvirt 11: 'disk image for internal snapshot is not the same as disk image currently used by VM';"
+        " 9.0 only forgets the snapshot and leaves its data behind",
+        needs=Known.LAYERS,
+    ),
+    Rule(
+        id="name-breaks-job",
+        actions=_DELETE,
+        verdict=Verdict.REFUSE,
+        condition=_name_breaks_job,
+        reason="The name {snapshot} has characters other than letters, digits and dashes, and libvirt {libvirt}"
+        " can't delete such internal snapshots while {vm} runs.",
+        remedy="Shut {vm} down first.",
+        source="lab on 11.3 and 12.8: 'Invalid job ID'",
+        needs=Known.TREE,
+        since=LIBVIRT_10_9,
+    ),
+    Rule(
+        id="checkpoints-need-it-running",
+        actions=_DELETE,
+        verdict=Verdict.REFUSE,
+        condition=_checkpoints_off,
+        reason="{vm} has checkpoints ({checkpoints}), and while it is off libvirt can't merge their layers.",
+        remedy="Start {vm} first.",
+        source="lab: external delete of a machine that is off is refused while a checkpoint exists",
+    ),
+    Rule(
+        id="disk-cannot-merge",
+        actions=_DELETE,
+        verdict=Verdict.REFUSE,
+        condition=_disk_cannot_merge,
+        reason="Disk {disk} {why}, whose layers libvirt can't merge.",
+        remedy="Attach the disk in another way first.",
+        source="libvirt: block jobs are not supported on such disks",
+    ),
+    Rule(
+        id="pinned",
+        actions=_DELETE,
+        verdict=Verdict.REFUSE,
+        condition=_pinned_in_bulk,
+        reason="{snapshot} is pinned, which protects it from being deleted together with others.",
+        remedy="Leave it out, unpin it, or delete it on its own.",
+        source="the person who pinned it wanted it kept",
+        needs=Known.TREE,
+        drivers=_ANY_DRIVER,
+    ),
+    Rule(
+        id="pinned-alone",
+        actions=_DELETE,
+        verdict=Verdict.WARN,
+        condition=_pinned,
+        reason="{snapshot} is pinned: someone wanted it kept.",
+        remedy="",
+        source="the person who pinned it wanted it kept",
+        needs=Known.TREE,
+        drivers=_ANY_DRIVER,
+    ),
+    Rule(
+        id="delete-is-final",
+        actions=_DELETE,
+        verdict=Verdict.WARN,
+        condition=_final,
+        reason="{vm} can't go back to {names} afterwards; this can't be undone.",
+        remedy="",
+        source="a merge overwrites what the snapshot held",
+        needs=Known.TREE,
+        drivers=_ANY_DRIVER,
+    ),
+    Rule(
+        id="cannot-be-cancelled",
+        actions=_DELETE,
+        verdict=Verdict.WARN,
+        condition=_uncancellable,
+        reason="Once libvirt has begun to merge a layer, it can't be stopped before it is done.",
+        remedy="",
+        source="lab: blockJobAbort blocks until the end, abortJob answers OK and is ignored",
+        needs=Known.TREE,
+    ),
+    Rule(
+        id="starts-qemu",
+        actions=_DELETE,
+        verdict=Verdict.WARN,
+        condition=_starts_qemu,
+        reason="{vm} is off: libvirt starts its QEMU paused to merge the layers, so its devices and networks must be"
+        " there.",
+        remedy="",
+        source="libvirt merges through a running QEMU, which takes about 2 s even for tiny images",
+        needs=Known.TREE,
+    ),
+    Rule(
+        id="none-current-after",
+        actions=_DELETE,
+        verdict=Verdict.WARN,
+        condition=_none_current_after,
+        reason="Afterwards {vm} has no current snapshot, and until it has one again {others} can't be deleted.",
+        remedy="Take a new external snapshot afterwards.",
+        source="lab: deleting a current root leaves no current snapshot",
+        needs=Known.TREE,
+    ),
+    Rule(
+        id="merge-may-fill-disk",
+        actions=_DELETE,
+        verdict=Verdict.WARN,
+        condition=_may_fill_disk,
+        reason="Merging may let {base} grow by up to {grows}, and {directory} has {free} free.",
+        remedy="Make room first: a merge that runs out of space leaves the disk half merged.",
+        source="vdsm#352: no space left in a live merge",
+    ),
+)

@@ -1,0 +1,322 @@
+"""Rules about the images that a revert or delete would write or unlink: nobody else may need them."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+from snaptree.model.estate import Snapshot
+from snaptree.plans.facts import is_external
+from snaptree.plans.plan import Action
+from snaptree.plans.rule import Case, Evidence, Rule, Verdict, actions, first, found
+from snaptree.plans.situation import Known
+from snaptree.plans.wording import files_named, machines_named, plain, snapshots_named
+
+_BOTH = actions(Action.REVERT, Action.DELETE)
+
+
+def _followed_up(case: Case, image: str) -> frozenset[str]:
+    """Images that may stand on one that libvirt unlinks, because libvirt gives them their new base in the same go."""
+    if case.action is not Action.DELETE or case.snapshot is None:
+        return frozenset()
+    followed: set[str] = set()
+    for layers in case.facts.chains.values():
+        followed.update(upper for upper, lower in pairwise(layers) if lower == image)
+    if case.situation.host.external_snapshots:
+        # Since external reverts exist, libvirt also rebases the branches that are not in use.
+        for name in case.tree.descendants(case.snapshot.name):
+            followed |= case.facts.keys(disk.frozen for disk in case.tree[name].disks)
+    return frozenset(followed)
+
+
+def _layer_in_use(case: Case) -> Evidence | None:
+    """Unlinking something of the live chain that is not what this very action takes out of it."""
+    taken_out = {merge.overlay for merge in case.effect.merges} if case.action is Action.DELETE else case.facts.active
+    wrong = [layer for layer in case.unlinks if layer in case.facts.live and layer not in taken_out]
+    return found(files=files_named(wrong)) if wrong else None
+
+
+def _survivors_frozen_in(case: Case, image: str, spared: frozenset[str]) -> list[str]:
+    return [name for name in case.facts.frozen_by.get(image, ()) if name not in spared]
+
+
+def _holds_frozen_snapshot(case: Case) -> Evidence | None:
+    spared = {case.name or ""} if case.action is Action.DELETE else set()
+    if case.action is Action.DELETE and case.effect.merges and case.name is not None:
+        # Their content moves into the base with the merge, and libvirt notes the new place.
+        spared |= set(case.tree.descendants(case.name))
+    for layer in case.unlinks:
+        if names := _survivors_frozen_in(case, layer, frozenset(spared)):
+            return found(file=plain(layer), holders=snapshots_named(names))
+    return None
+
+
+def _holds_internal_snapshot(case: Case) -> Evidence | None:
+    for layer in case.unlinks:
+        if names := case.facts.internal_in.get(layer, ()):
+            listed_ones = [name for name in names if name in case.tree and not is_external(case.tree[name])]
+            return found(
+                file=plain(layer),
+                internal=snapshots_named(names),
+                how="" if listed_ones else f" (qemu-img snapshot -d NAME {plain(layer)}, as libvirt does not list it)",
+            )
+    return None
+
+
+def _overlays_on_unlinked(case: Case) -> Evidence | None:
+    return first(
+        found(file=plain(layer), overlays=files_named(others))
+        for layer in case.unlinks
+        if (others := case.facts.others_above(layer, _followed_up(case, layer)))
+    )
+
+
+def _merged_overlays(case: Case) -> frozenset[str]:
+    return frozenset(merge.overlay for merge in case.effect.merges)
+
+
+def _overlays_on_written(case: Case) -> Evidence | None:
+    return first(
+        found(file=plain(image), overlays=files_named(others))
+        for image in case.writes
+        if (others := case.facts.others_above(image, _merged_overlays(case)))
+    )
+
+
+def _frozen_by_another(case: Case) -> Evidence | None:
+    return first(
+        found(file=plain(image), holders=snapshots_named(names))
+        for image in case.writes
+        if (names := _survivors_frozen_in(case, image, frozenset({case.name or ""})))
+    )
+
+
+def _machines_depend(case: Case) -> Evidence | None:
+    for image in (*case.writes, *case.unlinks):
+        if names := case.facts.dependants.get(image):
+            return found(file=plain(image), machines=machines_named(names))
+    return None
+
+
+def _unreadable_machines_may_depend(case: Case) -> Evidence | None:
+    """Only a base that this machine did not make itself is likely to carry strangers."""
+    machines = case.situation.unreadable_domains
+    shared = [image for image in (*case.writes, *case.unlinks) if image not in case.facts.made_by_snapshots]
+    return found(machines=machines_named(machines), files=files_named(shared)) if machines and shared else None
+
+
+def _unreadable_machines(case: Case) -> Evidence | None:
+    machines = case.situation.unreadable_domains
+    if not machines or not (case.writes or case.unlinks) or _unreadable_machines_may_depend(case) is not None:
+        return None
+    return found(machines=machines_named(machines), files=files_named((*case.writes, *case.unlinks)))
+
+
+def _unread_image(case: Case) -> Evidence | None:
+    unread = {image: why for image in case.unlinks if (why := case.facts.unreadable.get(image))}
+    return found(files=files_named(unread), problem=plain(next(iter(unread.values())).rstrip("."))) if unread else None
+
+
+def _needed(case: Case) -> tuple[Snapshot, ...]:
+    """The snapshot whose content a revert or merge stands on."""
+    if case.snapshot is None or not (case.action is Action.REVERT or case.effect.merges):
+        return ()
+    return (case.snapshot,)
+
+
+def _layer_missing(case: Case) -> Evidence | None:
+    missing: set[str] = set()
+    for snapshot in _needed(case):
+        for disk in snapshot.disks:
+            if disk.frozen is not None and disk.how.value in ("external", "internal"):
+                missing.update(case.facts.missing_in_stack(disk.frozen))
+    for merge in case.effect.merges:
+        layers = case.facts.chains.get(merge.target) or (merge.overlay,)
+        missing.update(case.facts.missing_in_stack(layers[0]))
+    return found(files=files_named(missing)) if missing else None
+
+
+def _content_changed(case: Case) -> Evidence | None:
+    """What a revert would bring back may not be what was there (a manual commit, most often)."""
+    if case.snapshot is None:
+        return None
+    for disk in case.snapshot.disks:
+        if disk.frozen is None or disk.how.value not in ("external", "internal"):
+            continue
+        stack = list(case.facts.stack(disk.frozen))
+        # Inside an image, an internal snapshot is safe from writes to the image; not from writes to what lies below.
+        suspects = stack if disk.how.value == "external" else stack[1:]
+        if wrong := [layer for layer in suspects if layer in case.facts.doubtful]:
+            return found(files=files_named(wrong))
+        for link in case.facts.broken_links:
+            if link.image == stack[0] and link.holder is not None:
+                return found(files=files_named([link.actual_below or link.image]))
+    return None
+
+
+def _merge_not_as_recorded(case: Case) -> Evidence | None:
+    for merge in case.effect.merges:
+        layers = case.facts.chains.get(merge.target, ())
+        if (merge.overlay, merge.into) not in pairwise(layers):
+            return found(overlay=plain(merge.overlay), base=plain(merge.into), disk=plain(merge.target))
+    return None
+
+
+def _disk_gone(case: Case) -> Evidence | None:
+    there = {disk.target for disk in case.situation.disks}
+    gone = [merge.target for merge in case.effect.merges if merge.target not in there]
+    return found(disk=plain(gone[0])) if gone else None
+
+
+RULES = (
+    Rule(
+        id="layer-in-use",
+        actions=_BOTH,
+        verdict=Verdict.REFUSE,
+        condition=_layer_in_use,
+        reason="libvirt would remove {files}, which {vm} stands on now: its disk would be lost.",
+        remedy="libvirt's idea of the current snapshot does not fit the disks in use. Mend that first: take a new"
+        " external snapshot, or redefine the snapshot that the disks descend from as current.",
+        source="lab on 11.3 and 12.8: current wrongly set to a non-leaf, delete the leaf in use: data lost",
+        needs=Known.LAYERS,
+    ),
+    Rule(
+        id="layer-holds-snapshot",
+        actions=_BOTH,
+        verdict=Verdict.REFUSE,
+        condition=_holds_frozen_snapshot,
+        reason="libvirt would remove {file}, which holds the content of {holders}.",
+        remedy="Take a new external snapshot first: libvirt then knows which layer is in use and removes that one.",
+        source="lab on 11.3 and 12.8: REDEFINE with CURRENT on a reverted snapshot, then revert: data lost",
+        needs=Known.TREE,
+        mended_by_safety_snapshot=True,
+    ),
+    Rule(
+        id="internal-snapshot-inside",
+        actions=_BOTH,
+        verdict=Verdict.REFUSE,
+        condition=_holds_internal_snapshot,
+        reason="libvirt would remove {file} with {internal} inside: that internal snapshot would be lost, though"
+        " libvirt would go on listing it.",
+        remedy="Delete {internal} first if nobody needs it{how}, or keep {snapshot}.",
+        source="lab on 9.0, 11.3 and 12.8: deleting an external snapshot loses the internal one in its overlay",
+        needs=Known.TREE,
+    ),
+    Rule(
+        id="removed-layer-has-overlays",
+        actions=_BOTH,
+        verdict=Verdict.REFUSE,
+        condition=_overlays_on_unlinked,
+        reason="libvirt would remove {file}, and {overlays} stands on it and would be unusable.",
+        remedy="If nobody needs {overlays}, remove it first; otherwise keep {snapshot}.",
+        source="a qcow2 image without its base is lost; libvirt does not look for others that stand on a layer",
+        needs=Known.LAYERS,
+    ),
+    Rule(
+        id="written-image-has-overlays",
+        actions=_BOTH,
+        verdict=Verdict.REFUSE,
+        condition=_overlays_on_written,
+        reason="libvirt would write to {file}, and {overlays} stands on it: its content would change and its file"
+        " systems break.",
+        remedy="If nobody needs {overlays}, remove it first; otherwise keep {snapshot}, or copy it to a new machine.",
+        source="lab on 9.0, 11.3 and 12.8: an internal revert below an overlay gives that overlay the wrong content",
+        needs=Known.LAYERS,
+    ),
+    Rule(
+        id="written-image-holds-snapshot",
+        actions=_BOTH,
+        verdict=Verdict.REFUSE,
+        condition=_frozen_by_another,
+        reason="libvirt would overwrite {file}, which holds the content of {holders}.",
+        remedy="Delete {holders} first if nobody needs it, or copy {snapshot} to a new machine.",
+        source="lab on 9.0, 11.3 and 12.8: internal, then external, revert to the internal: wrong content, said to"
+        " be OK",
+        needs=Known.TREE,
+    ),
+    Rule(
+        id="machines-depend",
+        actions=_BOTH,
+        verdict=Verdict.REFUSE,
+        condition=_machines_depend,
+        reason="{machines} reads {file} as its own base. Changing it here would damage that machine's disks, even"
+        " while it is off.",
+        remedy="Keep {snapshot}, or first make {machines} independent (virsh blockpull, or a full copy of its disk).",
+        source="lab on 9.0, 11.3 and 12.8: a clone that is off is corrupted; locks protect running machines only",
+    ),
+    Rule(
+        id="unreadable-machines-may-depend",
+        actions=_BOTH,
+        verdict=Verdict.REFUSE,
+        condition=_unreadable_machines_may_depend,
+        reason="The disks of {machines} can't be followed, so nobody can say whether they stand on {files}, which"
+        " libvirt would change.",
+        remedy="Make the images of {machines} readable again, or undefine it if it is no longer needed.",
+        source="a base image is where clones of other machines start; a clone that is off would be corrupted silently",
+    ),
+    Rule(
+        id="unreadable-machines",
+        actions=_BOTH,
+        verdict=Verdict.WARN,
+        condition=_unreadable_machines,
+        reason="The disks of {machines} can't be followed. If one of them was made on {files}, which snapshots of"
+        " {vm} made, it would be damaged.",
+        remedy="Make the images of {machines} readable again if you are not sure.",
+        source="overlays that snapshots made are rarely anybody else's base, but may be",
+    ),
+    Rule(
+        id="unread-image",
+        actions=_BOTH,
+        verdict=Verdict.WARN,
+        condition=_unread_image,
+        reason="{files} can't be read ({problem}), so internal snapshots in it that libvirt does not list would go"
+        " unnoticed.",
+        remedy="Connect with an account that may read the images.",
+        source="an image's snapshot table stands in the image alone",
+        needs=Known.LAYERS,
+    ),
+    Rule(
+        id="layer-missing",
+        actions=_BOTH,
+        verdict=Verdict.REFUSE,
+        condition=_layer_missing,
+        reason="{files} is missing, and {snapshot} can't be brought back or merged without it. libvirt would stop"
+        " {vm} before it notices.",
+        remedy="Bring the file back from a backup, or choose another snapshot.",
+        source="libvirt source: a revert stops QEMU before it opens the images",
+        needs=Known.LAYERS,
+    ),
+    Rule(
+        id="content-changed",
+        actions=actions(Action.REVERT),
+        verdict=Verdict.REFUSE,
+        condition=_content_changed,
+        reason="The layers below {snapshot} are not those it was taken on: {files} may hold other data by now, and"
+        " libvirt would bring that back without a word.",
+        remedy="If a layer was merged by hand, {snapshot} no longer exists as it was: drop what libvirt recorded"
+        " (virsh snapshot-delete {vm_arg} {snapshot_arg} --metadata).",
+        source="lab on 11.3 and 12.8: stale after a manual blockcommit, revert: wrong content, silently",
+        needs=Known.LAYERS,
+    ),
+    Rule(
+        id="merge-not-as-recorded",
+        actions=actions(Action.DELETE),
+        verdict=Verdict.REFUSE,
+        condition=_merge_not_as_recorded,
+        reason="Deleting {snapshot} means merging {overlay} into {base}, but disk {disk} does not stand on them in"
+        " this way now.",
+        remedy="If a layer was merged by hand, drop what libvirt recorded (virsh snapshot-delete {vm_arg}"
+        " {snapshot_arg} --metadata); its data stays where it is.",
+        source="libvirt: 'failed to find parent disk source in backing chain'; layers merged by hand change what"
+        " snapshots mean",
+        needs=Known.LAYERS,
+    ),
+    Rule(
+        id="disk-gone",
+        actions=actions(Action.DELETE),
+        verdict=Verdict.REFUSE,
+        condition=_disk_gone,
+        reason="{snapshot} holds disk {disk}, which {vm} no longer has, so libvirt can't merge its layers.",
+        remedy="Attach the disk again with the layer it had last, then delete {snapshot}.",
+        source="libvirt finds the layers to merge through the machine's own disks",
+    ),
+)

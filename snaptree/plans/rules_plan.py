@@ -1,0 +1,46 @@
+"""Rules that a planner finds out while it puts steps together."""
+
+from __future__ import annotations
+
+from snaptree.plans.plan import Action
+from snaptree.plans.rule import QEMU, TEST, Case, Evidence, Rule, Verdict, actions
+
+_ANY_DRIVER = frozenset({QEMU, TEST})
+
+
+def _by_the_planner(_case: Case) -> Evidence | None:
+    """Never found by looking at one step: the planner says it."""
+    return None
+
+
+NO_SAFETY_SNAPSHOT = Rule(
+    id="no-safety-snapshot",
+    actions=actions(Action.REVERT),
+    verdict=Verdict.REFUSE,
+    condition=_by_the_planner,
+    reason="The present state of {vm} can't be kept in a safety snapshot first: {problem}",
+    remedy="{remedy} Or revert without a safety snapshot, if the present state may be lost.",
+    source="a revert discards the layers in use",
+    drivers=_ANY_DRIVER,
+)
+UNDO_KEEPS_SNAPSHOT = Rule(
+    id="undo-keeps-snapshot",
+    actions=actions(Action.DELETE),
+    verdict=Verdict.WARN,
+    condition=_by_the_planner,
+    reason="The safety snapshot {kept} stays: {problem}",
+    remedy="{remedy}",
+    source="taking back a revert deletes the safety snapshot only where that loses nothing",
+    drivers=_ANY_DRIVER,
+)
+LEFTOVER_STAYS = Rule(
+    id="leftover-stays",
+    actions=actions(Action.DELETE),
+    verdict=Verdict.WARN,
+    condition=_by_the_planner,
+    reason="libvirt leaves {file} behind, and it can't be removed from here: {problem}",
+    remedy="Remove it on the host if nobody needs it.",
+    source="lab: the memory file on 9.0, the layer of a leaf without a parent on 11.3 and 12.8",
+)
+
+RULES = (NO_SAFETY_SNAPSHOT, UNDO_KEEPS_SNAPSHOT, LEFTOVER_STAYS)

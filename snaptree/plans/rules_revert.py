@@ -1,0 +1,473 @@
+"""Rules about reverting to a snapshot."""
+
+from __future__ import annotations
+
+import re
+
+from snaptree.model.estate import DiskSnapshot, DomainState, Image, MemorySnapshot
+from snaptree.plans.facts import (
+    LIBVIRT_10_10,
+    disk_of,
+    external_disks,
+    internal_images,
+    is_external,
+    memory_file_of,
+    takes_writes,
+)
+from snaptree.plans.naming import revert_overlay_path
+from snaptree.plans.plan import Action, StateAfter
+from snaptree.plans.rule import QEMU, TEST, Case, Evidence, Rule, Verdict, actions, first, found
+from snaptree.plans.situation import Disk, Known
+from snaptree.plans.wording import files_named, listed, plain, quoted
+
+_REVERT = actions(Action.REVERT)
+_ANY_DRIVER = frozenset({QEMU, TEST})
+
+
+def _external_unsupported(case: Case) -> Evidence | None:
+    return found() if case.external is not None and not case.situation.host.external_snapshots else None
+
+
+def _internal_broken(case: Case) -> Evidence | None:
+    return found() if case.internal is not None and case.situation.host.internal_revert_broken else None
+
+
+def _no_current(case: Case) -> Evidence | None:
+    return found() if case.external is not None and case.tree.current is None else None
+
+
+def _not_owner(case: Case) -> Evidence | None:
+    if case.external is None or case.current is None or case.facts.current_owns_now:
+        return None
+    return found(current=quoted(case.current.name))
+
+
+def _recorded_overlays_wrong(case: Case) -> Evidence | None:
+    """What libvirt would unlink must be exactly what is active, disk by disk."""
+    if case.external is None or case.current is None or not is_external(case.current):
+        return None
+    active = {layers[0] for layers in case.facts.chains.values() if layers}
+    stray = [path for path in case.unlinks if path not in active]
+    if not stray:
+        return None
+    return found(current=quoted(case.current.name), files=files_named(stray), active=files_named(active))
+
+
+def _memory_file_missing(case: Case) -> Evidence | None:
+    if case.external is None:
+        return None
+    file = memory_file_of(case.external)
+    return found(file=plain(file)) if file is not None and file in case.situation.missing_files else None
+
+
+def _images_inside(case: Case) -> list[tuple[str, Image]]:
+    """The images inside which the snapshot should lie, where they could be read."""
+    if case.internal is None:
+        return []
+    images = [(path, case.facts.image(path)) for path in internal_images(case.internal)]
+    return [(path, image) for path, image in images if image is not None and not image.problem]
+
+
+def _not_in_image(case: Case) -> Evidence | None:
+    without = [
+        path
+        for path, image in _images_inside(case)
+        if all(entry.name != case.name for entry in image.internal_snapshots)
+    ]
+    return found(files=files_named(without)) if without else None
+
+
+def _named_like_an_id(case: Case) -> Evidence | None:
+    return first(
+        found(file=plain(path), other=quoted(entry.name))
+        for path, image in _images_inside(case)
+        for entry in image.internal_snapshots
+        if entry.id == case.name and entry.name != case.name
+    )
+
+
+def _twice_in_image(case: Case) -> Evidence | None:
+    twice = [
+        path
+        for path, image in _images_inside(case)
+        if sum(entry.name == case.name for entry in image.internal_snapshots) > 1
+    ]
+    return found(files=files_named(twice)) if twice else None
+
+
+def _name_breaks_monitor(case: Case) -> Evidence | None:
+    if case.internal is None or case.internal.memory is MemorySnapshot.NO:
+        return None
+    return found() if re.search(r"""[<>&"'\\\s]""", case.internal.name) else None
+
+
+def _name_breaks_job(case: Case) -> Evidence | None:
+    if case.internal is None or case.internal.memory is MemorySnapshot.NO:
+        return None
+    return None if re.fullmatch(r"[A-Za-z0-9-]+", case.internal.name) else found()
+
+
+def _recorded_disks(case: Case) -> tuple[Disk, ...]:
+    return case.situation.recorded_disks.get(case.name or "", case.situation.disks)
+
+
+def _not_regular_files(case: Case) -> Evidence | None:
+    if case.external is None:
+        return None
+    others = [disk for disk in _recorded_disks(case) if disk.type != "file"]
+    if not others:
+        return None
+    return found(
+        disks=listed(f"{plain(disk.target)} ({plain(disk.device)}, {plain(disk.type)})" for disk in others),
+    )
+
+
+def _suspended_snapshot(case: Case) -> Evidence | None:
+    return found() if case.snapshot is not None and case.snapshot.state is DomainState.SUSPENDED else None
+
+
+def _bitmaps(case: Case) -> Evidence | None:
+    if case.internal is None:
+        return None
+    images = [path for path, image in _images_inside(case) if image.has_bitmaps]
+    if images:
+        return found(what=f"{files_named(images)} holds dirty bitmaps (marks of incremental backups)")
+    if case.situation.checkpoints:
+        names = listed(plain(name) for name in case.situation.checkpoints)
+        return found(what=f"{plain(case.situation.domain.name)} has checkpoints ({names})")
+    return None
+
+
+def _overlay_of_this_second(case: Case) -> Evidence | None:
+    if case.external is None:
+        return None
+    now = case.situation.now
+    paths = [revert_overlay_path(disk.frozen, now) for disk in external_disks(case.external) if disk.frozen]
+    existing = [path for path in paths if path in case.situation.existing_files]
+    return found(files=files_named(existing)) if existing else None
+
+
+def _half_deleted(case: Case) -> Evidence | None:
+    if case.external is None:
+        return None
+    parent = case.tree.parents[case.external.name]
+    marked = parent is not None and case.tree[parent].delete_in_progress
+    return found() if marked else None
+
+
+def _present_lost(case: Case) -> Evidence | None:
+    if case.safety is not None or case.snapshot is None:
+        return None
+    if case.current is None:
+        return found(since="now")
+    return found(since=f"since {quoted(case.current.name)}")
+
+
+def _ends_off(case: Case) -> Evidence | None:
+    if case.snapshot is None or case.state_after is not StateAfter.AS_CAPTURED:
+        return None
+    return found() if case.snapshot.state is DomainState.DISK_ONLY else None
+
+
+def _restarts(case: Case) -> Evidence | None:
+    return found() if case.is_active else None
+
+
+def _settings(case: Case) -> Evidence | None:
+    return found() if case.snapshot is not None else None
+
+
+def _not_rolled_back(case: Case) -> Evidence | None:
+    if case.external is None:
+        return None
+    writable = {disk.target for disk in case.situation.disks if takes_writes(disk)}
+    left_out = [disk.target for disk in case.external.disks if disk.how is DiskSnapshot.NO and disk.target in writable]
+    return found(disks=listed(plain(target) for target in left_out)) if left_out else None
+
+
+def _added_since(case: Case) -> Evidence | None:
+    if case.snapshot is None or not case.snapshot.disks:
+        return None
+    recorded = {disk.target for disk in case.situation.recorded_disks.get(case.snapshot.name, ())}
+    recorded |= {disk.target for disk in case.snapshot.disks}
+    added = [disk for disk in case.situation.disks if disk.target not in recorded and disk.path]
+    if not added:
+        return None
+    return found(
+        disks=listed(plain(disk.target) for disk in added),
+        files=files_named(disk.path for disk in added if disk.path),
+    )
+
+
+def _checkpoints_break(case: Case) -> Evidence | None:
+    if case.external is None or not case.situation.checkpoints:
+        return None
+    return found(checkpoints=listed(plain(name) for name in case.situation.checkpoints))
+
+
+def _left_behind(case: Case) -> Evidence | None:
+    """Active layers that the machine leaves, that nothing refers to and that libvirt does not remove."""
+    if case.snapshot is None:
+        return None
+    stays = case.facts.keys(disk.frozen for disk in case.snapshot.disks) if case.internal is not None else frozenset()
+    taken = set(case.unlinks) | stays
+    left = [
+        layers[0]
+        for target, layers in case.facts.chains.items()
+        if layers
+        and disk_of(case.snapshot, target) is not None
+        and layers[0] not in taken
+        and layers[0] not in case.facts.internal_in
+        and layers[0] not in case.facts.frozen_by
+        and _is_writable_disk(case, target)
+    ]
+    return found(files=files_named(left)) if left else None
+
+
+def _is_writable_disk(case: Case, target: str) -> bool:
+    return any(disk.target == target and takes_writes(disk) for disk in case.situation.disks)
+
+
+RULES = (
+    Rule(
+        id="external-revert-unsupported",
+        actions=_REVERT,
+        verdict=Verdict.REFUSE,
+        condition=_external_unsupported,
+        reason="{snapshot} is external, and libvirt {libvirt} on this host can't revert to external snapshots.",
+        remedy="libvirt 9.9 and later can (Debian 13 has it). Until then: shut {vm} down, make a new layer on the"
+        " layers of {snapshot} (qemu-img create -b) and let the machine's disks point at it.",
+        source="libvirt before 9.9: 'revert to external snapshot not supported yet' (code 67)",
+        needs=Known.TREE,
+    ),
+    Rule(
+        id="internal-revert-broken",
+        actions=_REVERT,
+        verdict=Verdict.REFUSE,
+        condition=_internal_broken,
+        reason="libvirt {libvirt} as it is installed here can't revert to internal snapshots: it stops {vm} and then"
+        " fails.",
+        remedy="Update libvirt on the host; 11.4 and the packages of distributions have the fix.",
+        source="GitLab #771: 11.2.0 and 11.3.0 as released; Debian's package has the fix since 11.3.0-2",
+        needs=Known.TREE,
+    ),
+    Rule(
+        id="revert-without-current",
+        actions=_REVERT,
+        verdict=Verdict.REFUSE,
+        condition=_no_current,
+        reason="libvirt knows no current snapshot of {vm}. Reverting to an external one in this state crashes its"
+        " daemon.",
+        remedy="Take an external snapshot first, which a revert with a safety snapshot does by itself.",
+        source="lab on 11.3 and 12.8: the daemon crashes",
+        needs=Known.TREE,
+        mended_by_safety_snapshot=True,
+    ),
+    Rule(
+        id="current-does-not-own-disks",
+        actions=_REVERT,
+        verdict=Verdict.REFUSE,
+        condition=_not_owner,
+        reason="libvirt takes {current} for the current snapshot of {vm}, but the layers in use do not descend from"
+        " it. A revert would remove the wrong layers.",
+        remedy="Take an external snapshot first, which a revert with a safety snapshot does by itself.",
+        source="lab on 11.3 and 12.8: current wrongly set, revert elsewhere: data lost",
+        needs=Known.LAYERS,
+        mended_by_safety_snapshot=True,
+    ),
+    Rule(
+        id="recorded-overlays-wrong",
+        actions=_REVERT,
+        verdict=Verdict.REFUSE,
+        condition=_recorded_overlays_wrong,
+        reason="A revert removes the layers that libvirt recorded for {current}: {files}. In use is {active}, so the"
+        " wrong ones would go.",
+        remedy="Take an external snapshot first, which a revert with a safety snapshot does by itself.",
+        source="lab on 11.3 and 12.8: revertDisks dropped or out of date, then revert: data lost",
+        needs=Known.LAYERS,
+        mended_by_safety_snapshot=True,
+    ),
+    Rule(
+        id="memory-file-missing",
+        actions=_REVERT,
+        verdict=Verdict.REFUSE,
+        condition=_memory_file_missing,
+        reason="The saved memory of {snapshot}, {file}, is missing. libvirt would stop {vm} before it notices.",
+        remedy="Bring the file back from a backup, or choose another snapshot.",
+        source="lab on 11.3 and 12.8: refused with the machine already killed",
+    ),
+    Rule(
+        id="not-in-image",
+        actions=_REVERT,
+        verdict=Verdict.REFUSE,
+        condition=_not_in_image,
+        reason="{files} holds no snapshot {snapshot} any more, though libvirt lists it.",
+        remedy="Choose another snapshot; what is left of {snapshot} can be dropped (virsh snapshot-delete {vm_arg}"
+        " {snapshot_arg} --metadata).",
+        source="libvirt stops the machine before QEMU looks for the snapshot",
+        needs=Known.LAYERS,
+    ),
+    Rule(
+        id="named-like-an-id",
+        actions=_REVERT,
+        verdict=Verdict.REFUSE,
+        condition=_named_like_an_id,
+        reason="In {file}, {snapshot} is also the number of another snapshot, {other}, and QEMU would bring that one"
+        " back.",
+        remedy="Copy the content of {snapshot} by its real number (qemu-img convert -l"
+        " snapshot.name={snapshot_arg}), or delete {other} first if nobody needs it.",
+        source="lab on 9.0, 11.3 and 12.8: internal named 1 while id 1 is another: wrong content",
+        needs=Known.LAYERS,
+    ),
+    Rule(
+        id="twice-in-image",
+        actions=_REVERT,
+        verdict=Verdict.REFUSE,
+        condition=_twice_in_image,
+        reason="{files} holds more than one snapshot named {snapshot}, and nobody can say which of them would come"
+        " back.",
+        remedy="Look at them with qemu-img snapshot -l, and delete the wrong one by its number.",
+        source="QEMU takes the first entry of that name",
+        needs=Known.LAYERS,
+    ),
+    Rule(
+        id="name-breaks-monitor",
+        actions=_REVERT,
+        verdict=Verdict.REFUSE,
+        condition=_name_breaks_monitor,
+        reason="The name {snapshot} has characters that libvirt {libvirt} garbles on the way to QEMU: it would stop"
+        " {vm} and then fail.",
+        remedy="Copy the snapshot to a new machine (qemu-img convert -l), or update libvirt to 10.10 or later.",
+        source="lab on 9.0: names with <>&\"': created, but the revert fails and kills the machine",
+        needs=Known.TREE,
+        until=LIBVIRT_10_10,
+    ),
+    Rule(
+        id="disk-type-blocks-revert",
+        actions=_REVERT,
+        verdict=Verdict.REFUSE,
+        condition=_not_regular_files,
+        reason="{vm} had {disks} when {snapshot} was taken. libvirt reverts to external snapshots only where every"
+        " disk, CD-ROMs included, is a regular file, and it stops {vm} before it notices.",
+        remedy="Copy the snapshot's layers to a new machine.",
+        source="libvirt: 'source disk is not a regular file', after QEMU was stopped",
+    ),
+    Rule(
+        id="snapshot-of-sleep",
+        actions=_REVERT,
+        verdict=Verdict.REFUSE,
+        condition=_suspended_snapshot,
+        reason="{snapshot} was taken of a machine that had put itself to sleep, and QEMU can't bring that back.",
+        remedy="Choose another snapshot.",
+        source="libvirt: 'qemu doesn't support reversion of snapshot taken in PMSUSPENDED state'",
+        needs=Known.TREE,
+    ),
+    Rule(
+        id="bitmaps-block-revert",
+        actions=_REVERT,
+        verdict=Verdict.REFUSE,
+        condition=_bitmaps,
+        reason="{what}: with them QEMU refuses to go back to an internal snapshot, after libvirt has stopped {vm}.",
+        remedy="Delete the checkpoints first (virsh checkpoint-delete); the next backup is then a full one.",
+        source="lab on 9.0, 11.3 and 12.8: refused, machine killed, and current moved all the same",
+    ),
+    Rule(
+        id="same-second",
+        actions=_REVERT,
+        verdict=Verdict.REFUSE,
+        condition=_overlay_of_this_second,
+        reason="libvirt names the layer of a revert after the second, and {files} exists already.",
+        remedy="Try again in a moment.",
+        source="lab on 11.3 and 12.8: second revert within the same second: 'already exists'",
+    ),
+    Rule(
+        id="half-deleted",
+        actions=_REVERT,
+        verdict=Verdict.REFUSE,
+        condition=_half_deleted,
+        reason="A deletion of {snapshot} or of a snapshot beside it was cut short, so its layer may hold half of"
+        " another.",
+        remedy="Repeat that deletion first; it then completes.",
+        source="lab on 9.0, 11.3 and 12.8: interrupted deletes damage only the snapshot being deleted",
+        needs=Known.TREE,
+    ),
+    Rule(
+        id="present-state-is-lost",
+        actions=_REVERT,
+        verdict=Verdict.WARN,
+        condition=_present_lost,
+        reason="Everything {vm} did {since} is in no snapshot and is lost for good.",
+        remedy="Take a safety snapshot first.",
+        source="libvirt removes or leaves the layers in use",
+        needs=Known.TREE,
+        drivers=_ANY_DRIVER,
+    ),
+    Rule(
+        id="ends-shut-off",
+        actions=_REVERT,
+        verdict=Verdict.WARN,
+        condition=_ends_off,
+        reason="{snapshot} holds the disks only: {vm} will be off, and starts as after a power cut.",
+        remedy="Ask for it to be started.",
+        source="lab on 11.3 and 12.8: a running machine's disk-only snapshot ends shut off unless asked otherwise",
+        needs=Known.TREE,
+    ),
+    Rule(
+        id="machine-restarts",
+        actions=_REVERT,
+        verdict=Verdict.WARN,
+        condition=_restarts,
+        reason="{vm} is stopped and its QEMU replaced: consoles and network connections break.",
+        remedy="",
+        source="libvirt restarts QEMU for every revert since 7.10",
+        needs=Known.TREE,
+    ),
+    Rule(
+        id="settings-replaced",
+        actions=_REVERT,
+        verdict=Verdict.WARN,
+        condition=_settings,
+        reason="The settings of {vm} (memory, devices, title, notes) become those of {snapshot} too.",
+        remedy="",
+        source="a snapshot holds the machine's definition, and a revert installs it",
+        needs=Known.TREE,
+    ),
+    Rule(
+        id="disks-not-rolled-back",
+        actions=_REVERT,
+        verdict=Verdict.WARN,
+        condition=_not_rolled_back,
+        reason="{disks} is not part of {snapshot}: its content stays as it is now, and libvirt gives it a new layer"
+        " too.",
+        remedy="",
+        source="lab on 11.3 and 12.8: the excluded disk is also overlaid and then recorded as external",
+    ),
+    Rule(
+        id="disks-dropped",
+        actions=_REVERT,
+        verdict=Verdict.WARN,
+        condition=_added_since,
+        reason="{disks} was added after {snapshot} was taken: {vm} will not have it any more. Its file {files} stays.",
+        remedy="",
+        source="lab on 11.3 and 12.8: a disk added later is dropped from the machine, its file stays",
+    ),
+    Rule(
+        id="checkpoints-break",
+        actions=_REVERT,
+        verdict=Verdict.WARN,
+        condition=_checkpoints_break,
+        reason="Incremental backups on the checkpoints {checkpoints} will fail after the revert, though they stay"
+        " listed.",
+        remedy="Make the next backup a full one.",
+        source="a revert breaks bitmaps but leaves the checkpoints listed",
+    ),
+    Rule(
+        id="layer-left-behind",
+        actions=_REVERT,
+        verdict=Verdict.WARN,
+        condition=_left_behind,
+        reason="{files}, in use now, stays on disk with nothing referring to it.",
+        remedy="Remove it afterwards if nobody needs it.",
+        source="lab on 11.3 and 12.8: a revert that leaves an internal snapshot orphans the old layer",
+    ),
+)

@@ -1,0 +1,563 @@
+"""Rules about taking a snapshot."""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Callable, Iterator
+
+from snaptree.model.estate import DiskSnapshot, DomainState, MemorySnapshot
+from snaptree.plans.facts import (
+    LIBVIRT_9_3,
+    LIBVIRT_10_9,
+    internal_images,
+    is_external,
+    takes_writes,
+)
+from snaptree.plans.naming import file_name_is_too_long, name_problem
+from snaptree.plans.plan import Action
+from snaptree.plans.rule import QEMU, TEST, Case, Evidence, Rule, Verdict, actions, first, found
+from snaptree.plans.situation import Disk, Known
+from snaptree.plans.wording import files_named, listed, plain, snapshots_named
+
+_TAKE = actions(Action.TAKE)
+_ANY_DRIVER = frozenset({QEMU, TEST})
+
+DEEPEST_CHAIN = 200
+"""libvirt does not start a machine whose disk stands on more layers (QEMU_DOMAIN_STORAGE_SOURCE_MAX_DEPTH)."""
+LONG_CHAIN = 25
+
+
+def _held(case: Case, how: DiskSnapshot) -> Iterator[Disk]:
+    """The disks that the step holds in this way."""
+    if case.take is not None:
+        for disk in case.situation.disks:
+            if case.take.disks.get(disk.target) is how:
+                yield disk
+
+
+def _left_out(case: Case) -> tuple[Disk, ...]:
+    """Disks that a guest can change and the step does not hold."""
+    return tuple(disk for disk in _held(case, DiskSnapshot.NO) if takes_writes(disk))
+
+
+def _disks(condition: Callable[[Disk], bool], how: DiskSnapshot) -> Callable[[Case], Evidence | None]:
+    """A condition that names the disks held in this way which are of some kind."""
+
+    def find(case: Case) -> Evidence | None:
+        disks = [disk for disk in _held(case, how) if condition(disk)]
+        if not disks:
+            return None
+        return found(
+            disks=listed(plain(disk.target) for disk in disks),
+            formats=listed(sorted({plain(disk.format) for disk in disks})),
+            types=listed(sorted({plain(disk.type) for disk in disks})),
+        )
+
+    return find
+
+
+def _when_active(condition: Callable[[Case], Evidence | None]) -> Callable[[Case], Evidence | None]:
+    return lambda case: condition(case) if case.is_active else None
+
+
+def _name_not_allowed(case: Case) -> Evidence | None:
+    if case.take is None:
+        return None
+    problem = name_problem(case.take.name, internal=case.takes_internal)
+    return found(problem=problem) if problem else None
+
+
+def _name_taken(case: Case) -> Evidence | None:
+    return found() if case.take is not None and case.take.name in case.tree else None
+
+
+def _name_in_image(case: Case) -> Evidence | None:
+    if not case.takes_internal or case.name in case.tree:
+        return None
+    images = [
+        disk.path
+        for disk in _held(case, DiskSnapshot.INTERNAL)
+        if disk.path
+        and (image := case.facts.image(disk.path)) is not None
+        and any(entry.name == case.name for entry in image.internal_snapshots)
+    ]
+    return found(files=files_named(images)) if images else None
+
+
+def _new_files(case: Case) -> tuple[str, ...]:
+    if case.take is None:
+        return ()
+    return tuple(path for path in (*case.take.overlays.values(), case.take.memory_file) if path)
+
+
+def _file_exists(case: Case) -> Evidence | None:
+    existing = [path for path in _new_files(case) if path in case.situation.existing_files]
+    return found(files=files_named(existing)) if existing else None
+
+
+def _file_name_too_long(case: Case) -> Evidence | None:
+    return first(found(file=plain(path)) for path in _new_files(case) if file_name_is_too_long(path))
+
+
+def _nothing_to_hold(case: Case) -> Evidence | None:
+    if case.take is None or any(how is not DiskSnapshot.NO for how in case.take.disks.values()):
+        return None
+    return found()
+
+
+def _unknown_disk(case: Case) -> Evidence | None:
+    if case.take is None:
+        return None
+    there = {disk.target for disk in case.situation.disks}
+    unknown = [plain(target) for target in case.take.disks if target not in there]
+    return found(disks=listed(unknown), there=listed(sorted(plain(target) for target in there))) if unknown else None
+
+
+def _internal_leaves_out(case: Case) -> Evidence | None:
+    left_out = _left_out(case)
+    if not case.takes_internal or not left_out or _nothing_to_hold(case) is not None:
+        return None
+    return found(disks=listed(plain(disk.target) for disk in left_out))
+
+
+def _uefi_internal(case: Case) -> Evidence | None:
+    return found() if case.takes_internal and case.situation.has_pflash else None
+
+
+def _uefi_internal_raw_running(case: Case) -> Evidence | None:
+    return _uefi_internal(case) if case.situation.nvram_format != "qcow2" else None
+
+
+def _nvram_not_saved(case: Case) -> Evidence | None:
+    if case.take is None or not case.situation.has_pflash:
+        return None
+    is_saved = case.takes_internal and case.is_active and case.situation.nvram_format == "qcow2"
+    return None if is_saved else found()
+
+
+def _has_no_path(disk: Disk) -> bool:
+    return disk.type != "file" or disk.path is None
+
+
+def _suspended(case: Case) -> Evidence | None:
+    return found() if case.situation.domain.state is DomainState.SUSPENDED else None
+
+
+def _quiesce_without_agent(case: Case) -> Evidence | None:
+    return found() if case.take is not None and case.take.quiesce and not case.situation.has_agent else None
+
+
+def _quiesce_not_running(case: Case) -> Evidence | None:
+    if case.take is None or not case.take.quiesce or case.situation.domain.state is DomainState.RUNNING:
+        return None
+    return found(state=case.situation.domain.state.value)
+
+
+def _quiesce_with_memory(case: Case) -> Evidence | None:
+    if case.take is None or not case.take.quiesce:
+        return None
+    return found() if case.take.memory is not MemorySnapshot.NO or case.takes_internal else None
+
+
+def _test_driver_external(case: Case) -> Evidence | None:
+    return found() if case.takes_external else None
+
+
+def _checkpoints_off(case: Case) -> Evidence | None:
+    if case.is_active or not case.takes_external or not case.situation.checkpoints:
+        return None
+    return found(checkpoints=listed(plain(name) for name in case.situation.checkpoints))
+
+
+def _no_space_for_memory(case: Case) -> Evidence | None:
+    if case.take is None or case.take.memory is MemorySnapshot.NO:
+        return None
+    images = [disk.path for disk in _held(case, DiskSnapshot.INTERNAL) if disk.path]
+    file = case.take.memory_file or (images[0] if images else None)
+    if file is None:
+        return None
+    directory = posixpath.dirname(file)
+    free = case.situation.free_bytes.get(directory)
+    if free is None or free >= case.situation.memory_bytes:
+        return None
+    return found(
+        directory=plain(directory),
+        free=f"{free / 2**20:.0f} MiB",
+        memory=f"{case.situation.memory_bytes / 2**20:.0f} MiB",
+    )
+
+
+def _too_deep(at_least: int) -> Callable[[Case], Evidence | None]:
+    def find(case: Case) -> Evidence | None:
+        if case.take is None:
+            return None
+        depths = [(len(case.facts.chains.get(target, ())), target) for target in case.take.overlays]
+        deepest, target = max(depths, default=(0, ""))
+        return found(disk=plain(target), layers=str(deepest + 1)) if deepest + 1 >= at_least else None
+
+    return find
+
+
+def _cannot_come_back(case: Case) -> Evidence | None:
+    return found() if case.takes_external and not case.situation.host.external_snapshots else None
+
+
+def _external_on_internal(case: Case) -> Evidence | None:
+    if case.take is None:
+        return None
+    frozen = case.facts.keys(disk.path for disk in _held(case, DiskSnapshot.EXTERNAL))
+    inside = [
+        snapshot.name
+        for snapshot in case.tree
+        if not is_external(snapshot) and case.facts.keys(internal_images(snapshot)) & frozen
+    ]
+    return found(internal=snapshots_named(inside), files=files_named(frozen)) if inside else None
+
+
+def _internal_on_external(case: Case) -> Evidence | None:
+    if not case.takes_internal:
+        return None
+    below = [
+        base.name
+        for disk in _held(case, DiskSnapshot.INTERNAL)
+        if (base := case.facts.base_of(case.tree.current, disk.target, or_itself=True)) is not None
+    ]
+    return found(external=snapshots_named(dict.fromkeys(below))) if below else None
+
+
+def _no_memory_to_save(case: Case) -> Evidence | None:
+    return found() if case.take is not None and case.wants_memory and not case.is_active else None
+
+
+def _excluded(case: Case) -> Evidence | None:
+    left_out = _left_out(case)
+    if not left_out or not case.takes_external:
+        return None
+    return found(disks=listed(plain(disk.target) for disk in left_out))
+
+
+RULES = (
+    Rule(
+        id="name-not-allowed",
+        actions=_TAKE,
+        verdict=Verdict.REFUSE,
+        condition=_name_not_allowed,
+        reason="{problem}",
+        remedy="Choose a name of letters, digits and dashes that says what the snapshot is for, such as"
+        " before-upgrade.",
+        source="lab: with other names libvirt moves the disks and then fails, machines do not start again, or a"
+        " revert brings back another snapshot",
+        needs=Known.TREE,
+        drivers=_ANY_DRIVER,
+    ),
+    Rule(
+        id="name-taken",
+        actions=_TAKE,
+        verdict=Verdict.REFUSE,
+        condition=_name_taken,
+        reason="{vm} already has a snapshot named {snapshot}.",
+        remedy="Choose another name.",
+        source="names are the keys of snapshots",
+        needs=Known.TREE,
+        drivers=_ANY_DRIVER,
+    ),
+    Rule(
+        id="name-in-image",
+        actions=_TAKE,
+        verdict=Verdict.REFUSE,
+        condition=_name_in_image,
+        reason="{files} already holds an internal snapshot named {snapshot}, which libvirt does not list. QEMU would"
+        " overwrite it.",
+        remedy="Choose another name, or delete the old one if nobody needs it (qemu-img snapshot -d {snapshot_arg}"
+        " FILE).",
+        source="QEMU's savevm deletes an older snapshot of the same name",
+        needs=Known.LAYERS,
+    ),
+    Rule(
+        id="file-exists",
+        actions=_TAKE,
+        verdict=Verdict.REFUSE,
+        condition=_file_exists,
+        reason="{files} exists already, so a new layer can't be made there.",
+        remedy="Choose another name, or move that file away if nothing needs it any more.",
+        source="libvirt: 'external snapshot file for disk already exists and is not a block device'",
+    ),
+    Rule(
+        id="file-name-too-long",
+        actions=_TAKE,
+        verdict=Verdict.REFUSE,
+        condition=_file_name_too_long,
+        reason="The name of the new file {file} is too long for a file system.",
+        remedy="Choose a shorter name.",
+        source="lab: libvirt moves the disk to the new layer before it fails to write down the snapshot",
+    ),
+    Rule(
+        id="nothing-to-hold",
+        actions=_TAKE,
+        verdict=Verdict.REFUSE,
+        condition=_nothing_to_hold,
+        reason="{vm} has no disk left that a snapshot could hold.",
+        remedy="Leave fewer disks out, or add a disk to {vm} first.",
+        source="libvirt: 'nothing selected for snapshot'",
+    ),
+    Rule(
+        id="unknown-disk",
+        actions=_TAKE,
+        verdict=Verdict.REFUSE,
+        condition=_unknown_disk,
+        reason="{vm} has no disk {disks}; its disks are {there}.",
+        remedy="Name disks by their target, as virsh domblklist {vm_arg} shows them.",
+        source="a disk that does not exist can't be left out",
+        drivers=_ANY_DRIVER,
+    ),
+    Rule(
+        id="internal-needs-qcow2",
+        actions=_TAKE,
+        verdict=Verdict.REFUSE,
+        condition=_disks(lambda disk: disk.format != "qcow2", DiskSnapshot.INTERNAL),
+        reason="Disk {disks} is {formats}: only qcow2 images can hold snapshots inside.",
+        remedy="Take an external snapshot instead (disks only, or disks and memory).",
+        source="libvirt: 'internal snapshot for disk unsupported for storage type'",
+    ),
+    Rule(
+        id="internal-needs-a-file",
+        actions=_TAKE,
+        verdict=Verdict.REFUSE,
+        condition=_disks(lambda disk: disk.type not in ("file", "block"), DiskSnapshot.INTERNAL),
+        reason="Disk {disks} is of type {types}, which can't hold a snapshot inside.",
+        remedy="Use the snapshots of the storage itself for that disk.",
+        source="libvirt: 'internal inactive snapshots are not supported on disks of this type'",
+    ),
+    Rule(
+        id="internal-needs-all-disks",
+        actions=_TAKE,
+        verdict=Verdict.REFUSE,
+        condition=_internal_leaves_out,
+        reason="An internal snapshot must hold every disk that the guest can write to, and {disks} is left out.",
+        remedy="Leave no disk out, or take an external snapshot.",
+        source="libvirt: 'internal and full system snapshots require all disks to be selected for snapshot'",
+    ),
+    Rule(
+        id="uefi-internal",
+        actions=_TAKE,
+        verdict=Verdict.REFUSE,
+        condition=_uefi_internal,
+        reason="{vm} starts by UEFI, and libvirt {libvirt} takes no internal snapshots of such machines.",
+        remedy="Take an external snapshot instead.",
+        source="libvirt before 9.3: 'internal snapshots of a VM with pflash based firmware are not supported'",
+        until=LIBVIRT_9_3,
+    ),
+    Rule(
+        id="uefi-internal-running",
+        actions=_TAKE,
+        verdict=Verdict.REFUSE,
+        condition=_when_active(_uefi_internal),
+        reason="{vm} starts by UEFI, and libvirt {libvirt} takes internal snapshots of such machines only while they"
+        " are off.",
+        remedy="Take an external snapshot instead, or shut {vm} down first.",
+        source="libvirt 9.3 to 10.8",
+        since=LIBVIRT_9_3,
+        until=LIBVIRT_10_9,
+    ),
+    Rule(
+        id="uefi-internal-raw-nvram",
+        actions=_TAKE,
+        verdict=Verdict.REFUSE,
+        condition=_when_active(_uefi_internal_raw_running),
+        reason="The UEFI variables of {vm} lie in a raw file, which can't hold a snapshot while the machine runs.",
+        remedy="Take an external snapshot instead, shut {vm} down first, or convert its NVRAM to qcow2.",
+        source="libvirt since 10.9: running internal snapshots need qcow2 NVRAM",
+        since=LIBVIRT_10_9,
+    ),
+    Rule(
+        id="nvram-not-saved",
+        actions=_TAKE,
+        verdict=Verdict.WARN,
+        condition=_nvram_not_saved,
+        reason="The UEFI variables of {vm} (boot entries, Secure Boot keys) are not part of this snapshot.",
+        remedy="Copy the NVRAM file as well if they matter.",
+        source="lab on 9.0, 11.3 and 12.8; cloudstack#13013",
+    ),
+    Rule(
+        id="external-needs-a-file",
+        actions=_TAKE,
+        verdict=Verdict.REFUSE,
+        condition=_disks(_has_no_path, DiskSnapshot.EXTERNAL),
+        reason="Disk {disks} is of type {types}: there is no directory beside it for a new layer, and libvirt would"
+        " not revert to such a snapshot.",
+        remedy="Leave that disk out, or use the snapshots of the storage itself.",
+        source="libvirt: 'cannot generate external snapshot name', 'source disk is not a regular file'",
+    ),
+    Rule(
+        id="external-passthrough",
+        actions=_TAKE,
+        verdict=Verdict.REFUSE,
+        condition=_when_active(_disks(lambda disk: disk.device == "lun", DiskSnapshot.EXTERNAL)),
+        reason="Disk {disks} is a SCSI device handed through to the guest, which can't be given a new layer.",
+        remedy="Leave that disk out.",
+        source="libvirt: 'external active snapshots are not supported on scsi passthrough devices'",
+    ),
+    Rule(
+        id="external-shared-disk",
+        actions=_TAKE,
+        verdict=Verdict.REFUSE,
+        condition=_disks(lambda disk: disk.shareable, DiskSnapshot.EXTERNAL),
+        reason="Disk {disks} is shared with other machines, which would go on writing to the layer that this"
+        " snapshot froze.",
+        remedy="Leave that disk out.",
+        source="libvirt: 'shared access for disk requires use of supported storage format'",
+    ),
+    Rule(
+        id="external-transient-disk",
+        actions=_TAKE,
+        verdict=Verdict.REFUSE,
+        condition=_disks(lambda disk: disk.transient, DiskSnapshot.EXTERNAL),
+        reason="Disk {disks} is transient: its changes go when {vm} stops, and libvirt can't give it another layer.",
+        remedy="Leave that disk out.",
+        source="libvirt: block jobs and snapshots are not supported on transient disks",
+    ),
+    Rule(
+        id="external-sd-card",
+        actions=_TAKE,
+        verdict=Verdict.REFUSE,
+        condition=_when_active(_disks(lambda disk: disk.bus == "sd", DiskSnapshot.EXTERNAL)),
+        reason="Disk {disks} is an SD card, whose layers can't be changed while {vm} runs.",
+        remedy="Shut {vm} down first.",
+        source="libvirt: block jobs are not supported on disks of bus 'sd'",
+    ),
+    Rule(
+        id="machine-suspended",
+        actions=_TAKE,
+        verdict=Verdict.REFUSE,
+        condition=_suspended,
+        reason="{vm} has put itself to sleep (suspend to RAM), and QEMU can't take snapshots of that.",
+        remedy="Wake it up first (virsh dompmwakeup {vm_arg}).",
+        source="libvirt: 'qemu doesn't support taking snapshots of PMSUSPENDED guests'",
+        needs=Known.TREE,
+    ),
+    Rule(
+        id="quiesce-without-agent",
+        actions=_TAKE,
+        verdict=Verdict.REFUSE,
+        condition=_quiesce_without_agent,
+        reason="The guest agent of {vm} does not answer, and only it can freeze the guest's file systems.",
+        remedy="Install and start qemu-guest-agent in the guest, or take the snapshot without freezing.",
+        source="libvirt: errors 74 and AGENT_UNRESPONSIVE",
+    ),
+    Rule(
+        id="quiesce-not-running",
+        actions=_TAKE,
+        verdict=Verdict.REFUSE,
+        condition=_quiesce_not_running,
+        reason="{vm} is not running ({state}), so its guest agent can't freeze anything.",
+        remedy="Take the snapshot without freezing, or resume {vm} first.",
+        source="libvirt: 'domain is not running'",
+    ),
+    Rule(
+        id="quiesce-with-memory",
+        actions=_TAKE,
+        verdict=Verdict.REFUSE,
+        condition=_quiesce_with_memory,
+        reason="File systems are frozen only for snapshots of the disks alone; with the memory saved too there is no"
+        " need to.",
+        remedy="Choose either frozen file systems or saved memory.",
+        source="libvirt: QUIESCE requires DISK_ONLY",
+    ),
+    Rule(
+        id="test-driver-external",
+        actions=_TAKE,
+        verdict=Verdict.REFUSE,
+        condition=_test_driver_external,
+        reason="libvirt's test driver has no disk-only and no external snapshots.",
+        remedy="Take an internal one.",
+        source="libvirt's test driver: DISK_ONLY is not supported",
+        drivers=frozenset({TEST}),
+    ),
+    Rule(
+        id="checkpoints-off",
+        actions=_TAKE,
+        verdict=Verdict.REFUSE,
+        condition=_checkpoints_off,
+        reason="{vm} has checkpoints ({checkpoints}), and while it is off libvirt can't carry them over to a new"
+        " layer.",
+        remedy="Start {vm} first, or take an internal snapshot.",
+        source="lab on 11.3 and 12.8: offline external create is refused while a checkpoint exists",
+    ),
+    Rule(
+        id="no-space-for-memory",
+        actions=_TAKE,
+        verdict=Verdict.REFUSE,
+        condition=_no_space_for_memory,
+        reason="{directory} has {free} free, and the memory of {vm} may take {memory} there.",
+        remedy="Make room, or take a snapshot of the disks only.",
+        source="a file system that runs full stops every machine on it",
+    ),
+    Rule(
+        id="chain-too-deep",
+        actions=_TAKE,
+        verdict=Verdict.REFUSE,
+        condition=_too_deep(DEEPEST_CHAIN + 1),
+        reason="Disk {disk} would stand on {layers} layers, and libvirt starts no machine with more than 200.",
+        remedy="Delete old snapshots first.",
+        source="libvirt source: the depth of a backing chain is limited to 200",
+    ),
+    Rule(
+        id="long-chain",
+        actions=_TAKE,
+        verdict=Verdict.WARN,
+        condition=_too_deep(LONG_CHAIN),
+        reason="Disk {disk} will stand on {layers} layers. Long chains read slowly, and some versions of libvirt"
+        " before 12.0 fail to start a machine with 25 or more.",
+        remedy="Delete old snapshots that nobody needs.",
+        source="reported for libvirt around its change of JSON library; fixed in 12.0",
+    ),
+    Rule(
+        id="no-way-back",
+        actions=_TAKE,
+        verdict=Verdict.WARN,
+        condition=_cannot_come_back,
+        reason="libvirt {libvirt} on this host can't revert to external snapshots; 9.9 and later can.",
+        remedy="Take an internal snapshot if you may want to go back to it.",
+        source="libvirt before 9.9: 'revert to external snapshot not supported yet'",
+    ),
+    Rule(
+        id="external-on-internal",
+        actions=_TAKE,
+        verdict=Verdict.WARN,
+        condition=_external_on_internal,
+        reason="{files} holds {internal} inside. After freezing it with {snapshot}, going back to {internal} would"
+        " overwrite {snapshot} and is refused, and libvirt can't delete {snapshot} before {internal} is gone.",
+        remedy="Take an internal snapshot instead, as the tree has them so far.",
+        source="lab: internal, then external: revert to the internal one gives the external one the wrong content",
+    ),
+    Rule(
+        id="internal-on-external",
+        actions=_TAKE,
+        verdict=Verdict.WARN,
+        condition=_internal_on_external,
+        reason="While {snapshot} exists inside the active layer, {external} can't be deleted: merging that layer"
+        " would lose {snapshot}.",
+        remedy="Take an external snapshot instead, as the tree has them so far.",
+        source="lab: deleting an external snapshot loses the internal ones in its overlay",
+    ),
+    Rule(
+        id="no-memory-to-save",
+        actions=_TAKE,
+        verdict=Verdict.WARN,
+        condition=_no_memory_to_save,
+        reason="{vm} is off, so there is no memory to save: the snapshot holds its disks.",
+        remedy="",
+        source="a machine that is off has no RAM",
+        needs=Known.TREE,
+    ),
+    Rule(
+        id="disk-left-out",
+        actions=_TAKE,
+        verdict=Verdict.WARN,
+        condition=_excluded,
+        reason="{disks} is not part of {snapshot}: a revert leaves its content as it is then, but gives it a new"
+        " layer too.",
+        remedy="Leave no disk out if {vm} is to come back as a whole.",
+        source="lab on 11.3 and 12.8: an excluded disk is overlaid at the revert and then recorded as external",
+    ),
+)
