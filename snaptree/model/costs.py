@@ -5,11 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from snaptree.model.estate import DiskSnapshot, DomainLayers, MemorySnapshot, Snapshot
-from snaptree.model.figures import NOTHING, Confidence, Figure, exact, total, unknown
+from snaptree.model.estate import DiskSnapshot, DomainLayers, MemorySnapshot, Snapshot, SnapshotDisk
+from snaptree.model.figures import NOTHING, Confidence, Figure, total, unknown
 from snaptree.model.tree import SnapshotTree
 
 _NEEDS_ANALYSIS = "inside an image shared with other snapshots: needs an analysis of its clusters"
+_NOT_RECORDED = "the snapshot does not say which image holds this disk"
+_MANUAL = "a disk is snapshotted by other means than libvirt's"
+
+ImageKey = tuple[int, int] | str
+"""An image's identity where it is known, else its path: one image has one, whatever paths lead to it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,19 +28,22 @@ class SnapshotCost:
 
 @dataclass(frozen=True, slots=True)
 class DomainCosts:
-    """Costs of one machine. `disk` counts every image once; `now` is what was written since the current snapshot."""
+    """Costs of one machine. `disk` counts every image once; `now` is what was written since the current snapshot.
+
+    Memory that is saved inside an image is part of `disk` too; memory in a file of its own is not.
+    """
 
     disk: Figure
     memory: Figure
     now: Figure
     snapshots: Mapping[str, SnapshotCost]
-    images: Mapping[str, Figure]
-    """Bytes of every image that the machine needs, by path: hosts count an image shared by machines once."""
+    images: Mapping[ImageKey, Figure]
+    """Bytes of every image that the machine needs: hosts count an image shared by machines once."""
 
 
 def host_disk(machines: Iterable[DomainCosts]) -> Figure:
     """Bytes of all images that these machines of one host need, each image counted once."""
-    images: dict[str, Figure] = {}
+    images: dict[ImageKey, Figure] = {}
     unknowns: list[Figure] = []
     for costs in machines:
         images.update(costs.images)
@@ -45,16 +53,14 @@ def host_disk(machines: Iterable[DomainCosts]) -> Figure:
 
 
 def domain_costs(tree: SnapshotTree, layers: DomainLayers) -> DomainCosts:
-    """Work out every figure that layers alone can give (QCOW2.md: what is inside one image needs more)."""
-    holders = _holders_of_layers(tree)
+    """Work out every figure that layers alone can give (what lies inside one image needs more)."""
+    holders = _holders_of_layers(tree, layers)
     snapshots = {snapshot.name: _snapshot_cost(snapshot, layers, holders) for snapshot in tree}
-    live = {path for chain in layers.chains for path in chain.layers}
-    frozen = {disk.frozen for snapshot in tree for disk in snapshot.disks if disk.frozen}
-    images = {path: layer_bytes(layers, path) for path in sorted(live | frozen)}
+    images = _needed_images(tree, layers)
     return DomainCosts(
         disk=total([*images.values(), *_chain_gaps(layers)]),
         memory=total(cost.memory for cost in snapshots.values()),
-        now=_now_cost(layers, holders),
+        now=_now_cost(tree, layers, holders),
         snapshots=snapshots,
         images=images,
     )
@@ -66,32 +72,86 @@ def layer_bytes(layers: DomainLayers, path: str) -> Figure:
     return unknown("this image was not looked at") if image is None else image.allocated
 
 
+def _key(layers: DomainLayers, path: str) -> ImageKey:
+    image = layers.images.get(path)
+    return path if image is None or image.identity is None else image.identity
+
+
+def _needed_images(tree: SnapshotTree, layers: DomainLayers) -> dict[ImageKey, Figure]:
+    """Bytes of all that the disks and the snapshots stand on, down to the bottom."""
+    waiting = [path for chain in layers.chains for path in chain.layers]
+    waiting += [disk.frozen for snapshot in tree for disk in _held_disks(snapshot) if disk.frozen]
+    paths: set[str] = set()
+    while waiting:
+        path = waiting.pop()
+        if path in paths:
+            continue
+        paths.add(path)
+        image = layers.images.get(path)
+        if image is not None and image.backing is not None:
+            waiting.append(image.backing)
+    return {_key(layers, path): layer_bytes(layers, path) for path in sorted(paths)}
+
+
 def _chain_gaps(layers: DomainLayers) -> list[Figure]:
     return [unknown(chain.problem) for chain in layers.chains if chain.problem]
 
 
-def _holders_of_layers(tree: SnapshotTree) -> dict[str, set[str]]:
+_Holders = Mapping[ImageKey, set[str]]
+
+
+def _holders_of_layers(tree: SnapshotTree, layers: DomainLayers) -> _Holders:
     """Image -> snapshots whose content lies in it as its own layer (not merely below it)."""
-    holders: dict[str, set[str]] = {}
+    holders: dict[ImageKey, set[str]] = {}
     for snapshot in tree:
-        for disk in snapshot.disks:
-            if disk.frozen and disk.how in (DiskSnapshot.EXTERNAL, DiskSnapshot.INTERNAL):
-                holders.setdefault(disk.frozen, set()).add(snapshot.name)
+        for disk in _held_disks(snapshot):
+            if disk.frozen and disk.how is not DiskSnapshot.MANUAL:
+                holders.setdefault(_key(layers, disk.frozen), set()).add(snapshot.name)
     return holders
 
 
-def _snapshot_cost(snapshot: Snapshot, layers: DomainLayers, holders: Mapping[str, set[str]]) -> SnapshotCost:
-    parts: list[Figure] = []
-    for disk in snapshot.disks:
-        if disk.how is DiskSnapshot.EXTERNAL and disk.frozen and holders[disk.frozen] == {snapshot.name}:
-            parts.append(layer_bytes(layers, disk.frozen))
-        elif disk.how in (DiskSnapshot.EXTERNAL, DiskSnapshot.INTERNAL):
-            parts.append(unknown(_NEEDS_ANALYSIS))
+def _held_disks(snapshot: Snapshot) -> list[SnapshotDisk]:
+    return [disk for disk in snapshot.disks if disk.how is not DiskSnapshot.NO]
+
+
+def _snapshot_cost(snapshot: Snapshot, layers: DomainLayers, holders: _Holders) -> SnapshotCost:
+    parts = [_written_to_disk(disk, layers, holders) for disk in _held_disks(snapshot)]
     return SnapshotCost(
-        written=total(parts) if parts else NOTHING,
+        written=total(parts),
         frees=unknown("needs an analysis of the image's clusters"),
         memory=_memory_cost(snapshot, layers),
     )
+
+
+def _written_to_disk(disk: SnapshotDisk, layers: DomainLayers, holders: _Holders) -> Figure:
+    if disk.how is DiskSnapshot.MANUAL:
+        return unknown(_MANUAL)
+    if not disk.frozen:
+        return unknown(_NOT_RECORDED)
+    if disk.how is DiskSnapshot.INTERNAL or len(holders[_key(layers, disk.frozen)]) > 1:
+        return unknown(_NEEDS_ANALYSIS)
+    return _written_since_held(disk.frozen, layers, holders)
+
+
+def _written_since_held(path: str, layers: DomainLayers, holders: _Holders) -> Figure:
+    """Bytes of a layer, and of those below that no snapshot holds any more, down to one that a snapshot holds.
+
+    Where none below is held, what lies there was there before the first snapshot: it is not counted.
+    """
+    counted = [path]
+    image = layers.images.get(path)
+    while image is not None and image.backing is not None and image.backing not in counted:
+        if _key(layers, image.backing) in holders:
+            return total(_without_internal(layers, one) for one in counted)
+        counted.append(image.backing)
+        image = layers.images.get(image.backing)
+    return _without_internal(layers, path)
+
+
+def _without_internal(layers: DomainLayers, path: str) -> Figure:
+    """Bytes of a layer, unless it holds snapshots of its own that libvirt may not know of."""
+    image = layers.images.get(path)
+    return unknown(_NEEDS_ANALYSIS) if image is not None and image.internal_snapshots else layer_bytes(layers, path)
 
 
 def _memory_cost(snapshot: Snapshot, layers: DomainLayers) -> Figure:
@@ -107,17 +167,26 @@ def _memory_cost(snapshot: Snapshot, layers: DomainLayers) -> Figure:
             continue
         for entry in image.internal_snapshots:
             if entry.name == snapshot.name and entry.vm_state_size:
-                return Figure(entry.vm_state_size, Confidence.UPPER_BOUND, "size in the image's snapshot table")
+                # The table may say anything; what lies in the image takes no more than the image.
+                most = entry.vm_state_size if image.allocated.bytes is None else image.allocated.bytes
+                size = min(entry.vm_state_size, most)
+                return Figure(size, Confidence.UPPER_BOUND, "size in the image's snapshot table")
     return unknown("no image that was read holds its saved memory")
 
 
-def _now_cost(layers: DomainLayers, holders: Mapping[str, set[str]]) -> Figure:
+def _now_cost(tree: SnapshotTree, layers: DomainLayers, holders: _Holders) -> Figure:
+    """What was written to the disks that the current snapshot holds, and to those that came after it."""
+    how = {disk.target: disk.how for disk in tree[tree.current].disks} if tree.current is not None else {}
     parts = []
     for chain in layers.chains:
-        if chain.active is None:
+        if how.get(chain.target) is DiskSnapshot.NO:
+            continue
+        if how.get(chain.target) is DiskSnapshot.MANUAL:
+            parts.append(unknown(_MANUAL))
+        elif chain.active is None:
             parts.append(unknown(chain.problem or "the disk has no file"))
-        elif chain.active in holders:
+        elif _key(layers, chain.active) in holders:
             parts.append(unknown(_NEEDS_ANALYSIS))
         else:
-            parts.append(layer_bytes(layers, chain.active))
-    return total(parts) if parts else exact(0)
+            parts.append(_written_since_held(chain.active, layers, holders))
+    return total(parts)

@@ -31,6 +31,10 @@ class Figure:
     confidence: Confidence
     how: str = ""
 
+    def __post_init__(self) -> None:
+        if (self.bytes is None) != (self.confidence is Confidence.UNKNOWN):
+            raise ValueError(f"{self.bytes} bytes cannot be {self.confidence.value}")
+
     @property
     def is_known(self) -> bool:
         """Whether there is a number at all."""
@@ -59,9 +63,5 @@ def total(figures: Iterable[Figure]) -> Figure:
     for figure in figures:
         if _WEAKEST_LAST.index(figure.confidence) > _WEAKEST_LAST.index(weakest.confidence):
             weakest = figure
-        if figure.bytes is None:
-            continue
-        number += figure.bytes
-    if weakest.bytes is None:
-        return unknown(weakest.how)
-    return Figure(number, weakest.confidence, weakest.how)
+        number += figure.bytes or 0
+    return weakest if weakest.bytes is None else Figure(number, weakest.confidence, weakest.how)
