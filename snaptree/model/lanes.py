@@ -7,7 +7,7 @@ own first row, for a root) to its last row. Two chains share a lane only where o
 from __future__ import annotations
 
 import heapq
-from bisect import bisect_left
+from bisect import bisect_right
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, TypeVar
 
@@ -56,7 +56,7 @@ class LaneLayout(Generic[Id]):
         self._enters = enters
         self._leaves = leaves
         self._forks = forks
-        self.width = 1 + max((lanes[row] for row in range(len(ids))), default=-1)
+        self.width = 1 + max(lanes, default=-1)
         """How many lanes there are."""
         self._keyframe_rows: list[int] = []
         self._keyframes: list[frozenset[int]] = []
@@ -84,7 +84,7 @@ class LaneLayout(Generic[Id]):
 
     def _lines_into(self, row: int) -> set[int]:
         """Lanes with a line across the top edge of a row, replayed from the nearest keyframe above."""
-        keyframe = bisect_left(self._keyframe_rows, row + 1) - 1
+        keyframe = bisect_right(self._keyframe_rows, row) - 1
         lines = set(self._keyframes[keyframe])
         for earlier in range(self._keyframe_rows[keyframe], row):
             self._pass(earlier, lines)
