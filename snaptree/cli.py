@@ -331,8 +331,8 @@ def _change(options: argparse.Namespace, intention: Intention) -> int:
         elif only_plan:
             terminal.print_json(plan_to_json(plan))
         if plan.is_refused:
-            refusal = plan.refusals[0]
-            _complain(SnapTreeError(f"Refused: {refusal.reason}", hint=refusal.remedy))
+            for refusal in plan.refusals:
+                _complain(SnapTreeError(f"Refused: {refusal.reason}", hint=refusal.remedy))
             return EXIT_REFUSED
         if only_plan:
             return 0

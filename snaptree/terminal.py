@@ -37,9 +37,15 @@ class DomainReading:
     costs: DomainCosts
 
 
+_ENDLESS = 10_000
+"""Columns where nobody looks: what is piped on is never cut."""
+
+
 def console(*, stderr: bool = False) -> Console:
-    """A console that never breaks machine-read output: no markup, no highlighting of what users named."""
-    return Console(stderr=stderr, highlight=False, markup=False, emoji=False, soft_wrap=True)
+    """A console that takes what users named as it is: no markup, no highlighting, no emoji codes."""
+    stream = sys.stderr if stderr else sys.stdout
+    width = None if stream.isatty() else _ENDLESS
+    return Console(stderr=stderr, highlight=False, markup=False, emoji=False, soft_wrap=True, width=width)
 
 
 def print_json(value: Any) -> None:
@@ -118,13 +124,14 @@ def print_tree(out: Console, reading: DomainReading) -> None:
         style="bold",
     )
     layout = lay_out(fold(tree, unfolded=tree.snapshots).rows, straight_to=NOW)
-    table = Table(box=None, pad_edge=False, header_style="dim")
+    # On a screen the note has what the others leave, and is cut where they leave too little.
+    table = Table(box=None, pad_edge=False, header_style="dim", expand=out.is_terminal)
     table.add_column("Snapshot", no_wrap=True)
     table.add_column("Age", no_wrap=True)
     for title in ("Written", "Frees", "Memory"):
         table.add_column(title, justify="right", no_wrap=True)
     table.add_column("Consistency", no_wrap=True)
-    table.add_column("Note", overflow="ellipsis", no_wrap=True)
+    table.add_column("Note", overflow="ellipsis", no_wrap=True, ratio=1)
     for row in layout:
         lanes = Text(_lanes_text(row, layout.width, tree.current), style="cyan")
         if not isinstance(row.id, str):
@@ -225,11 +232,7 @@ def _count(number: int, thing: str) -> str:
 
 
 def print_plan(out: Console, plan: Plan) -> None:
-    """Print what a plan would do, what it costs and what to know; or why it is refused."""
-    for refusal in plan.refusals:
-        out.print(f"Refused: {plain(refusal.reason)}", style="red")
-        if refusal.remedy:
-            out.print(f"  What to do: {plain(refusal.remedy)}")
+    """Print what a plan would do, what it costs and what to know. Refusals are the caller's to say."""
     for number, step in enumerate(plan.steps, start=1):
         out.print(f"{number}. {plain(describe_step(step))}")
     for warning in plan.warnings:
