@@ -21,7 +21,8 @@ class DomainDefinition:
 
     disks: tuple[Disk, ...]
     chains: tuple[tuple[str, tuple[tuple[str, str], ...]], ...]
-    """Per disk target: (path, format) of each layer as the XML lists them, active first. Offline it may be partial."""
+    """Per target of a disk that holds data: (path, format) of each layer as listed, active first. Network disks list
+    none; of a machine that is off the list may be partial."""
     memory: int
     has_pflash: bool
     nvram_format: str | None
@@ -46,9 +47,7 @@ def read_definition(domain: ET.Element) -> DomainDefinition:
     os_element = domain.find("os")
     return DomainDefinition(
         disks=tuple(_disk(element) for element in disk_elements),
-        chains=tuple(
-            (_target(element), _listed_layers(element)) for element in disk_elements if source_path(element) is not None
-        ),
+        chains=tuple((_target(element), _listed_layers(element)) for element in disk_elements if _holds_data(element)),
         memory=memory_bytes(domain),
         has_pflash=(loader is not None and loader.get("type") == "pflash")
         or (os_element is not None and os_element.get("firmware") == "efi"),
@@ -86,6 +85,11 @@ def memory_bytes(domain: ET.Element) -> int:
 def _target(disk: ET.Element) -> str:
     target = disk.find("target")
     return "" if target is None else target.get("dev", "")
+
+
+def _holds_data(disk: ET.Element) -> bool:
+    """Whether a disk has content of its own: not an empty drive, and no medium in a CD-ROM or floppy drive."""
+    return disk.get("device", "disk") in ("disk", "lun") and disk.find("source") is not None
 
 
 def _disk(element: ET.Element) -> Disk:

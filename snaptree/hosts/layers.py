@@ -27,14 +27,14 @@ class Images:
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
-        self._read: dict[str, Image] = {}
+        self._read: dict[tuple[str, str], Image] = {}
         self._volumes: VolumeImages | None = None
 
     def read_image(self, path: str, recorded_format: str) -> Image:
         """What the image says. Never raises for a bad or missing image: its `problem` tells."""
-        image = self._read.get(path)
+        image = self._read.get((path, recorded_format))
         if image is None:
-            image = self._read[path] = self._look_at(path, recorded_format)
+            image = self._read[path, recorded_format] = self._look_at(path, recorded_format)
         return image
 
     def _look_at(self, path: str, recorded_format: str) -> Image:
@@ -45,7 +45,7 @@ class Images:
             return image
         # The user may not read the file, but the daemon may, and lets us have a volume's content.
         through_libvirt = self._volume_images().read_image(path, recorded_format)
-        return image if through_libvirt.problem else through_libvirt
+        return image if through_libvirt.problem else replace(through_libvirt, identity=image.identity)
 
     def _volume_images(self) -> VolumeImages:
         if self._volumes is None:
@@ -84,12 +84,6 @@ class Images:
             return self._volume_images().format_of(path)
 
 
-def walk_chain(path: str, recorded_format: str, images: Images) -> tuple[tuple[str, ...], str]:
-    """Layers from `path` down to the bottom, and why the walk ended early (empty if it did not)."""
-    chain = read_chain(path, recorded_format, images.read_image)
-    return tuple(image.path for image in chain.images), chain.problem
-
-
 def live_chains(
     connection: Connection, domain: Any, images: Images | None = None, *, top_only: bool = False
 ) -> tuple[DiskChain, ...]:
@@ -103,12 +97,14 @@ def live_chains(
         definition = read_definition(parse(domain.XMLDesc()))
     chains = []
     for target, listed in definition.chains:
-        if top_only or is_active:
+        if not listed:
+            chains.append(DiskChain(target, (), "it is not a file or block device of the host"))
+        elif top_only or is_active:
             chains.append(DiskChain(target, tuple(path for path, _ in listed[: 1 if top_only else None])))
         else:
             images = images or Images(connection)
-            layers, problem = walk_chain(*listed[0], images)
-            chains.append(DiskChain(target, layers, problem))
+            chain = read_chain(*listed[0], images.read_image)
+            chains.append(DiskChain(target, tuple(image.path for image in chain.images), chain.problem))
     return tuple(chains)
 
 
@@ -132,8 +128,9 @@ def layers_of(connection: Connection, domain: Any, tree: SnapshotTree, images: I
     overlays += [disk.overlay for snapshot in tree for disk in snapshot.disks if disk.overlay is not None]
     for path in [*tops, *formats, *overlays]:
         # An overlay that libvirt made is qcow2; one that is named nowhere else is a leaf's, or gone.
-        walked, _ = walk_chain(path, formats.get(path, "qcow2"), images)
-        found |= {layer: images.read_image(layer, "") for layer in walked}
+        chain = read_chain(path, formats.get(path, "qcow2"), images.read_image)
+        # The first reading of an image is by the format that the machine or snapshot recorded for it.
+        found = {image.path: image for image in chain.images} | found
     if domain.isActive():
         found |= {path: _being_written(found[path]) for path in tops if path in found}
     return DomainLayers(

@@ -16,9 +16,10 @@ import libvirt
 from snaptree.hosts.connection import Connection
 from snaptree.hosts.domain_xml import parse, read_definition
 from snaptree.hosts.errors import explained
-from snaptree.hosts.layers import Images, layers_of, walk_chain
+from snaptree.hosts.layers import Images, layers_of
 from snaptree.hosts.reading import read_domain, read_tree
 from snaptree.hosts.snapshot_xml import recorded_disks
+from snaptree.images.files import read_chain
 from snaptree.model.estate import DomainLayers
 from snaptree.plans.situation import Disk, Situation
 
@@ -124,9 +125,9 @@ def _reach(images: Images, named: set[str]) -> tuple[set[str], bool]:
             continue
         # An image in another machine is looked at as qcow2 if it says so: a wrong guess can only find a
         # dependence that is not there, and nothing is opened for the guest on the strength of it.
-        chain, why = walk_chain(path, images.apparent_format(path), images)
-        reached.update(chain)
-        problem = problem or bool(why)
+        chain = read_chain(path, images.apparent_format(path), images.read_image)
+        reached.update(image.path for image in chain.images)
+        problem = problem or bool(chain.problem)
     return reached, problem
 
 
