@@ -78,7 +78,7 @@ def _key(layers: DomainLayers, path: str) -> ImageKey:
 
 
 def _needed_images(tree: SnapshotTree, layers: DomainLayers) -> dict[ImageKey, Figure]:
-    """Bytes of all that the disks and the snapshots stand on, down to the bottom."""
+    """Bytes of all that the disks and the snapshots stand on, down to the bottom. A file that is gone takes none."""
     waiting = [path for chain in layers.chains for path in chain.layers]
     waiting += [disk.frozen for snapshot in tree for disk in _held_disks(snapshot) if disk.frozen]
     paths: set[str] = set()
@@ -90,7 +90,11 @@ def _needed_images(tree: SnapshotTree, layers: DomainLayers) -> dict[ImageKey, F
         image = layers.images.get(path)
         if image is not None and image.backing is not None:
             waiting.append(image.backing)
-    return {_key(layers, path): layer_bytes(layers, path) for path in sorted(paths)}
+    return {
+        _key(layers, path): layer_bytes(layers, path)
+        for path in sorted(paths)
+        if not ((image := layers.images.get(path)) is not None and image.is_missing)
+    }
 
 
 def _chain_gaps(layers: DomainLayers) -> list[Figure]:

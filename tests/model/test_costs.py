@@ -169,13 +169,13 @@ def test_memory_files() -> None:
     assert "names no memory file" in costs_of([nameless], found, vda("top", "base")).memory.how
 
 
-def test_a_missing_image_makes_its_figures_unknown_and_no_others() -> None:
+def test_a_missing_image_makes_its_snapshot_unknown_and_takes_no_bytes() -> None:
     found = images(base=100, one=10, two=1)
     found["one"] = Image("one", "qcow2", unknown("no such file: one"), problem="no such file: one", is_missing=True)
     costs = costs_of([external("a", None, "base"), external("b", "a", "one")], found, vda("two"))
     assert costs.snapshots["a"].written == exact(100)
     assert costs.snapshots["b"].written == unknown("no such file: one")
-    assert costs.disk == unknown("no such file: one")
+    assert costs.disk == exact(101), "what is left of the machine is known"
 
 
 def test_an_image_that_was_not_looked_at_is_unknown() -> None:
