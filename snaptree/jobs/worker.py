@@ -41,6 +41,7 @@ class Job:
 
     def __init__(self, run: Callable[[ShouldStop], None], priority: Priority, key: Hashable | None) -> None:
         self.priority = priority
+        """May change while the job runs: what began in the background may have come on screen, and the reverse."""
         self.key = key
         self.run = run
         self.yields = False
@@ -61,24 +62,29 @@ class Job:
 class Worker:
     """One daemon thread and its queue. All methods return at once and may be called from any thread.
 
-    Among equally urgent questions the newest goes first: it is what the user looks at now. A question with
-    the `key` of one that still waits takes its place. Answers and failures are delivered by `deliver`. What no
-    SnapTreeError announces is a mistake of ours: it reaches `on_failed` as a SnapTreeError, and is then raised
-    on the delivering thread, where the program's exception hook logs and shows it.
+    Among equally urgent questions the newest goes first: it is what the user looks at now (`oldest_first` is for
+    what must keep its order). A question with the `key` of one that still waits takes its place.
+
+    Answers and failures are delivered by `deliver`. What no SnapTreeError announces is a mistake of ours: it reaches
+    `on_failed` as a SnapTreeError, and is then raised on the delivering thread, where the program's exception hook
+    logs and shows it.
     """
 
-    def __init__(self, name: str, deliver: Deliver, *, at_end: Callable[[], None] | None = None) -> None:
-        """`at_end` runs last on the thread, to let go of what belongs to it. It must not raise."""
+    def __init__(
+        self, name: str, deliver: Deliver, *, oldest_first: bool = False, at_end: Callable[[], None] | None = None
+    ) -> None:
+        """The thread starts with the first question. `at_end` runs last on it, to let go of what it used."""
         self._deliver = deliver
         self._at_end = at_end
-        self._numbers = itertools.count()
+        self._numbers = itertools.count(step=1 if oldest_first else -1)
         self._queue: list[tuple[Priority, int, Job]] = []
         self._waiting: dict[Hashable, Job] = {}
         self._changed = threading.Condition()
         self._is_closed = False
         # A daemon: a libvirt call that blocks for ever must not keep the program from ending.
         self._thread = threading.Thread(target=self._work, name=name, daemon=True)
-        self._thread.start()
+        self._has_started = False
+        self._running: Job | None = None
 
     def submit(
         self,
@@ -113,6 +119,9 @@ class Worker:
                 return job
             self._enqueue(job)
             self._changed.notify()
+            if not self._has_started:
+                self._has_started = True
+                self._thread.start()
         return job
 
     def _enqueue(self, job: Job) -> None:
@@ -123,7 +132,12 @@ class Worker:
                 # Who asked for it urgently still waits for it.
                 job.priority = min(job.priority, replaced.priority)
             self._waiting[job.key] = job
-        heapq.heappush(self._queue, (job.priority, -next(self._numbers), job))
+        heapq.heappush(self._queue, (job.priority, next(self._numbers), job))
+
+    @property
+    def running(self) -> Job | None:
+        """What is being worked on at this moment."""
+        return self._running
 
     def withdraw(self, job: Job) -> bool:
         """Take back a question unless its turn came already. Returns whether it was still waiting."""
@@ -143,13 +157,16 @@ class Worker:
 
     def join(self, timeout: float) -> bool:
         """Wait up to `timeout` seconds for the thread to end after `close`. Returns whether it did."""
-        self._thread.join(timeout)
+        if self._has_started:
+            self._thread.join(timeout)
         return not self._thread.is_alive()
 
     def _work(self) -> None:
         while (job := self._next()) is not None:
             if not job.is_cancelled:
+                self._running = job
                 job.run(partial(self._should_stop, job))
+                self._running = None
         if self._at_end is not None:
             self._at_end()
 

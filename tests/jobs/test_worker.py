@@ -92,6 +92,15 @@ def test_the_most_urgent_goes_first_and_the_newest_among_equals(worker: Worker, 
     assert [answers.next() for _ in range(6)] == ["gate", "u1", "s2", "s1", "b2", "b1"]
 
 
+def test_what_must_keep_its_order_is_answered_oldest_first(answers: Answers) -> None:
+    worker = Worker("in-order", answers.calls.put, oldest_first=True)
+    for number in range(5):
+        submit(worker, answers, say(number), Priority.USER)
+    assert [answers.next() for _ in range(5)] == [0, 1, 2, 3, 4]
+    worker.close()
+    assert worker.join(TIMEOUT)
+
+
 @given(st.lists(st.tuples(st.sampled_from(Priority), st.integers(0, 3)), max_size=25))
 def test_of_each_key_the_latest_is_answered_once_in_the_order_of_urgency(
     questions: list[tuple[Priority, int]],
@@ -173,6 +182,17 @@ def test_work_on_screen_does_not_stand_back(worker: Worker, answers: Answers) ->
     submit(worker, answers, say("user"), Priority.USER)
     may_end.set()
     assert [answers.next(), answers.next()] == ["on screen", "user"]
+
+
+def test_background_work_that_comes_on_screen_stands_back_no_more(worker: Worker, answers: Answers) -> None:
+    began, may_end = threading.Event(), threading.Event()
+    job = submit(worker, answers, yielding("was in the background", began, may_end))
+    assert began.wait(TIMEOUT)
+    assert worker.running is job
+    job.priority = Priority.ON_SCREEN
+    submit(worker, answers, say("on screen"), Priority.ON_SCREEN)
+    may_end.set()
+    assert [answers.next(), answers.next()] == ["was in the background", "on screen"]
 
 
 def test_a_cancelled_question_is_never_asked(worker: Worker, answers: Answers) -> None:
@@ -260,6 +280,12 @@ def test_closing_drops_what_waits_stops_what_runs_and_lets_go_of_what_it_held() 
     assert ended_on.get(timeout=TIMEOUT) == "closing"
     assert answers.calls.empty()
     assert submit(worker, answers, say("too late")).is_cancelled
+
+
+def test_a_worker_that_was_never_asked_has_no_thread_to_wait_for() -> None:
+    worker = Worker("idle", Answers().calls.put)
+    worker.close()
+    assert worker.join(0)
 
 
 def test_closing_does_not_wait_for_work_that_blocks() -> None:

@@ -1,0 +1,668 @@
+"""One host behind the window: it reads, watches and changes on threads of its own, and tells by Qt signals."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from functools import partial
+
+from PySide6.QtCore import QObject, Qt, QTimer, Signal, Slot
+
+from snaptree.hosts.connection import Connection
+from snaptree.hosts.journal import Journal
+from snaptree.hosts.layers import read_layers
+from snaptree.hosts.reading import list_domains, read_tree
+from snaptree.hosts.running import run_plan
+from snaptree.hosts.situation import read_situation
+from snaptree.hosts.watching import Changes
+from snaptree.jobs.connecting import Connector, CredentialsRequest
+from snaptree.jobs.garbage import collect_young
+from snaptree.jobs.session import Session
+from snaptree.jobs.worker import Job, Priority, ShouldStop, Worker
+from snaptree.model.costs import DomainCosts, domain_costs
+from snaptree.model.errors import ConnectionLostError, SnapTreeError, VanishedError
+from snaptree.model.estate import Domain, DomainLayers, Host
+from snaptree.model.tree import SnapshotTree
+from snaptree.plans.intention import Intention, TakeBack
+from snaptree.plans.operation import Operation, OperationState
+from snaptree.plans.plan import Action, Plan
+from snaptree.plans.planner import make_plan
+
+__all__ = ["CostReading", "CredentialsRequest", "HostBackend", "HostStatus", "Phase", "TreeReading"]
+
+COUNTS_EVERY_MS = 250
+"""Snapshot counts come in with the trees; the list is told of them no more often than this."""
+LIVE_COSTS_SECONDS = 10.0
+"""A machine on screen that runs is measured this often, as it writes."""
+PROGRESS_SECONDS = 0.1
+"""Between two reports of an operation's progress."""
+
+_NO_SNAPSHOTS = SnapshotTree.build((), None)
+_LIST = "list"
+
+_operation_numbers = itertools.count(-1, -1)
+"""An operation has its number before it is in the journal; below zero, it can't be taken for the journal's."""
+
+
+class Phase(StrEnum):
+    """How a host's connection is doing."""
+
+    CONNECTING = "connecting"
+    CONNECTED = "connected"
+    LOST = "lost"
+    """It was connected, and is tried again by itself; what was read stays on screen."""
+    FAILED = "failed"
+    """It could not be reached. Tried again by itself only if `retry_at` says so."""
+    CLOSED = "closed"
+
+
+@dataclass(frozen=True, slots=True)
+class HostStatus:
+    """The state of a host's connection. `host` is what it last was; `retry_at` in seconds since 1970, UTC.
+
+    `error` says why it is lost or failed. With a connected host it says why the connection is read-only although
+    that was not asked for, or why the machines could not be listed.
+    """
+
+    uri: str
+    phase: Phase
+    host: Host | None = None
+    error: SnapTreeError | None = None
+    retry_at: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TreeReading:
+    """A machine's snapshots; not `complete` while more of them are being read."""
+
+    tree: SnapshotTree
+    complete: bool
+
+
+@dataclass(frozen=True, slots=True)
+class CostReading:
+    """A machine's layers, and what they and its snapshots cost."""
+
+    layers: DomainLayers
+    costs: DomainCosts
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Change:
+    """What drives an operation that is not over."""
+
+    job: Job
+    cancelled: threading.Event
+    undoes: Operation | None
+
+
+class _Postman(QObject):
+    """Brings calls from other threads to the window's. Those threads keep it alive, whatever becomes of its owner."""
+
+    posted = Signal(object)
+
+    def post(self, call: Callable[[], None]) -> None:
+        """Have `call` made on the window's thread, after those posted before it."""
+        self.posted.emit(call)
+
+
+class HostBackend(QObject):
+    """Reads, watches and changes one host. Lives on the window's thread; nothing here blocks it.
+
+    Three workers: one reads lists and trees, which libvirt answers whatever a machine is doing; one measures and
+    plans, which may have to wait for a busy machine or for storage; one makes changes, in the order asked for, over
+    a connection of its own. What they hand over are frozen values; what equals the last reading is the same object
+    and is not told again. All state is touched on the window's thread only.
+    """
+
+    host_changed = Signal(object)
+    """HostStatus"""
+    domains_changed = Signal(object)
+    """tuple[Domain, ...], all machines by natural name"""
+    tree_changed = Signal(str, object)
+    """UUID, TreeReading; also after `reading_failed`, once reading works again"""
+    costs_changed = Signal(str, object)
+    """UUID, CostReading"""
+    reading_failed = Signal(str, object)
+    """UUID, SnapTreeError"""
+    operation_changed = Signal(object)
+    """Operation"""
+    credentials_needed = Signal(object)
+    """CredentialsRequest: somebody must answer it"""
+
+    def __init__(
+        self, uri: str, *, read_only: bool = False, journal: Journal | None = None, parent: QObject | None = None
+    ) -> None:
+        super().__init__(parent)
+        self.uri = uri
+        self._journal = journal
+        self._status = HostStatus(uri, Phase.CLOSED)
+        self._is_closed = False
+        self._session: Session | None = None
+
+        self._domains: dict[str, Domain] = {}
+        self._told_domains: tuple[Domain, ...] | None = None
+        self._trees: dict[str, TreeReading] = {}
+        self._costs: dict[str, CostReading] = {}
+        self._failed: set[str] = set()
+        """Machines whose last reading failed."""
+        self._must_read_all = True
+        """With the next list, trees that are known already are read once more."""
+        self._looked_at: str | None = None
+
+        self._operations: dict[int, Operation] = {}
+        self._changes: dict[int, _Change] = {}
+        """What drives the operations that are not over."""
+        self._journal_numbers: dict[int, int] = {}
+        self._being_undone: set[int] = set()
+
+        self._read_session: Session | None = None  # the read thread's own
+        self._change_connection: Connection | None = None  # the change thread's own
+
+        self._postman = _Postman()
+        self._postman.posted.connect(self._run_posted, Qt.ConnectionType.QueuedConnection)
+        self._post = self._postman.post
+        self._connector = Connector(uri, read_only=read_only, ask=self._ask)
+        self._reader = Worker(f"read {uri}", self._post, at_end=self._close_session)
+        self._measurer = Worker(f"measure {uri}", self._post)
+        self._changer = Worker(f"change {uri}", self._post, oldest_first=True, at_end=self._close_change_connection)
+
+        self._counts_timer = QTimer(self, singleShot=True, interval=COUNTS_EVERY_MS)
+        self._counts_timer.timeout.connect(self._tell_domains)
+        self._live_timer = QTimer(self, singleShot=True)
+        self._live_timer.timeout.connect(self._measure_what_is_on_screen)
+
+    @Slot(object)
+    def _run_posted(self, call: Callable[[], None]) -> None:
+        if not self._is_closed:
+            call()
+        collect_young()
+
+    # What is known
+
+    @property
+    def status(self) -> HostStatus:
+        """How the connection is doing."""
+        return self._status
+
+    def domains(self) -> tuple[Domain, ...]:
+        """All machines of the host, by natural name."""
+        return tuple(self._domains.values())
+
+    def domain(self, uuid: str) -> Domain | None:
+        """One machine, or None if the host does not list it."""
+        return self._domains.get(uuid)
+
+    def tree(self, uuid: str) -> SnapshotTree | None:
+        """The snapshots of a machine as last read, perhaps not all of them yet; None before that."""
+        reading = self._trees.get(uuid)
+        return None if reading is None else reading.tree
+
+    def costs(self, uuid: str) -> CostReading | None:
+        """What a machine's snapshots cost; None before that was measured."""
+        return self._costs.get(uuid)
+
+    def operations(self) -> tuple[Operation, ...]:
+        """The operations since the start, oldest first."""
+        return tuple(self._operations.values())
+
+    # Connecting
+
+    def open(self) -> None:
+        """Connect, list the machines and go on reading. `host_changed` tells how that went."""
+        if self._status.phase in (Phase.CLOSED, Phase.FAILED) and not self._is_closed:
+            self._connect()
+
+    def reconnect_now(self) -> None:
+        """Try again at once: instead of waiting, or after giving up."""
+        if self._status.retry_at is not None:
+            self._connector.hurry()
+        else:
+            self.open()
+
+    def close(self) -> None:
+        """Stop everything and disconnect; returns at once. Nothing is told any more but that it is closed."""
+        if self._is_closed:
+            return
+        self._set_status(Phase.CLOSED)
+        self._is_closed = True
+        self._counts_timer.stop()
+        self._live_timer.stop()
+        for worker in (self._reader, self._measurer, self._changer):
+            worker.close()
+        self._connector.close()
+
+    def wait_until_closed(self, seconds: float) -> bool:
+        """After `close`: block until all threads have ended, or so many seconds. Returns whether they have."""
+        deadline = time.monotonic() + seconds
+        workers = (self._reader, self._measurer, self._changer)
+        return all(worker.join(max(0.0, deadline - time.monotonic())) for worker in workers)
+
+    def _connect(self) -> None:
+        was_connected = self._status.phase is Phase.LOST
+        if not was_connected:
+            self._set_status(Phase.CONNECTING, host=self._status.host)
+        self._reader.submit(
+            partial(self._open_session, was_connected),
+            on_done=self._connected,
+            on_failed=self._not_connected,
+            priority=Priority.USER,
+        )
+
+    def _open_session(self, was_connected: bool, should_stop: ShouldStop) -> Session:
+        """On the read thread."""
+        self._close_session()
+        connection, why_read_only = self._connector.open_patiently(
+            was_connected=was_connected,
+            report=lambda error, retry_at: self._post(partial(self._waiting, error, retry_at)),
+            should_stop=should_stop,
+        )
+        self._read_session = Session(
+            connection,
+            why_read_only,
+            on_change=lambda changes: self._post(partial(self._changed_outside, changes)),
+            on_lost=lambda session, why: self._post(partial(self._lost, session, why)),
+        )
+        return self._read_session
+
+    def _close_session(self) -> None:
+        """On the read thread."""
+        session, self._read_session = self._read_session, None
+        if session is not None:
+            session.close()
+
+    def _ask(self, request: CredentialsRequest) -> None:
+        """On the thread that connects."""
+        self._post(partial(self.credentials_needed.emit, request))
+
+    def _connected(self, session: Session) -> None:
+        self._session = session
+        self._set_status(Phase.CONNECTED, host=session.host, error=session.why_read_only)
+        self._must_read_all = True
+        session.watcher.look_at(self._looked_at)
+        self._read_list(Priority.USER)
+        if self._looked_at is not None:
+            self._read_tree(self._looked_at, Priority.ON_SCREEN)
+
+    def _waiting(self, error: SnapTreeError, retry_at: float) -> None:
+        phase = Phase.LOST if self._status.phase is Phase.LOST else Phase.FAILED
+        self._set_status(phase, host=self._status.host, error=error, retry_at=retry_at)
+
+    def _not_connected(self, error: SnapTreeError) -> None:
+        self._set_status(Phase.FAILED, host=self._status.host, error=error)
+
+    def _lost(self, session: Session, why: str) -> None:
+        if session is not self._session:
+            return
+        self._session = None
+        error = ConnectionLostError(
+            f"The connection to {self.uri} was lost: {why}.",
+            hint="It is tried again by itself. What the host was doing goes on there.",
+        )
+        self._set_status(Phase.LOST, host=session.host, error=error)
+        self._connect()
+
+    def _set_status(
+        self,
+        phase: Phase,
+        *,
+        host: Host | None = None,
+        error: SnapTreeError | None = None,
+        retry_at: float | None = None,
+    ) -> None:
+        status = HostStatus(self.uri, phase, host, error, retry_at)
+        if status != self._status:
+            self._status = status
+            self.host_changed.emit(status)
+
+    # Reading
+
+    def look_at(self, uuid: str | None) -> None:
+        """Say which machine is on screen: it is read first, and looked after most closely."""
+        if uuid == self._looked_at:
+            return
+        before, self._looked_at = self._looked_at, uuid
+        if self._session is None:
+            return
+        self._session.watcher.look_at(uuid)
+        running = self._reader.running
+        if running is not None and running.key == before:
+            running.priority = Priority.BACKGROUND
+        if uuid is None:
+            return
+        reading = self._trees.get(uuid)
+        if reading is not None and reading.complete:
+            self._measure(uuid, Priority.ON_SCREEN)
+        elif running is not None and running.key == uuid:
+            running.priority = Priority.ON_SCREEN
+        else:
+            self._read_tree(uuid, Priority.ON_SCREEN)
+
+    def refresh(self) -> None:
+        """Read everything again: the list and what is on screen now, the rest in the background."""
+        if self._session is None:
+            return
+        self._must_read_all = True
+        self._read_list(Priority.USER)
+        if self._looked_at is not None:
+            self._read_tree(self._looked_at, Priority.ON_SCREEN)
+
+    def _changed_outside(self, changes: Changes) -> None:
+        if changes.list_changed:
+            self._read_list(Priority.ON_SCREEN)
+        for uuid in changes.domains:
+            self._read_tree(uuid, Priority.ON_SCREEN if uuid == self._looked_at else Priority.BACKGROUND)
+
+    def _read_list(self, priority: Priority) -> None:
+        session = self._session
+        if session is None:
+            return
+
+        def work(_should_stop: ShouldStop) -> tuple[Domain, ...]:
+            with session.using() as connection:
+                return list_domains(connection)
+
+        self._reader.submit(work, on_done=self._listed, on_failed=self._list_failed, priority=priority, key=_LIST)
+
+    def _listed(self, domains: tuple[Domain, ...]) -> None:
+        if self._session is None:
+            return
+        self._set_status(Phase.CONNECTED, host=self._session.host, error=self._session.why_read_only)
+        for uuid in self._domains.keys() - {domain.uuid for domain in domains}:
+            self._forget(uuid)
+        self._domains = {domain.uuid: self._with_count(domain) for domain in domains}
+        self._tell_domains()
+        # Of equally urgent questions the newest is answered first: ask for the top of the list last.
+        for domain in reversed(domains):
+            reading = self._trees.get(domain.uuid)
+            if reading is not None and not self._must_read_all:
+                continue  # the watcher tells if it changed
+            if domain.snapshot_count == 0:
+                self._tree_arrived(domain.uuid, _NO_SNAPSHOTS)
+            else:
+                self._read_tree(domain.uuid, Priority.BACKGROUND)
+        self._must_read_all = False
+
+    def _list_failed(self, error: SnapTreeError) -> None:
+        if self._session is not None and not isinstance(error, ConnectionLostError):
+            self._set_status(Phase.CONNECTED, host=self._session.host, error=error)
+
+    def _forget(self, uuid: str) -> None:
+        for known in (self._trees, self._costs):
+            known.pop(uuid, None)
+        self._failed.discard(uuid)
+        if self._session is not None:
+            self._session.watcher.forget(uuid)
+
+    def _with_count(self, domain: Domain) -> Domain:
+        reading = self._trees.get(domain.uuid)
+        if domain.snapshot_count is not None or reading is None or not reading.complete:
+            return domain
+        return replace(domain, snapshot_count=len(reading.tree))
+
+    def _tell_domains(self) -> None:
+        domains = self.domains()
+        if domains != self._told_domains:
+            self._told_domains = domains
+            self.domains_changed.emit(domains)
+
+    def _read_tree(self, uuid: str, priority: Priority) -> None:
+        session = self._session
+        if session is None:
+            return
+
+        def part(tree: SnapshotTree) -> None:
+            if uuid == self._looked_at:
+                self._post(partial(self._part_arrived, uuid, tree))
+
+        def work(should_stop: ShouldStop) -> SnapshotTree:
+            with session.using() as connection:
+                tree = read_tree(connection, uuid, on_part=part, cancelled=should_stop)
+            known = self.tree(uuid)
+            return known if known == tree and known is not None else tree
+
+        self._reader.submit(
+            work,
+            on_done=partial(self._tree_arrived, uuid),
+            on_failed=partial(self._reading_failed, uuid),
+            priority=priority,
+            key=uuid,
+        )
+
+    def _part_arrived(self, uuid: str, tree: SnapshotTree) -> None:
+        known = self._trees.get(uuid)
+        if uuid in self._domains and (known is None or not known.complete):
+            self._trees[uuid] = TreeReading(tree, complete=False)
+            self.tree_changed.emit(uuid, self._trees[uuid])
+
+    def _tree_arrived(self, uuid: str, tree: SnapshotTree) -> None:
+        if uuid not in self._domains:
+            return  # it vanished while it was read
+        known = self._trees.get(uuid)
+        if known is None or known.tree is not tree or not known.complete or uuid in self._failed:
+            self._failed.discard(uuid)
+            self._trees[uuid] = TreeReading(tree, complete=True)
+            self.tree_changed.emit(uuid, self._trees[uuid])
+            self._count(uuid, len(tree))
+        if self._session is not None:
+            self._session.watcher.showing(uuid, tree)
+        self._measure(uuid, Priority.ON_SCREEN if uuid == self._looked_at else Priority.BACKGROUND)
+
+    def _count(self, uuid: str, snapshots: int) -> None:
+        domain = self._domains[uuid]
+        if domain.snapshot_count != snapshots:
+            self._domains[uuid] = replace(domain, snapshot_count=snapshots)
+            if not self._counts_timer.isActive():
+                self._counts_timer.start()
+
+    def _reading_failed(self, uuid: str, error: SnapTreeError) -> None:
+        if isinstance(error, VanishedError):
+            self._read_list(Priority.ON_SCREEN)
+        elif not (isinstance(error, ConnectionLostError) and self._session is None):
+            self._failed.add(uuid)
+            self.reading_failed.emit(uuid, error)
+
+    def _measure(self, uuid: str, priority: Priority) -> None:
+        session, reading = self._session, self._trees.get(uuid)
+        if session is None or reading is None or not reading.complete or self._is_changing(uuid):
+            return
+
+        def work(_should_stop: ShouldStop) -> tuple[CostReading, float]:
+            began = time.monotonic()
+            with session.using() as connection:
+                layers = read_layers(connection, uuid, reading.tree)
+            measured = CostReading(layers, domain_costs(reading.tree, layers))
+            known = self._costs.get(uuid)
+            return known if known == measured and known is not None else measured, time.monotonic() - began
+
+        self._measurer.submit(
+            work,
+            on_done=partial(self._measured, uuid),
+            on_failed=partial(self._reading_failed, uuid),
+            priority=priority,
+            key=uuid,
+        )
+
+    def _measured(self, uuid: str, measured: tuple[CostReading, float]) -> None:
+        costs, seconds = measured
+        domain = self._domains.get(uuid)
+        if domain is None:
+            return
+        if uuid in self._failed and (reading := self._trees.get(uuid)) is not None:
+            self._failed.discard(uuid)
+            self.tree_changed.emit(uuid, reading)
+        if self._costs.get(uuid) is not costs:
+            self._costs[uuid] = costs
+            self.costs_changed.emit(uuid, costs)
+        if uuid == self._looked_at and domain.state.is_active:
+            self._live_timer.start(int(1000 * max(LIVE_COSTS_SECONDS, 10 * seconds)))
+
+    def _measure_what_is_on_screen(self) -> None:
+        if self._looked_at is not None:
+            self._measure(self._looked_at, Priority.ON_SCREEN)
+
+    # Changing
+
+    def plan(self, uuid: str, intention: Intention, on_ready: Callable[[Plan | SnapTreeError], None]) -> None:
+        """Work out what an intention would do. `on_ready` hears of it on this thread, unless the backend is closed."""
+        session = self._session
+        if session is None:
+            self._post(partial(on_ready, self._not_connected_error()))
+            return
+
+        def work(_should_stop: ShouldStop) -> Plan:
+            with session.using() as connection:
+                return make_plan(intention, read_situation(connection, uuid))
+
+        self._measurer.submit(work, on_done=on_ready, on_failed=on_ready, priority=Priority.USER)
+
+    def run(self, plan: Plan) -> Operation:
+        """Queue a plan. `operation_changed` tells how it goes; the machine is read again once it is over."""
+        return self._queue(plan, undoes=None)
+
+    def cancel(self, operation_id: int) -> None:
+        """Take an operation back while it is queued; ask it to stop if it runs. It says itself whether it can."""
+        change = self._changes.get(operation_id)
+        if change is None:
+            return
+        change.cancelled.set()
+        if self._changer.withdraw(change.job):
+            operation = self._operations[operation_id]
+            self._over(replace(operation, state=OperationState.CANCELLED, finished=time.time()))
+
+    def undo(self, operation: Operation) -> None:
+        """Plan to take a finished operation back, and run that. `operation_changed` tells of both operations."""
+        undo = operation.plan.undo
+        if not operation.can_undo or undo is None or operation.id in self._being_undone:
+            return
+        self._being_undone.add(operation.id)
+        intention = TakeBack(undo.revert_to, undo.delete)
+        self.plan(operation.plan.domain_uuid, intention, partial(self._run_undo, operation))
+
+    def _run_undo(self, undoes: Operation, plan: Plan | SnapTreeError) -> None:
+        if isinstance(plan, Plan):
+            self._queue(plan, undoes=undoes)
+            return
+        self._being_undone.discard(undoes.id)
+        nothing = Plan(
+            Action.UNDO, self.uri, undoes.plan.domain_uuid, undoes.plan.domain, snapshots=undoes.plan.snapshots
+        )
+        now = time.time()
+        failed = Operation(
+            next(_operation_numbers), nothing, OperationState.FAILED, started=now, finished=now, error=plan
+        )
+        self._tell_operation(failed)
+
+    def _queue(self, plan: Plan, *, undoes: Operation | None) -> Operation:
+        operation = Operation(next(_operation_numbers), plan, OperationState.QUEUED, started=time.time())
+        cancelled = threading.Event()
+        job = self._changer.submit(
+            partial(self._change, operation, cancelled, undoes),
+            on_done=partial(self._changed, operation.id),
+            on_failed=partial(self._not_changed, operation.id),
+            priority=Priority.USER,
+        )
+        self._changes[operation.id] = _Change(job, cancelled, undoes)
+        self._tell_operation(operation)
+        return operation
+
+    def _change(
+        self, queued: Operation, cancelled: threading.Event, undoes: Operation | None, should_stop: ShouldStop
+    ) -> Operation:
+        """On the change thread."""
+        plan = queued.plan
+        told = 0.0
+
+        def tell(operation: Operation) -> None:
+            nonlocal told
+            now = time.monotonic()
+            if not operation.state.is_over and now - told >= PROGRESS_SECONDS:
+                told = now
+                self._post(partial(self._went_on, replace(operation, id=queued.id)))
+
+        with self._connection_for_changes() as connection, self._watching_paused(plan.domain_uuid):
+            operation = run_plan(
+                connection,
+                plan,
+                journal=self._journal,
+                on_progress=tell,
+                cancelled=lambda: cancelled.is_set() or should_stop(),
+            )
+        if undoes is not None and operation.state is OperationState.DONE and self._journal is not None:
+            self._journal.mark_undone(self._journal_numbers.get(undoes.id, undoes.id))
+        return operation
+
+    @contextmanager
+    def _connection_for_changes(self) -> Iterator[Connection]:
+        """On the change thread: its own connection, opened when it is first needed and after it broke."""
+        session = self._session
+        if session is None:
+            raise self._not_connected_error()
+        if session.host.driver == "TEST":
+            # Each connection to libvirt's test driver may be a world of its own: changes belong to the one shown.
+            with session.using() as connection:
+                yield connection
+            return
+        if self._change_connection is None or not self._change_connection.is_alive():
+            self._close_change_connection()
+            self._change_connection = self._connector.open_for_changes(session.host.read_only)
+        yield self._change_connection
+
+    def _close_change_connection(self) -> None:
+        """On the change thread."""
+        connection, self._change_connection = self._change_connection, None
+        if connection is not None:
+            connection.close()
+
+    @contextmanager
+    def _watching_paused(self, uuid: str) -> Iterator[None]:
+        """On the change thread."""
+        session = self._session
+        if session is None:
+            yield
+        else:
+            with session.watcher.paused(uuid):
+                yield
+
+    def _is_changing(self, uuid: str) -> bool:
+        """Whether an operation of ours runs on a machine: libvirt would let other questions about it wait."""
+        return any(
+            self._operations[number].state is OperationState.RUNNING
+            and self._operations[number].plan.domain_uuid == uuid
+            for number in self._changes
+        )
+
+    def _went_on(self, operation: Operation) -> None:
+        if operation.id in self._changes:
+            self._tell_operation(operation)
+
+    def _changed(self, number: int, operation: Operation) -> None:
+        self._journal_numbers[number] = operation.id
+        self._over(replace(operation, id=number))
+
+    def _not_changed(self, number: int, error: SnapTreeError) -> None:
+        """Nothing was done: the host could not be reached, or the journal not be written."""
+        operation = self._operations[number]
+        self._over(replace(operation, state=OperationState.FAILED, finished=time.time(), progress=None, error=error))
+
+    def _over(self, operation: Operation) -> None:
+        undoes = self._changes.pop(operation.id).undoes
+        self._tell_operation(operation)
+        if undoes is not None:
+            self._being_undone.discard(undoes.id)
+            if operation.state is OperationState.DONE:
+                self._tell_operation(replace(undoes, undone=True))
+        self._read_list(Priority.ON_SCREEN)
+        self._read_tree(operation.plan.domain_uuid, Priority.ON_SCREEN)
+
+    def _tell_operation(self, operation: Operation) -> None:
+        self._operations[operation.id] = operation
+        self.operation_changed.emit(operation)
+
+    def _not_connected_error(self) -> ConnectionLostError:
+        return ConnectionLostError(f"Not connected to {self.uri}.", hint="Try again once it is connected.")
