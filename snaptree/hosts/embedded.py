@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import stat
-import tempfile
 import xml.etree.ElementTree as ET
 from pathlib import Path
 from urllib.parse import quote
@@ -23,6 +23,7 @@ group = "+{gid}"
 dynamic_ownership = 0
 remember_owner = 0
 security_driver = "none"
+security_default_confined = 0
 # No mount namespace: not possible in containers and chroots, and not needed for files of our own.
 namespaces = []
 cgroup_controllers = []
@@ -34,8 +35,8 @@ stdio_handler = "file"
 def prepare_root(directory: Path) -> str:
     """Make `directory` fit to be the root of an embedded driver and return the URI that opens it.
 
-    Only one process at a time can open it; its QEMU processes outlive it. A path too long for the sockets inside is reached through a short
-    symbolic link. Raises SnapTreeError if the directory can't be written.
+    Only one process at a time can open it; its QEMU processes outlive that process. A path too long for the
+    sockets inside is reached through a short symbolic link. Raises SnapTreeError if it can't be written.
     """
     reaper.start()
     directory = directory.absolute()
@@ -43,7 +44,7 @@ def prepare_root(directory: Path) -> str:
     try:
         configuration.parent.mkdir(parents=True, exist_ok=True)
         configuration.write_text(_CONFIGURATION.format(uid=os.geteuid(), gid=os.getegid()), encoding="utf-8")
-        root = _short(directory)
+        root = _make_root(directory)
     except OSError as error:
         raise SnapTreeError(
             f"Cannot write {error.filename or directory}: {error.strerror}.",
@@ -74,30 +75,45 @@ def place_on_cpus(domain: ET.Element) -> None:
         ET.SubElement(tune, "emulatorpin", {"cpuset": cpus})
 
 
-def _short(directory: Path) -> Path:
-    """`directory`, or a short link to it: the same one each time, as running machines remember their paths."""
+def root_path(directory: Path) -> Path:
+    """The path under which the driver knows `directory`: itself, or the short link to it if it is too long.
+
+    The same each time, as running machines remember their paths.
+    """
+    directory = directory.absolute()
     if len(os.fsencode(directory)) <= MAX_ROOT:
         return directory
-    name = hashlib.blake2b(os.fsencode(directory), digest_size=8).hexdigest()
-    link = _link_directory() / name
-    if link.is_symlink() and link.readlink() == directory:
-        return link
-    link.unlink(missing_ok=True)
-    link.symlink_to(directory)
-    return link
+    return _link_directory() / hashlib.blake2b(os.fsencode(directory), digest_size=8).hexdigest()
 
 
-def _link_directory() -> Path:
-    """A directory with a short path that only this user can write."""
-    runtime = os.environ.get("XDG_RUNTIME_DIR", "")
-    if runtime and len(os.fsencode(runtime)) <= MAX_ROOT - len("/snaptree/") - 16 and os.access(runtime, os.W_OK):
-        place = Path(runtime) / "snaptree"
-    else:
-        place = Path(tempfile.gettempdir()) / f"snaptree-{os.geteuid()}"
+def release_root(directory: Path) -> None:
+    """Remove what `prepare_root` made outside of `directory`."""
+    link = root_path(directory)
+    if link != directory.absolute():
+        link.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # others are in use
+            link.parent.rmdir()
+
+
+def _make_root(directory: Path) -> Path:
+    root = root_path(directory)
+    if root == directory or (root.is_symlink() and root.readlink() == directory):
+        return root
+    place = root.parent
     place.mkdir(mode=0o700, exist_ok=True)
     found = place.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:
         raise SnapTreeError(
             f"{place} is not a directory of yours alone.", hint="Remove it, or use a shorter path for the demo estate."
         )
-    return place
+    root.unlink(missing_ok=True)
+    root.symlink_to(directory)
+    return root
+
+
+def _link_directory() -> Path:
+    """Where short links are: in a directory with a short path that only this user can write."""
+    runtime = os.environ.get("XDG_RUNTIME_DIR", "")
+    if runtime and len(os.fsencode(runtime)) <= MAX_ROOT - len("/snaptree/") - 16 and os.access(runtime, os.W_OK):
+        return Path(runtime) / "snaptree"
+    return Path("/tmp") / f"snaptree-{os.geteuid()}"  # noqa: S108  made so that nobody else can write it
