@@ -1,0 +1,53 @@
+"""What all tests share: an environment of their own, and one embedded host for those that need real machines."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+# Before libvirt and Qt are imported by anything: both read their environment once.
+os.environ.setdefault("LIBVIRT_LOG_OUTPUTS", "4:file:/dev/null")
+os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")
+os.environ["QT_NO_GLIB"] = "1"
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+from tests.kit.machines import EmbeddedHost, remove
+
+settings.register_profile("default", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("long", parent=settings.get_profile("default"), max_examples=5_000)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+
+
+@pytest.fixture(autouse=True)
+def own_directories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test reads or writes the user's settings, journal or cache."""
+    for variable, name in (
+        ("XDG_CONFIG_HOME", "config"),
+        ("XDG_STATE_HOME", "state"),
+        ("XDG_CACHE_HOME", "cache"),
+        ("XDG_DATA_HOME", "data"),
+    ):
+        monkeypatch.setenv(variable, str(tmp_path / name))
+    for variable in ("LIBVIRT_DEFAULT_URI", "LIBVIRT_AUTH_FILE"):
+        monkeypatch.delenv(variable, raising=False)
+
+
+@pytest.fixture(scope="session")
+def embedded_host() -> Iterator[EmbeddedHost]:
+    """Libvirt's real QEMU driver in this process, with real machines."""
+    host = EmbeddedHost()
+    yield host
+    host.close()
+
+
+@pytest.fixture
+def host(embedded_host: EmbeddedHost) -> Iterator[EmbeddedHost]:
+    """The embedded host; every machine that the test made is gone afterwards."""
+    before = {domain.UUIDString() for domain in embedded_host.connection.handle.listAllDomains()}
+    yield embedded_host
+    for domain in embedded_host.connection.handle.listAllDomains():
+        if domain.UUIDString() not in before:
+            remove(domain)

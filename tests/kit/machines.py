@@ -1,0 +1,260 @@
+"""Real, tiny virtual machines on libvirt's embedded QEMU driver, and what every snapshot of them holds.
+
+A process can have one embedded driver, so all tests of a run share one host; each test gets machines of its own in a
+directory of its own, and they are gone after it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import libvirt
+import libvirt_qemu
+
+from snaptree.hosts.connection import Connection
+from snaptree.hosts.domain_xml import parse, read_definition
+from snaptree.hosts.embedded import prepare_root
+from snaptree.hosts.reading import read_tree
+from snaptree.hosts.running import run_plan
+from snaptree.hosts.situation import read_situation
+from snaptree.model.estate import DiskSnapshot
+from snaptree.model.tree import SnapshotTree
+from snaptree.plans.intention import Intention
+from snaptree.plans.operation import Operation
+from snaptree.plans.plan import Plan
+from snaptree.plans.planner import make_plan
+
+MIB = 2**20
+DISK_SIZE = 8 * MIB
+NOW = "Now"
+"""The key of the running state among `Machine.contents`."""
+
+_numbers = itertools.count(1)
+
+
+class EmbeddedHost:
+    """A host of its own inside this process: nothing outside its directory is used."""
+
+    def __init__(self) -> None:
+        # Not below pytest's directory: sockets in it need a short path.
+        self.directory = Path(tempfile.mkdtemp(prefix="snaptree-test-"))
+        self.directory.chmod(0o755)
+        self.uri = prepare_root(self.directory)
+        self.connection = Connection(self.uri)
+        self.connection.open()
+
+    def close(self) -> None:
+        """Stop every machine and remove everything."""
+        for domain in self.connection.handle.listAllDomains():
+            remove(domain)
+        self.connection.close()
+        shutil.rmtree(self.directory)
+
+    def make_machine(
+        self,
+        *,
+        name: str = "",
+        disks: Sequence[str] = ("qcow2",),
+        running: bool = True,
+        extra_devices: str = "",
+        backing: Path | None = None,
+        directory: Path | None = None,
+    ) -> Machine:
+        """Define a machine with a disk of 8 MiB for each format in `disks` (vda, vdb, ...), and start it.
+
+        `backing` lets its first disk stand on an image. Its files are in a new directory unless one is given.
+        """
+        name = name or f"vm{next(_numbers)}"
+        if directory is None:
+            directory = Path(tempfile.mkdtemp(prefix=f"{name}-"[:40], dir=self.directory))
+            directory.chmod(0o755)
+        paths = []
+        for number, image_format in enumerate(disks):
+            path = directory / f"disk{number}.{image_format}"
+            make_image(path, image_format, backing if number == 0 else None)
+            paths.append((path, image_format))
+        domain = self.connection.handle.defineXML(machine_xml(name, paths, extra_devices))
+        machine = Machine(self.connection, name, domain.UUIDString(), directory)
+        if running:
+            domain.create()
+        return machine
+
+
+def make_image(path: Path, image_format: str = "qcow2", backing: Path | None = None) -> Path:
+    """Make an empty image of 8 MiB, or an overlay on `backing`."""
+    based = [] if backing is None else ["-b", str(backing), "-F", "qcow2"]
+    size = [] if backing is not None else [str(DISK_SIZE)]
+    run_tool("qemu-img", "create", "-q", "-f", image_format, *based, str(path), *size)
+    return path
+
+
+def machine_xml(name: str, disks: Sequence[tuple[Path, str]], extra_devices: str = "") -> str:
+    """A machine that only waits in its BIOS."""
+    from xml.sax.saxutils import escape, quoteattr
+
+    devices = "".join(
+        f"<disk type='file' device='disk'><driver name='qemu' type='{image_format}'/>"
+        f"<source file={quoteattr(str(path))}/><target dev='vd{chr(ord('a') + number)}' bus='virtio'/></disk>"
+        for number, (path, image_format) in enumerate(disks)
+    )
+    return f"""
+        <domain type='qemu'>
+          <name>{escape(name)}</name><memory unit='MiB'>8</memory><vcpu>1</vcpu>
+          <os><type arch='x86_64' machine='pc'>hvm</type></os>
+          <devices><controller type='usb' model='none'/><memballoon model='none'/>{devices}{extra_devices}</devices>
+        </domain>"""
+
+
+def remove(domain: Any) -> None:
+    """Stop and undefine a machine, whatever state it is in."""
+    try:
+        if domain.isActive():
+            domain.destroy()
+        if domain.isPersistent():
+            domain.undefineFlags(
+                libvirt.VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA
+                | libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE
+                | libvirt.VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA
+            )
+    except libvirt.libvirtError as error:
+        if error.get_error_code() != libvirt.VIR_ERR_NO_DOMAIN:
+            raise
+
+
+def run_tool(*command: str) -> str:
+    """Run one of QEMU's tools and return what it printed; its own words if it fails."""
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{' '.join(command)}: {done.stderr}"
+    return done.stdout
+
+
+@dataclass
+class Machine:
+    """A real machine in a test."""
+
+    connection: Connection
+    name: str
+    uuid: str
+    directory: Path
+
+    @property
+    def handle(self) -> Any:
+        """Libvirt's object, for doing what virsh would do behind SnapTree's back."""
+        return self.connection.domain(self.uuid)
+
+    @property
+    def is_running(self) -> bool:
+        """Whether its QEMU runs."""
+        return bool(self.handle.isActive())
+
+    def tree(self) -> SnapshotTree:
+        """Its snapshots."""
+        return read_tree(self.connection, self.uuid)
+
+    def active_layers(self) -> dict[str, Path]:
+        """The image that each disk writes to."""
+        definition = read_definition(parse(self.handle.XMLDesc()))
+        return {target: Path(layers[0][0]) for target, layers in definition.chains}
+
+    # Doing what SnapTree does
+
+    def plan(self, intention: Intention) -> Plan:
+        """Plan from a fresh reading."""
+        return make_plan(intention, read_situation(self.connection, self.uuid))
+
+    def change(self, intention: Intention) -> Operation:
+        """Plan and run; fails the test if the plan is refused or does not end well."""
+        plan = self.plan(intention)
+        assert not plan.is_refused, plan.refusals
+        operation = run_plan(self.connection, plan)
+        assert operation.error is None, f"{operation.error} {operation.error.details}"
+        return operation
+
+    # Doing what virsh does
+
+    def virsh_take(self, name: str, *, flags: int = 0, memory: str = "", disks: str = "", note: str = "") -> None:
+        """Take a snapshot behind SnapTree's back."""
+        self.handle.snapshotCreateXML(
+            f"<domainsnapshot><name>{name}</name><description>{note}</description>{memory}{disks}</domainsnapshot>",
+            flags,
+        )
+
+    def virsh_take_disk_only(self, name: str) -> None:
+        """Take an external snapshot of the disks behind SnapTree's back."""
+        self.virsh_take(name, flags=libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_DISK_ONLY)
+
+    # What the disks hold
+
+    def write(self, seed: int, *, target: str = "vda", offset: int = 0, length: int = 64 * 1024) -> None:
+        """Fill a part of a disk with a byte that `seed` chooses: through QEMU if it runs, else into the image."""
+        command = f"write -P {seed % 255 + 1} {offset} {length}"
+        if self.is_running:
+            self._qemu_io(target, command)
+            self._qemu_io(target, "flush")
+        else:
+            path = self.active_layers()[target]
+            run_tool("qemu-io", "-f", self._format(target), "-c", command, str(path))
+
+    def _qemu_io(self, target: str, command: str) -> None:
+        number = ord(target[-1]) - ord("a")
+        device = f"/machine/peripheral/virtio-disk{number}/virtio-backend"
+        answer = libvirt_qemu.qemuMonitorCommand(
+            self.handle, f'qemu-io -d {device} "{command}"', libvirt_qemu.VIR_DOMAIN_QEMU_MONITOR_COMMAND_HMP
+        )
+        assert "rror" not in answer, answer
+
+    def _format(self, target: str) -> str:
+        definition = read_definition(parse(self.handle.XMLDesc()))
+        return next(disk.format for disk in definition.disks if disk.target == target)
+
+    def contents(self) -> dict[str, dict[str, str]]:
+        """The oracle: a digest of every disk of every snapshot and of *Now*, as QEMU's own tool reads them."""
+        if self.is_running:
+            for target in self.active_layers():
+                self._qemu_io(target, "flush")
+        found: dict[str, dict[str, str]] = {
+            NOW: {target: digest(path, self._format(target)) for target, path in self.active_layers().items()}
+        }
+        for snapshot in self.tree():
+            found[snapshot.name] = {
+                disk.target: digest(
+                    Path(disk.frozen),
+                    disk.frozen_format,
+                    snapshot.name if disk.how is DiskSnapshot.INTERNAL else None,
+                )
+                for disk in snapshot.disks
+                if disk.how in (DiskSnapshot.INTERNAL, DiskSnapshot.EXTERNAL) and disk.frozen
+            }
+        return found
+
+    def check_images(self) -> None:
+        """Fail unless QEMU finds every image of this machine consistent."""
+        for path in self.directory.iterdir():
+            if path.read_bytes()[:4] == b"QFI\xfb":
+                run_tool("qemu-img", "check", "-q", "-U", "-f", "qcow2", str(path))
+
+
+def digest(path: Path, image_format: str, internal_snapshot: str | None = None) -> str:
+    """SHA-256 of what a guest would read from an image, or from an internal snapshot in it."""
+    descriptor, copy = tempfile.mkstemp(prefix="snaptree-digest-")
+    os.close(descriptor)
+    try:
+        what = [] if internal_snapshot is None else ["-l", f"snapshot.name={internal_snapshot}"]
+        run_tool("qemu-img", "convert", "-U", "-f", image_format, "-O", "raw", *what, str(path), copy)
+        return hashlib.sha256(Path(copy).read_bytes()).hexdigest()
+    finally:
+        Path(copy).unlink()
+
+
+def unchanged(before: Mapping[str, object], after: Mapping[str, object], *gone: str) -> bool:
+    """Whether everything but what was meant to go is still there, with the same content."""
+    return {name: content for name, content in before.items() if name not in gone} == dict(after)
