@@ -216,12 +216,11 @@ class _Run:
             for path in filter(None, (*step.overlays.values(), step.memory_file)):
                 if Path(path).exists():
                     raise ChangedMeanwhileError(f"the file {path} exists by now")
-        is_active = bool(self._domain.isActive())
         external = DiskSnapshot.EXTERNAL in step.disks.values()
         flags = 0
         if external:
             flags |= libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_ATOMIC
-            if is_active and step.memory is MemorySnapshot.NO:
+            if step.memory is MemorySnapshot.NO:
                 flags |= libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_DISK_ONLY
         if step.quiesce:
             flags |= libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_QUIESCE
