@@ -196,6 +196,7 @@ class Watcher:
             took = time.monotonic() - began
             next_look = began + max(LOOK_SECONDS, took / _SHARE_OF_TIME)
         self._deregister()
+        self._handles.clear()  # each of them keeps the connection open
 
     def _wait(self, next_look: float) -> bool:
         """Pass on events until it is time to look. False: time to end."""

@@ -231,6 +231,7 @@ class HostBackend(QObject):
             return
         self._set_status(Phase.CLOSED)
         self._is_closed = True
+        self._session = None
         self._counts_timer.stop()
         self._live_timer.stop()
         for worker in (self._reader, self._measurer, self._changer):
