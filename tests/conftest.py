@@ -14,6 +14,7 @@ os.environ["QT_NO_GLIB"] = "1"
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.kit.daemon import LibvirtDaemon
 from tests.kit.machines import EmbeddedHost, remove
 
 settings.register_profile("default", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -51,3 +52,14 @@ def host(embedded_host: EmbeddedHost) -> Iterator[EmbeddedHost]:
     for domain in embedded_host.connection.handle.listAllDomains():
         if domain.UUIDString() not in before:
             remove(domain)
+
+
+@pytest.fixture
+def daemon() -> Iterator[LibvirtDaemon]:
+    """A libvirt daemon of the test's own, started; it may be stopped, killed and started again."""
+    daemon = LibvirtDaemon()
+    try:
+        daemon.start()
+        yield daemon
+    finally:
+        daemon.close()

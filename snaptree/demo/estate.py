@@ -7,7 +7,6 @@ import contextlib
 import fcntl
 import json
 import os
-import select
 import shutil
 import signal
 import sys
@@ -22,7 +21,7 @@ from types import FrameType, TracebackType
 
 from snaptree.demo.stories import STORIES, Site, Story, now
 from snaptree.hosts.connection import Connection
-from snaptree.hosts.embedded import prepare_root, release_root, root_path
+from snaptree.hosts.embedded import kill_machines, prepare_root, release_root
 from snaptree.hosts.workshop import check_tools, list_machines
 from snaptree.model.errors import CancelledError, SnapTreeError
 
@@ -32,7 +31,6 @@ _LOCK = "lock"
 _OURS = frozenset({_MARKER, f"{_MARKER}.new", _LOCK, f"{_LOCK}.new", "images", "etc", "run", "lib", "cache", "log"})
 """Everything that an estate's directory may hold at its top."""
 _ABANDONED_SECONDS = 24 * 3600
-_KILL_SECONDS = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -338,7 +336,7 @@ def _explained(place: Path) -> Iterator[None]:
 
 def _wipe(directory: Path) -> None:
     """End what runs on an estate and remove all that is ours but the lock."""
-    _kill_qemu(directory)
+    kill_machines(directory)
     for name in _OURS - {_LOCK}:
         entry = directory / name
         if entry.is_dir() and not entry.is_symlink():
@@ -354,25 +352,6 @@ def _demolish(directory: Path) -> None:
     (directory / _LOCK).unlink(missing_ok=True)
     with contextlib.suppress(OSError):  # a file of somebody else's keeps it
         directory.rmdir()
-
-
-def _kill_qemu(directory: Path) -> None:
-    """End every QEMU whose command line names a file of this estate."""
-    signs = [os.fsencode(root) + b"/" for root in {directory, root_path(directory)}]
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdecimal():
-            continue
-        with contextlib.suppress(OSError):  # gone meanwhile, or not ours
-            process = os.pidfd_open(int(entry.name))
-            try:
-                # The pidfd is held: the number can't have been given to another process since.
-                arguments = (entry / "cmdline").read_bytes().split(b"\0")
-                is_qemu = Path(os.fsdecode(arguments[0])).name.startswith("qemu")
-                if is_qemu and any(sign in argument for sign in signs for argument in arguments):
-                    signal.pidfd_send_signal(process, signal.SIGKILL)
-                    select.select([process], [], [], _KILL_SECONDS)
-            finally:
-                os.close(process)
 
 
 def _end_on_signals() -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import select
+import signal
 import stat
 import xml.etree.ElementTree as ET
 from pathlib import Path
@@ -15,6 +17,8 @@ from snaptree.model.errors import SnapTreeError
 
 MAX_ROOT = 50
 """Bytes of a root's path that leave room for the monitor's socket, `lib/qemu/domain-ID-NAME/monitor.sock`, in 107."""
+
+_KILL_SECONDS = 5
 
 _CONFIGURATION = """\
 # Written by SnapTree: QEMU runs as you, and nothing outside this directory is used or changed.
@@ -93,6 +97,25 @@ def release_root(directory: Path) -> None:
         link.unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # others are in use
             link.parent.rmdir()
+
+
+def kill_machines(directory: Path) -> None:
+    """End every QEMU whose command line names a file under `directory`, where no libvirt is left to do so."""
+    signs = [os.fsencode(root) + b"/" for root in {directory.absolute(), root_path(directory)}]
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdecimal():
+            continue
+        with contextlib.suppress(OSError):  # gone meanwhile, or not ours
+            process = os.pidfd_open(int(entry.name))
+            try:
+                # The pidfd is held: the number can't have been given to another process since.
+                program, *arguments = (entry / "cmdline").read_bytes().split(b"\0")
+                is_qemu = Path(os.fsdecode(program)).name.startswith("qemu")
+                if is_qemu and any(sign in argument for sign in signs for argument in arguments):
+                    signal.pidfd_send_signal(process, signal.SIGKILL)
+                    select.select([process], [], [], _KILL_SECONDS)
+            finally:
+                os.close(process)
 
 
 def _make_root(directory: Path) -> Path:

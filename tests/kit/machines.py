@@ -12,17 +12,19 @@ import os
 import shutil
 import subprocess
 import tempfile
+import xml.etree.ElementTree as ET
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from xml.sax.saxutils import escape, quoteattr
 
 import libvirt
 import libvirt_qemu
 
 from snaptree.hosts.connection import Connection
 from snaptree.hosts.domain_xml import parse, read_definition
-from snaptree.hosts.embedded import prepare_root
+from snaptree.hosts.embedded import kill_machines, place_on_cpus, prepare_root, release_root
 from snaptree.hosts.reading import read_tree
 from snaptree.hosts.running import run_plan
 from snaptree.hosts.situation import read_situation
@@ -41,23 +43,19 @@ NOW = "Now"
 _numbers = itertools.count(1)
 
 
-class EmbeddedHost:
-    """A host of its own inside this process: nothing outside its directory is used."""
+class RealHost:
+    """A host on which tests make machines: in `directory`, over `connection`."""
 
-    def __init__(self) -> None:
-        # Not below pytest's directory: sockets in it need a short path.
-        self.directory = Path(tempfile.mkdtemp(prefix="snaptree-test-"))
-        self.directory.chmod(0o755)
-        self.uri = prepare_root(self.directory)
-        self.connection = Connection(self.uri)
-        self.connection.open()
+    directory: Path
+    uri: str
 
-    def close(self) -> None:
-        """Stop every machine and remove everything."""
-        for domain in self.connection.handle.listAllDomains():
-            remove(domain)
-        self.connection.close()
-        shutil.rmtree(self.directory)
+    @property
+    def connection(self) -> Connection:
+        """The connection that the kit uses."""
+        raise NotImplementedError
+
+    def give(self, path: Path) -> None:
+        """Let this host's QEMU write to a file that the test made."""
 
     def make_machine(
         self,
@@ -77,16 +75,44 @@ class EmbeddedHost:
         if directory is None:
             directory = Path(tempfile.mkdtemp(prefix=f"{name}-"[:40], dir=self.directory))
             directory.chmod(0o755)
+            self.give(directory)
         paths = []
         for number, image_format in enumerate(disks):
             path = directory / f"disk{number}.{image_format}"
             make_image(path, image_format, backing if number == 0 else None)
+            self.give(path)
             paths.append((path, image_format))
         domain = self.connection.handle.defineXML(machine_xml(name, paths, extra_devices))
         machine = Machine(self.connection, name, domain.UUIDString(), directory)
         if running:
             domain.create()
         return machine
+
+
+class EmbeddedHost(RealHost):
+    """A host of its own inside this process: nothing outside its directory is used."""
+
+    def __init__(self) -> None:
+        # Not below pytest's directory: sockets in it need a short path.
+        self.directory = Path(tempfile.mkdtemp(prefix="snaptree-test-"))
+        self.directory.chmod(0o755)
+        self.uri = prepare_root(self.directory)
+        self._connection = Connection(self.uri)
+        self._connection.open()
+
+    @property
+    def connection(self) -> Connection:
+        """Open as long as the host is."""
+        return self._connection
+
+    def close(self) -> None:
+        """Stop every machine and remove everything."""
+        for domain in self.connection.handle.listAllDomains():
+            remove(domain)
+        self.connection.close()
+        kill_machines(self.directory)
+        release_root(self.directory)
+        shutil.rmtree(self.directory)
 
 
 def make_image(path: Path, image_format: str = "qcow2", backing: Path | None = None) -> Path:
@@ -99,19 +125,19 @@ def make_image(path: Path, image_format: str = "qcow2", backing: Path | None = N
 
 def machine_xml(name: str, disks: Sequence[tuple[Path, str]], extra_devices: str = "") -> str:
     """A machine that only waits in its BIOS."""
-    from xml.sax.saxutils import escape, quoteattr
-
     devices = "".join(
         f"<disk type='file' device='disk'><driver name='qemu' type='{image_format}'/>"
         f"<source file={quoteattr(str(path))}/><target dev='vd{chr(ord('a') + number)}' bus='virtio'/></disk>"
         for number, (path, image_format) in enumerate(disks)
     )
-    return f"""
+    domain = ET.fromstring(f"""
         <domain type='qemu'>
           <name>{escape(name)}</name><memory unit='MiB'>8</memory><vcpu>1</vcpu>
           <os><type arch='x86_64' machine='pc'>hvm</type></os>
           <devices><controller type='usb' model='none'/><memballoon model='none'/>{devices}{extra_devices}</devices>
-        </domain>"""
+        </domain>""")
+    place_on_cpus(domain)
+    return ET.tostring(domain, encoding="unicode")
 
 
 def remove(domain: Any) -> None:
