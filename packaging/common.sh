@@ -152,7 +152,7 @@ install_command() {
 
 # Install what is missing of the named packages, named before; root's rights are sought only for that.
 install_packages() {
-    local manager missing=() command=() as_root=()
+    local manager missing=() command=() rights=()
     manager=$(package_manager)
     if [ -z "$manager" ]; then
         say "no apt, dnf, zypper or pacman here: install what SnapTree needs by hand (see packaging/common.sh)"
@@ -161,6 +161,7 @@ install_packages() {
     mapfile -t missing < <(missing_packages "$manager" "$@")
     [ "${#missing[@]}" -gt 0 ] || return 0
     hold_lock
+    # Perhaps another run has installed them meanwhile.
     mapfile -t missing < <(missing_packages "$manager" "$@")
     [ "${#missing[@]}" -gt 0 ] || return 0
     read -ra command < <(install_command "$manager")
@@ -169,18 +170,27 @@ install_packages() {
     if [ "$(id -u)" -ne 0 ]; then
         command -v sudo >/dev/null ||
             die "only root can install them, and there is no sudo here. As root, run: ${command[*]} ${missing[*]}"
-        as_root=(sudo)
+        rights=(sudo)
     fi
-    say "installing them: ${as_root[*]:+sudo }${command[*]} ..."
+    say "installing them: ${rights[*]:+sudo }${command[*]} ..."
     if [ "$manager" = apt ]; then
-        # One broken third-party source must not stop us: the installation itself will tell.
-        quietly "${as_root[@]}" apt-get update -q || say "not every package list could be updated, going on"
         # Nobody is there to answer questions, and no service is to be restarted on our behalf.
-        command=(env DEBIAN_FRONTEND=noninteractive NEEDRESTART_SUSPEND=1
-            "${command[@]}" -q -o DPkg::Lock::Timeout=600)
+        rights+=(env DEBIAN_FRONTEND=noninteractive NEEDRESTART_SUSPEND=1)
+        command+=(-q -o DPkg::Lock::Timeout=600)
+        prepare_apt "${rights[@]}"
     fi
-    quietly "${as_root[@]}" "${command[@]}" "${missing[@]}" ||
+    quietly "${rights[@]}" "${command[@]}" "${missing[@]}" ||
         die "could not install them (see above). When that is mended, run this again."
+}
+
+# Bring apt into a state in which it can install; the arguments stand before its commands.
+prepare_apt() {
+    if [ -n "$(dpkg --audit)" ]; then
+        say "an earlier installation was broken off: going on with it first (dpkg --configure -a)"
+        quietly "$@" dpkg --configure -a || die "dpkg could not go on (see above). When that is mended, run this again."
+    fi
+    # One broken third-party source must not stop us: the installation itself will tell.
+    quietly "$@" apt-get update -q || say "not every package list could be updated: trying with those that are there"
 }
 
 # Install the packages of these groups.

@@ -60,6 +60,9 @@ DPKG_QUERY = """
 shift 2
 for package; do grep -qxF "$package" $HERE/missing || printf 'installed %s ' "$package"; done
 """
+DPKG = """
+[ "$1" = --audit ] || echo "dpkg $*" >>$HERE/calls
+"""
 APT_GET = """
 echo "apt-get $*" >>$HERE/calls
 [ "$1" = update ] || : >$HERE/missing
@@ -93,7 +96,7 @@ class Computer:
 
     def pretend(self) -> None:
         """Be root's on a Debian to which nothing is missing; forget earlier calls."""
-        for name, script in {"dpkg-query": DPKG_QUERY, "apt-get": APT_GET, "sudo": SUDO}.items():
+        for name, script in {"dpkg": DPKG, "dpkg-query": DPKG_QUERY, "apt-get": APT_GET, "sudo": SUDO}.items():
             self.add_tool(name, script)
         self.add_tool("getent", "")  # every user exists
         self.add_tool("id", "echo 0")
@@ -233,6 +236,13 @@ def test_a_user_without_sudo_is_told_what_to_ask_for(computer: Computer) -> None
     assert done.returncode == 1
     assert "As root, run: apt-get install --yes --no-install-recommends libgl1 qemu-utils\n" in done.stderr
     assert (done.stdout, computer.calls) == ("", "")
+
+
+def test_an_installation_that_was_broken_off_is_finished_first(computer: Computer) -> None:
+    computer.lacks("libgl1")
+    computer.add_tool("dpkg", DPKG + '[ "$1" != --audit ] || echo "libgl1 is only half installed"')
+    assert computer.run().returncode == 0
+    assert computer.calls.startswith("dpkg --configure -a\napt-get update")
 
 
 def test_an_installation_that_fails_is_said_to_have_failed(computer: Computer) -> None:
