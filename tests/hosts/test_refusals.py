@@ -1,0 +1,237 @@
+"""What libvirt accepts and loses data on, SnapTree refuses: each case made on real libvirt, as it happens to users."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import libvirt
+import pytest
+
+from snaptree.hosts.connection import Connection
+from snaptree.hosts.situation import read_situation
+from snaptree.plans.intention import Capture, Delete, Intention, Revert, Take
+from snaptree.plans.plan import TakeSnapshot
+from snaptree.plans.planner import make_plan
+from tests.kit.machines import NOW, EmbeddedHost, Machine, run_tool
+
+pytestmark = pytest.mark.qemu
+
+REDEFINE = libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_REDEFINE
+CURRENT = libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_CURRENT
+NO_REVERT = ("external-revert-unsupported",)
+"""What libvirt before 9.9 says of every external snapshot."""
+METADATA_ONLY = libvirt.VIR_DOMAIN_SNAPSHOT_DELETE_METADATA_ONLY
+SECURE = libvirt.VIR_DOMAIN_SNAPSHOT_XML_SECURE
+
+
+def assert_refused(machine: Machine, intention: Intention, *rules: str) -> None:
+    """The plan is refused, by one of these rules at least, and says why and what to do."""
+    plan = machine.plan(intention)
+    spoke = {finding.rule for finding in plan.refusals}
+    assert spoke & set(rules), f"{intention}: {spoke or 'not refused'}"
+    assert not plan.steps
+    for finding in plan.refusals:
+        assert finding.reason
+        assert finding.remedy
+
+
+def chain(host: EmbeddedHost, *names: str) -> Machine:
+    """A running machine with external snapshots."""
+    machine = host.make_machine()
+    for number, name in enumerate(names):
+        machine.write(number)
+        machine.virsh_take_disk_only(name)
+    machine.write(99)
+    return machine
+
+
+def assert_mended_by_a_safety_snapshot(machine: Machine, name: str) -> None:
+    """Taking one first owns the layers in use, so that libvirt may revert: every snapshot keeps its content."""
+    if not machine.connection.host.external_snapshots:
+        assert_refused(machine, Revert(name), *NO_REVERT)
+        return
+    before = machine.contents()
+    operation = machine.change(Revert(name))
+    after = machine.contents()
+    assert after[NOW] == before[name]
+    safety = operation.plan.steps[0]
+    assert isinstance(safety, TakeSnapshot)
+    assert after[safety.name] == before[NOW]
+    assert {name: after[name] for name in before if name != NOW} == {
+        name: content for name, content in before.items() if name != NOW
+    }
+    machine.check_images()
+
+
+def forget_current(machine: Machine) -> None:
+    """Define all snapshots anew without CURRENT, as a restore of their XML files does."""
+    names = list(machine.tree().snapshots)
+    texts = [machine.handle.snapshotLookupByName(name).getXMLDesc(SECURE) for name in names]
+    for name in reversed(names):
+        machine.handle.snapshotLookupByName(name).delete(METADATA_ONLY)
+    for text in texts:
+        machine.handle.snapshotCreateXML(text, REDEFINE)
+    assert machine.tree().current is None
+
+
+def test_external_snapshots_without_a_current_one(host: EmbeddedHost) -> None:
+    """Libvirt 11.3: its daemon crashes on revert and delete, or unlinks the image under the active layer."""
+    machine = chain(host, "one", "two")
+    forget_current(machine)
+    assert_refused(machine, Revert("one", take_safety_snapshot=False), *NO_REVERT, "revert-without-current")
+    assert_refused(machine, Delete(("one",)), "delete-without-current")
+    assert_refused(machine, Delete(("two",)), "delete-without-current")
+    assert_refused(machine, Delete(("one",), subtree=True), "delete-without-current")
+    assert_mended_by_a_safety_snapshot(machine, "one")
+
+
+def test_an_internal_snapshot_inside_the_layer_that_would_go(host: EmbeddedHost) -> None:
+    """Libvirt merges and unlinks the overlay, and the internal snapshot in it is lost, still listed."""
+    machine = chain(host, "external")
+    machine.virsh_take("internal")
+    assert_refused(machine, Delete(("external",)), "internal-snapshot-inside", "layer-holds-snapshot")
+
+
+def test_a_layer_that_was_merged_by_hand(host: EmbeddedHost) -> None:
+    """Libvirt reverts to a stale snapshot without a word, to the wrong content."""
+    machine = chain(host, "one", "two", "three")
+    layers = [Path(disk.frozen or "") for snapshot in machine.tree() for disk in snapshot.disks]
+    domain = machine.handle
+    domain.blockCommit("vda", str(layers[0]), str(layers[1]), 0, 0)
+    wait_for_block_job(machine)
+    for name in ("one", "two"):
+        assert_refused(machine, Revert(name), "content-changed", *NO_REVERT)
+    assert_refused(machine, Delete(("two",)), "merge-not-as-recorded", "content-changed", "layer-missing")
+
+
+def wait_for_block_job(machine: Machine) -> None:
+    """Until QEMU is done with the job on the first disk."""
+    while machine.handle.blockJobInfo("vda"):
+        pass
+
+
+def test_going_back_inside_an_image_that_others_stand_on(host: EmbeddedHost) -> None:
+    """Libvirt overwrites the image: the external snapshot on it gets other content."""
+    machine = host.make_machine()
+    machine.virsh_take("internal")
+    machine.write(1)
+    machine.virsh_take_disk_only("external")
+    assert_refused(machine, Revert("internal"), "written-image-has-overlays", "written-image-holds-snapshot")
+
+
+def test_a_managed_save(host: EmbeddedHost) -> None:
+    """The saved machine comes back and writes to the old disk."""
+    machine = chain(host, "one")
+    machine.handle.managedSave()
+    for intention in (Take("two", capture=Capture.DISKS), Revert("one"), Delete(("one",))):
+        assert_refused(machine, intention, "managed-save")
+
+
+def test_a_current_snapshot_that_does_not_own_the_disks(host: EmbeddedHost) -> None:
+    """Libvirt takes the layers in use for a leaf that nobody needs, and unlinks them."""
+    machine = chain(host, "one", "two", "three")
+    text = machine.handle.snapshotLookupByName("one").getXMLDesc(SECURE)
+    machine.handle.snapshotCreateXML(text, REDEFINE | CURRENT)
+    assert machine.tree().current == "one"
+    assert_refused(
+        machine, Delete(("three",)), "current-does-not-own-disks", "delete-with-wrong-current", "layer-in-use"
+    )
+    assert_refused(machine, Revert("two", take_safety_snapshot=False), *NO_REVERT, "current-does-not-own-disks")
+    assert_mended_by_a_safety_snapshot(machine, "two")
+
+
+def test_a_block_job_of_somebody_else(host: EmbeddedHost) -> None:
+    machine = chain(host, "one")
+    copy = machine.directory / "copy.qcow2"
+    machine.handle.blockCopy(
+        "vda",
+        f"<disk type='file'><source file='{copy}'/><driver type='qcow2'/></disk>",
+        {},
+        libvirt.VIR_DOMAIN_BLOCK_COPY_TRANSIENT_JOB,
+    )
+    for intention in (Take("two", capture=Capture.DISKS), Delete(("one",)), Revert("one")):
+        assert_refused(machine, intention, "block-job-running", *NO_REVERT)
+    machine.handle.blockJobAbort("vda")
+
+
+def test_an_internal_snapshot_named_like_the_number_of_another(host: EmbeddedHost) -> None:
+    """QEMU looks for the number first: the revert brings back the other one's content."""
+    machine = host.make_machine(running=False)
+    machine.virsh_take("first")
+    machine.write(1)
+    machine.virsh_take("1")
+    assert_refused(machine, Revert("1"), "named-like-an-id")
+    assert not machine.plan(Revert("first")).is_refused
+    first = machine.contents()["first"]
+    machine.change(Delete(("1",)))
+    assert machine.contents()["first"] == first, "deleting goes by the name"
+
+
+def test_a_layer_that_is_gone(host: EmbeddedHost) -> None:
+    """Libvirt stops the machine first, and then finds that it can't revert."""
+    machine = chain(host, "one", "two")
+    frozen = Path(machine.tree()["one"].disks[0].frozen or "")
+    frozen.rename(frozen.with_suffix(".away"))
+    assert_refused(machine, Revert("one"), "layer-missing", *NO_REVERT)
+    assert machine.is_running
+
+
+def test_an_internal_snapshot_that_the_image_does_not_hold(host: EmbeddedHost) -> None:
+    machine = host.make_machine(running=False)
+    machine.virsh_take("gone")
+    run_tool("qemu-img", "snapshot", "-d", "gone", str(machine.active_layers()["vda"]))
+    assert_refused(machine, Revert("gone"), "not-in-image")
+
+
+def test_checkpoints_and_a_running_internal_revert(host: EmbeddedHost) -> None:
+    """QEMU refuses to load it and the machine is gone."""
+    machine = host.make_machine()
+    machine.virsh_take("good")
+    machine.handle.checkpointCreateXML("<domaincheckpoint><name>backup</name></domaincheckpoint>")
+    assert_refused(machine, Revert("good"), "checkpoints-break", "bitmaps-block-revert")
+
+
+def test_forks(host: EmbeddedHost) -> None:
+    """Libvirt 11.3 refuses these as well, 9.0 does not check them all."""
+    if not host.connection.host.external_snapshots:
+        pytest.skip("a fork of external snapshots needs an external revert, which came with libvirt 9.9")
+    machine = host.make_machine()
+    for name in ("root", "left", "leaf"):
+        machine.change(Take(name, capture=Capture.DISKS_AND_MEMORY))
+    machine.change(Revert("root", take_safety_snapshot=False))
+    machine.change(Take("right", capture=Capture.DISKS_AND_MEMORY))
+    before = machine.contents()
+    assert_refused(machine, Delete(("root",)), "fork", "written-image-has-overlays")
+    assert_refused(machine, Delete(("left",)), "branch-not-in-use")
+    machine.change(Delete(("leaf",)))
+    machine.change(Delete(("left",)))
+    after = machine.contents()
+    assert after == {name: content for name, content in before.items() if name not in ("left", "leaf")}
+    machine.change(Delete(("root",)))
+    assert machine.contents() == {name: content for name, content in after.items() if name != "root"}
+
+
+@pytest.mark.parametrize("name", ["a/b", ".hidden", "two\nlines", "x" * 248, "<b>x</b>", "12", "-rf", "ü", " "])
+def test_names_that_break_something_are_refused_with_another_to_take(host: EmbeddedHost, name: str) -> None:
+    machine = host.make_machine()
+    assert_refused(machine, Take(name, capture=Capture.INTERNAL), "name-not-allowed", "file-name-too-long")
+    assert len(machine.tree()) == 0
+
+
+def test_a_name_or_file_that_exists(host: EmbeddedHost) -> None:
+    machine = chain(host, "one")
+    assert_refused(machine, Take("one", capture=Capture.DISKS), "name-taken")
+    (machine.directory / "disk0.two").write_text("precious")
+    assert_refused(machine, Take("two", capture=Capture.DISKS), "file-exists")
+
+
+def test_a_read_only_connection_reads_and_changes_nothing(host: EmbeddedHost) -> None:
+    machine = chain(host, "one")
+    connection = Connection(host.uri, read_only=True)
+    connection.open()
+    try:
+        for intention in (Take("two"), Delete(("one",)), Revert("one")):
+            plan = make_plan(intention, read_situation(connection, machine.uuid))
+            assert "read-only-connection" in {finding.rule for finding in plan.refusals}
+    finally:
+        connection.close()
