@@ -1,0 +1,310 @@
+"""The bottom of the window: work that waits, runs or is over, with its progress and its undo."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from PySide6.QtCore import QEvent, QSize, Qt, Signal
+from PySide6.QtWidgets import (
+    QFrame,
+    QHBoxLayout,
+    QLabel,
+    QProgressBar,
+    QPushButton,
+    QScrollArea,
+    QVBoxLayout,
+    QWidget,
+)
+
+from snaptree.plans.operation import OperationState
+from snaptree.plans.plan import Action
+from snaptree.plans.wording import listed
+from snaptree.ui import icons, words
+from snaptree.ui.labels import ElidedLabel, PlainLabel
+from snaptree.ui.text import in_sentence, tooltip
+from snaptree.ui.theme import colours_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from snaptree.model.errors import SnapTreeError
+    from snaptree.plans.operation import Operation, Progress
+    from snaptree.plans.plan import Plan
+
+KEPT = 100
+"""Finished work that stays in the list."""
+
+_SIGNS = {
+    OperationState.QUEUED: "waiting",
+    OperationState.RUNNING: "refresh",
+    OperationState.DONE: "done",
+    OperationState.FAILED: "error",
+    OperationState.CANCELLED: "cancel",
+    OperationState.INTERRUPTED: "warning",
+}
+
+
+def title_of(plan: Plan) -> str:
+    """What a plan does, as a heading: `Delete “auto-12” of web-01`."""
+    machine = in_sentence(plan.domain)
+    names = listed(f"“{in_sentence(name)}”" for name in plan.snapshots)
+    match plan.action:
+        case Action.TAKE:
+            return f"Take {names} of {machine}" if names else f"Take a snapshot of {machine}"
+        case Action.REVERT:
+            return f"Revert {machine} to {names}"
+        case Action.DELETE:
+            return f"Delete {names} of {machine}"
+        case _:
+            return f"Undo on {machine}"
+
+
+def last_undoable(operations: Iterable[Operation], uuid: str | None = None) -> Operation | None:
+    """The operation that "undo" means: the last that changed anything, if it can be taken back.
+
+    Never one before it: what came later would be in the way. `uuid` asks about one machine only.
+    """
+    for operation in sorted(operations, key=lambda operation: -(operation.finished or operation.started)):
+        if uuid is not None and operation.plan.domain_uuid != uuid:
+            continue
+        if not operation.state.is_over:
+            return None
+        changed_something = operation.state is OperationState.DONE or operation.steps_done
+        if operation.undone or operation.plan.action is Action.UNDO or not changed_something:
+            continue
+        return operation if operation.can_undo else None
+    return None
+
+
+def progress_text(progress: Progress) -> str:
+    """How far a step is: `step 2 of 3, 1.2 of 4.0 GiB, 310 MiB/s, 9 seconds left`."""
+    parts = []
+    if progress.steps > 1:
+        parts.append(f"step {progress.step + 1} of {progress.steps}")
+    if progress.done is not None and progress.total:
+        parts.append(f"{words.size(progress.done)} of {words.size(progress.total)}")
+    if progress.rate:
+        parts.append(f"{words.size(progress.rate)}/s")
+    if progress.seconds_left is not None:
+        parts.append(f"{words.duration(progress.seconds_left)} left")
+    return ", ".join(parts)
+
+
+class OperationRow(QFrame):
+    """One piece of work."""
+
+    cancel_wanted = Signal()
+    undo_wanted = Signal()
+    details_wanted = Signal()
+
+    def __init__(self, parent: QWidget | None = None) -> None:
+        super().__init__(parent)
+        self._sign = "waiting"
+        self._picture = QLabel(self)
+        self._picture.setFixedSize(QSize(icons.SIZE, icons.SIZE))
+        self.title = ElidedLabel("", self)
+        self.detail = ElidedLabel("", self, dim=True)
+        self.bar = QProgressBar(self)
+        self.bar.setTextVisible(False)
+        self.bar.setFixedWidth(180)
+        self.cancel = QPushButton("Cancel", self)
+        self.cancel.clicked.connect(self.cancel_wanted)
+        self.undo = QPushButton("Undo", self)
+        self.undo.clicked.connect(self.undo_wanted)
+        self.details = QPushButton("Details…", self)
+        self.details.clicked.connect(self.details_wanted)
+        texts = QVBoxLayout()
+        texts.setSpacing(1)
+        texts.addWidget(self.title)
+        texts.addWidget(self.detail)
+        layout = QHBoxLayout(self)
+        layout.setContentsMargins(12, 5, 12, 5)
+        layout.setSpacing(10)
+        layout.addWidget(self._picture)
+        layout.addLayout(texts, 1)
+        for widget in (self.bar, self.cancel, self.undo, self.details):
+            layout.addWidget(widget)
+
+    def show_planning(self, title: str) -> None:
+        """Say that a plan is being made."""
+        self._show("waiting", title, "Planning…", is_busy=True)
+
+    def show_operation(self, operation: Operation, *, can_undo: bool) -> None:
+        """Show how the work is doing."""
+        state = operation.state
+        self._show(_SIGNS[state], title_of(operation.plan), _detail(operation), is_busy=state is OperationState.RUNNING)
+        progress = operation.progress
+        if state is OperationState.RUNNING and progress is not None:
+            if progress.total:
+                # In thousandths: bytes would not fit into the bar's 32 bits.
+                self.bar.setRange(0, 1000)
+                self.bar.setValue(1000 * (progress.done or 0) // progress.total)
+            self.cancel.setVisible(True)
+            self.cancel.setEnabled(progress.can_cancel)
+            self.cancel.setToolTip(tooltip(progress.why_not_cancel))
+        elif state is OperationState.QUEUED:
+            self.cancel.setVisible(True)
+            self.cancel.setEnabled(True)
+        undo = operation.plan.undo
+        self.undo.setVisible(can_undo and undo is not None)
+        self.undo.setToolTip(tooltip("" if undo is None else undo.text))
+        self.details.setVisible(operation.error is not None)
+
+    def changeEvent(self, event: QEvent) -> None:
+        """The sign has the theme's colours."""
+        super().changeEvent(event)
+        if event.type() == QEvent.Type.PaletteChange:
+            self._dress()
+
+    def _show(self, sign: str, title: str, detail: str, *, is_busy: bool) -> None:
+        self._sign = sign
+        self.title.set_text(title)
+        self.detail.set_text(detail)
+        self.bar.setVisible(is_busy)
+        self.bar.setRange(0, 0)
+        for button in (self.cancel, self.undo, self.details):
+            button.setVisible(False)
+        self.setAccessibleName(f"{title}: {detail}")
+        self._dress()
+
+    def _dress(self) -> None:
+        colours = colours_of(self.palette())
+        colour = {"done": colours.good, "error": colours.error, "warning": colours.warning}.get(
+            self._sign, colours.accent if self._sign == "refresh" else colours.dim
+        )
+        self._picture.setPixmap(icons.pixmap(self._sign, colour, icons.SIZE, self.devicePixelRatioF()))
+
+
+def _detail(operation: Operation) -> str:
+    progress, error = operation.progress, operation.error
+    took = words.duration((operation.finished or operation.started) - operation.started)
+    match operation.state:
+        case OperationState.QUEUED:
+            return "Waits for the work before it"
+        case OperationState.RUNNING:
+            if progress is None:
+                return "Starting…"
+            return ": ".join(part for part in (progress.doing, progress_text(progress)) if part)
+        case OperationState.DONE:
+            if operation.undone:
+                return "Done, and taken back since"
+            warned = f"; {operation.plan.warnings[0].reason}" if operation.plan.warnings else ""
+            return f"Done in {took}{warned}"
+        case _:
+            said = f"{error.summary} {error.hint}".strip() if error is not None else ""
+            done = f"{operation.steps_done} of {len(operation.plan.steps)} steps were done"
+            return ". ".join(part.rstrip(".") for part in (operation.state.value.capitalize(), said, done) if part)
+
+
+class Activity(QWidget):
+    """The newest work on top."""
+
+    cancel_wanted = Signal(str, object)
+    """Host's address, Operation."""
+    undo_wanted = Signal(str, object)
+    details_wanted = Signal(object)
+    """SnapTreeError"""
+    changed = Signal()
+    """What can be undone may be another now."""
+
+    def __init__(self, parent: QWidget | None = None) -> None:
+        super().__init__(parent)
+        self.setAccessibleName("Activity")
+        self._operations: dict[int, tuple[str, Operation]] = {}
+        self._rows: dict[int, OperationRow] = {}
+        self._plans: dict[object, OperationRow] = {}
+        self._page = QWidget(self)
+        self._list = QVBoxLayout(self._page)
+        self._list.setContentsMargins(0, 4, 0, 4)
+        self._list.setSpacing(0)
+        self._nothing = PlainLabel(
+            "Nothing was done yet. Work appears here with its progress, and with Undo.", self._page, dim=True
+        )
+        self._nothing.setContentsMargins(12, 6, 12, 6)
+        self._list.addWidget(self._nothing)
+        self._list.addStretch(1)
+        scroll = QScrollArea(self)
+        scroll.setWidgetResizable(True)
+        scroll.setFrameShape(QFrame.Shape.NoFrame)
+        scroll.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
+        scroll.setWidget(self._page)
+        layout = QVBoxLayout(self)
+        layout.setContentsMargins(0, 0, 0, 0)
+        layout.setSpacing(0)
+        layout.addWidget(scroll, 1)
+        self.setMinimumHeight(48)
+
+    @property
+    def operations(self) -> list[Operation]:
+        """All work in the list, in the order it was asked for."""
+        return [operation for _, operation in self._operations.values()]
+
+    def host_of(self, operation: Operation) -> str:
+        """The address of the host on which it ran."""
+        return self._operations[operation.id][0]
+
+    def row(self, operation_id: int) -> OperationRow:
+        """The row of an operation."""
+        return self._rows[operation_id]
+
+    def planning(self, token: object, title: str) -> None:
+        """Show that a plan is being made, until `planned` is told."""
+        row = OperationRow(self._page)
+        row.show_planning(title)
+        self._plans[token] = row
+        self._put_on_top(row)
+
+    def planned(self, token: object) -> None:
+        """A plan was made, or could not be."""
+        row = self._plans.pop(token, None)
+        if row is not None:
+            self._remove(row)
+
+    def show_operation(self, uri: str, operation: Operation) -> None:
+        """Show an operation of a host, or how it went on."""
+        self._operations[operation.id] = uri, operation
+        if operation.id not in self._rows:
+            self._add_row(operation.id)
+        if operation.state.is_over:
+            self._forget_old()
+        self._show_machine(operation.plan.domain_uuid, uri)
+        self.changed.emit()
+
+    def _show_machine(self, uuid: str, uri: str) -> None:
+        """Undo is offered for the last change of a machine only: its rows are looked at together."""
+        own = [
+            operation
+            for host, operation in self._operations.values()
+            if host == uri and operation.plan.domain_uuid == uuid
+        ]
+        undoable = last_undoable(own)
+        for operation in own:
+            can_undo = undoable is not None and operation.id == undoable.id
+            self._rows[operation.id].show_operation(operation, can_undo=can_undo)
+
+    def _add_row(self, number: int) -> None:
+        row = OperationRow(self._page)
+        row.cancel_wanted.connect(lambda: self.cancel_wanted.emit(*self._operations[number]))
+        row.undo_wanted.connect(lambda: self.undo_wanted.emit(*self._operations[number]))
+        row.details_wanted.connect(lambda: self.details_wanted.emit(self._error(number)))
+        self._rows[number] = row
+        self._put_on_top(row)
+
+    def _error(self, number: int) -> SnapTreeError | None:
+        return self._operations[number][1].error
+
+    def _put_on_top(self, row: OperationRow) -> None:
+        self._list.insertWidget(0, row)
+        self._nothing.hide()
+
+    def _remove(self, row: OperationRow) -> None:
+        self._list.removeWidget(row)
+        row.hide()
+        row.deleteLater()
+        self._nothing.setVisible(not self._rows and not self._plans)
+
+    def _forget_old(self) -> None:
+        over = [number for number, (_, operation) in self._operations.items() if operation.state.is_over]
+        for number in over[:-KEPT]:
+            del self._operations[number]
+            self._remove(self._rows.pop(number))

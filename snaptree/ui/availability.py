@@ -1,0 +1,65 @@
+"""Which actions can be offered now, and why the others cannot. The rules speak; here is what only a window knows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from snaptree.plans.plan import Action, Finding
+from snaptree.plans.rules import why_not
+from snaptree.plans.situation import glance
+from snaptree.plans.wording import plain
+
+if TYPE_CHECKING:
+    from snaptree.ui.machine import Machine
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """What is selected in the window."""
+
+    machine: Machine | None = None
+    snapshots: tuple[str, ...] = ()
+    now: bool = False
+    """The row of the running state is selected, too."""
+
+
+def why_off(action: Action, selection: Selection) -> Finding | None:
+    """Why an action is greyed for this selection; None if it is offered."""
+    return _nothing_to_act_on(action, selection) or _not_connected(selection.machine) or _refused(action, selection)
+
+
+def _nothing_to_act_on(action: Action, selection: Selection) -> Finding | None:
+    if selection.machine is None:
+        return Finding("no-machine", "No virtual machine is selected.", "Select one in the list on the left.")
+    if action is Action.TAKE:
+        return None
+    if not selection.snapshots:
+        if selection.now and action is Action.REVERT:
+            return Finding("now", "The machine is at “Now” already.", "Select the snapshot to go back to.")
+        if selection.now:
+            return Finding("now", "“Now” is the machine itself, not a snapshot.", "Select a snapshot.")
+        return Finding("no-snapshot", "No snapshot is selected.", "Select one in the tree.")
+    if action is Action.REVERT and len(selection.snapshots) > 1:
+        return Finding("one-only", "A machine can be reverted to one snapshot only.", "Select just that one.")
+    return None
+
+
+def _not_connected(machine: Machine | None) -> Finding | None:
+    if machine is not None and machine.host.phase != "connected":
+        return Finding("not-connected", f"There is no connection to {plain(machine.id.uri)} now.", "Wait, or retry.")
+    return None
+
+
+def _refused(action: Action, selection: Selection) -> Finding | None:
+    machine = selection.machine
+    if machine is None or machine.host.host is None:
+        return None
+    if machine.tree is None:
+        return Finding("not-read", "The snapshots of this machine have not been read yet.")
+    layers = None if machine.costs is None else machine.costs.layers
+    situation = glance(machine.host.host, machine.domain, machine.tree, layers)
+    if action is Action.TAKE or len(selection.snapshots) != 1:
+        # What is true of one snapshot may not be true of several deleted together: the plan will say.
+        return why_not(Action.TAKE, situation) if action is Action.TAKE else None
+    return why_not(action, situation, selection.snapshots[0])

@@ -1,0 +1,141 @@
+"""What the actions do: each is planned, shown where that is due, and run. One short story per verb."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from PySide6.QtCore import QObject
+
+from snaptree.model.errors import SnapTreeError
+from snaptree.plans.intention import Delete, Intention, Revert
+from snaptree.plans.wording import listed
+from snaptree.ui import words
+from snaptree.ui.error_dialog import show_error
+from snaptree.ui.plan_dialog import Choice, PlanDialog
+from snaptree.ui.planning import Planner
+from snaptree.ui.settings import SafetySnapshot
+from snaptree.ui.take_dialog import TakeDialog
+from snaptree.ui.text import in_sentence
+
+if TYPE_CHECKING:
+    from PySide6.QtWidgets import QWidget
+
+    from snaptree.model.tree import SnapshotTree
+    from snaptree.plans.operation import Operation
+    from snaptree.plans.plan import Plan
+    from snaptree.ui.activity import Activity
+    from snaptree.ui.estate import Estate
+    from snaptree.ui.machine import Machine
+    from snaptree.ui.settings import Settings
+
+
+class Commands(QObject):
+    """Takes, reverts, deletes and undoes. Dialogs belong to the window and never block it."""
+
+    def __init__(self, estate: Estate, settings: Settings, activity: Activity, window: QWidget) -> None:
+        super().__init__(window)
+        self._estate = estate
+        self._settings = settings
+        self._activity = activity
+        self._window = window
+        activity.cancel_wanted.connect(self.cancel)
+        activity.undo_wanted.connect(self.undo)
+        activity.details_wanted.connect(self._show_error)
+
+    def take(self, machine: Machine) -> None:
+        """Ask what to take; the dialog shows the plan meanwhile."""
+        TakeDialog(self._estate[machine.id.uri], machine, self._window).open()
+
+    def revert(self, machine: Machine, snapshot: str) -> None:
+        """Go back. With a safety snapshot that needs no question: one click reverts, one click takes it back."""
+        preference = self._settings.safety_snapshot
+        intention = Revert(snapshot, take_safety_snapshot=preference is not SafetySnapshot.NEVER)
+        if preference is not SafetySnapshot.ALWAYS:
+            self._preview_revert(machine, intention)
+            return
+        token = object()
+        title = f"Revert {in_sentence(machine.domain.name)} to “{in_sentence(snapshot)}”"
+        self._activity.planning(token, title)
+
+        def planned(result: Plan | SnapTreeError) -> None:
+            self._activity.planned(token)
+            if isinstance(result, SnapTreeError):
+                self._show_error(result)
+            elif result.is_refused or result.undo is None:
+                self._preview_revert(machine, intention, result)
+            else:
+                self._planner(machine).run(result)
+
+        self._planner(machine).make(intention, planned)
+
+    def delete(self, machine: Machine, snapshots: tuple[str, ...]) -> None:
+        """Delete after a preview: that can't be undone."""
+        name = in_sentence(machine.domain.name)
+        which = f"“{in_sentence(snapshots[0])}”" if len(snapshots) == 1 else words.count(len(snapshots), "snapshot")
+        below = _descendants(machine.tree, snapshots)
+        choice = None
+        if below:
+            names = listed(in_sentence(name) for name in below)
+            choice = Choice(f"With all that descends: {names}", is_ticked=False, apply=_with_subtree)
+        self._open(
+            PlanDialog(
+                self._planner(machine),
+                Delete(snapshots),
+                title=f"Delete {which} of {name}",
+                verb="&Delete",
+                choice=choice,
+                parent=self._window,
+            )
+        )
+
+    def undo(self, uri: str, operation: Operation) -> None:
+        """Take a finished operation back."""
+        self._estate[uri].backend.undo(operation)
+
+    def cancel(self, uri: str, operation: Operation) -> None:
+        """Ask work to stop."""
+        self._estate[uri].backend.cancel(operation.id)
+
+    def _preview_revert(self, machine: Machine, intention: Revert, plan: Plan | None = None) -> None:
+        self._open(
+            PlanDialog(
+                self._planner(machine),
+                intention,
+                title=f"Revert {in_sentence(machine.domain.name)} to “{in_sentence(intention.snapshot)}”",
+                verb="&Revert",
+                choice=Choice(
+                    "Take a safety snapshot of the present state first", intention.take_safety_snapshot, _with_safety
+                ),
+                plan=plan,
+                parent=self._window,
+            )
+        )
+
+    def _planner(self, machine: Machine) -> Planner:
+        return Planner(self._estate[machine.id.uri], machine.id.uuid)
+
+    def _open(self, dialog: PlanDialog) -> None:
+        dialog.open()
+
+    def _show_error(self, error: SnapTreeError | None) -> None:
+        if error is not None:
+            show_error(error, self._window)
+
+
+def _with_safety(intention: Intention, ticked: bool) -> Intention:
+    assert isinstance(intention, Revert)
+    return replace(intention, take_safety_snapshot=ticked)
+
+
+def _with_subtree(intention: Intention, ticked: bool) -> Intention:
+    assert isinstance(intention, Delete)
+    return replace(intention, subtree=ticked)
+
+
+def _descendants(tree: SnapshotTree | None, names: tuple[str, ...]) -> list[str]:
+    """What descends from these and is not among them."""
+    if tree is None:
+        return []
+    below = {descendant for name in names if name in tree for descendant in tree.descendants(name)}
+    return [name for name in tree.snapshots if name in below and name not in names]

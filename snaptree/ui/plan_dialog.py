@@ -1,0 +1,116 @@
+"""The preview of a plan: nothing happens before somebody has read it and pressed the button."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from PySide6.QtCore import Qt
+from PySide6.QtWidgets import QCheckBox, QDialog, QDialogButtonBox, QVBoxLayout, QWidget
+
+from snaptree.model.errors import SnapTreeError
+from snaptree.plans.plan import Plan
+from snaptree.ui.labels import PlainLabel
+from snaptree.ui.plan_view import PlanView
+from snaptree.ui.text import menu_text, window_title
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from snaptree.plans.intention import Intention
+    from snaptree.ui.planning import Planner
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A tick box in the preview; changing it changes the intention, and a new plan is made."""
+
+    text: str
+    is_ticked: bool
+    apply: Callable[[Intention, bool], Intention]
+
+
+class PlanDialog(QDialog):
+    """Appears at once; the plan follows. Deletes itself when closed."""
+
+    def __init__(
+        self,
+        planner: Planner,
+        intention: Intention,
+        *,
+        title: str,
+        verb: str,
+        choice: Choice | None = None,
+        plan: Plan | None = None,
+        parent: QWidget | None = None,
+    ) -> None:
+        """`plan` is one made already for this intention. `verb` is our own text for the button that runs it."""
+        super().__init__(parent)
+        self.setAttribute(Qt.WidgetAttribute.WA_DeleteOnClose)
+        self.setWindowTitle(window_title(title))
+        self._planner = planner
+        self._intention = intention
+        self._choice = choice
+        self._plan: Plan | None = None
+        self.view = PlanView(self)
+        self.tick: QCheckBox | None = None
+        layout = QVBoxLayout(self)
+        layout.setContentsMargins(16, 16, 16, 12)
+        layout.setSpacing(12)
+        heading = PlainLabel(title, self)
+        heading.setObjectName("heading")
+        layout.addWidget(heading)
+        if choice is not None:
+            self.tick = QCheckBox(menu_text(choice.text), self)
+            self.tick.setChecked(choice.is_ticked)
+            self.tick.toggled.connect(self._choice_changed)
+            layout.addWidget(self.tick)
+        layout.addWidget(self.view, 1)
+        buttons = QDialogButtonBox(QDialogButtonBox.StandardButton.Cancel, self)
+        self.run_button = buttons.addButton(verb, QDialogButtonBox.ButtonRole.AcceptRole)
+        self.run_button.setEnabled(False)
+        buttons.accepted.connect(self.accept)
+        buttons.rejected.connect(self.reject)
+        self._cancel_button = buttons.button(QDialogButtonBox.StandardButton.Cancel)
+        layout.addWidget(buttons)
+        self.resize(560, 460)
+        if plan is not None:
+            self._plan_is_ready(plan)
+        else:
+            self._make_plan()
+
+    def accept(self) -> None:
+        """Run the plan that is shown."""
+        if self._plan is not None and not self._plan.is_refused:
+            self._planner.run(self._plan)
+            super().accept()
+
+    def done(self, result: int) -> None:
+        """However it closes: plans that come later have nobody to show them to."""
+        self._planner.forget()
+        super().done(result)
+
+    def _choice_changed(self, ticked: bool) -> None:
+        if self._choice is not None:
+            self._intention = self._choice.apply(self._intention, ticked)
+            self._make_plan()
+
+    def _make_plan(self) -> None:
+        self._plan = None
+        self.run_button.setEnabled(False)
+        self.view.show_planning()
+        self._planner.make(self._intention, self._plan_is_ready)
+
+    def _plan_is_ready(self, result: Plan | SnapTreeError) -> None:
+        if isinstance(result, SnapTreeError):
+            self.view.show_error(result)
+            self._cancel_button.setFocus()
+            return
+        self._plan = result
+        self.view.show_plan(result)
+        self.run_button.setEnabled(not result.is_refused)
+        # Enter runs what can be taken back; what can't be wants a deliberate step.
+        is_harmless = not result.is_refused and result.undo is not None
+        self.run_button.setDefault(is_harmless)
+        self._cancel_button.setDefault(not is_harmless)
+        (self.run_button if is_harmless else self._cancel_button).setFocus()

@@ -1,0 +1,179 @@
+"""A plan for people: refusals, warnings, steps and forecast. Dialogs that preview one have it inside."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from PySide6.QtCore import QEvent, Qt
+from PySide6.QtWidgets import (
+    QFrame,
+    QGridLayout,
+    QHBoxLayout,
+    QLabel,
+    QProgressBar,
+    QScrollArea,
+    QVBoxLayout,
+    QWidget,
+)
+
+from snaptree.model.errors import SnapTreeError
+from snaptree.model.figures import Confidence, Figure
+from snaptree.plans.plan import Plan
+from snaptree.plans.plan_json import describe_step
+from snaptree.ui import icons, words
+from snaptree.ui.labels import PlainLabel
+from snaptree.ui.text import tooltip
+from snaptree.ui.theme import colours_of
+
+if TYPE_CHECKING:
+    from snaptree.plans.plan import Finding, Forecast
+
+
+class Notice(QFrame):
+    """A coloured box with a sign: something refused, warned about, or gone wrong."""
+
+    def __init__(self, sign: str, text: str, more: str = "", parent: QWidget | None = None) -> None:
+        """`sign` is `info`, `warning` or `error`."""
+        super().__init__(parent)
+        self._sign = sign
+        self._picture = QLabel(self)
+        self._picture.setAlignment(Qt.AlignmentFlag.AlignTop)
+        self.text = PlainLabel(text, self)
+        self.more = PlainLabel(more, self, dim=True)
+        self.more.setVisible(bool(more))
+        texts = QVBoxLayout()
+        texts.setSpacing(2)
+        texts.addWidget(self.text)
+        texts.addWidget(self.more)
+        layout = QHBoxLayout(self)
+        layout.setContentsMargins(10, 8, 10, 8)
+        layout.setSpacing(8)
+        layout.addWidget(self._picture)
+        layout.addLayout(texts, 1)
+        self.setProperty("sign", sign)
+        self.setAccessibleName(f"{sign}: {text} {more}")
+        self._dress()
+
+    def changeEvent(self, event: QEvent) -> None:
+        """The sign has the theme's colours."""
+        super().changeEvent(event)
+        if event.type() == QEvent.Type.PaletteChange:
+            self._dress()
+
+    def _dress(self) -> None:
+        colours = colours_of(self.palette())
+        colour = {"error": colours.error, "warning": colours.warning}.get(self._sign, colours.accent)
+        self._picture.setPixmap(icons.pixmap(self._sign, colour, icons.SIZE, self.devicePixelRatioF()))
+
+
+class PlanView(QScrollArea):
+    """Shows that a plan is being made, then the plan, or why there is none."""
+
+    def __init__(self, parent: QWidget | None = None) -> None:
+        super().__init__(parent)
+        self.setWidgetResizable(True)
+        self.setFrameShape(QFrame.Shape.NoFrame)
+        self.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
+        self.setAccessibleName("The plan")
+        self.show_planning()
+
+    def show_planning(self) -> None:
+        """Say that the plan is being made."""
+        page, layout = self._new_page()
+        bar = QProgressBar(page)
+        bar.setRange(0, 0)
+        bar.setTextVisible(False)
+        layout.addWidget(PlainLabel("Planning: looking at the machine, its images, and who else uses them…", page))
+        layout.addWidget(bar)
+        self._show(page, layout)
+
+    def show_error(self, error: SnapTreeError) -> None:
+        """Say why no plan could be made."""
+        page, layout = self._new_page()
+        layout.addWidget(Notice("error", error.summary, error.hint, page))
+        if error.details:
+            layout.addWidget(PlainLabel(error.details, page, dim=True))
+        self._show(page, layout)
+
+    def show_plan(self, plan: Plan) -> None:
+        """Show the plan: what speaks against it first, what it does, what it costs, whether it can be undone."""
+        page, layout = self._new_page()
+        for refusal in plan.refusals:
+            layout.addWidget(_finding("error", refusal, page))
+        for warning in plan.warnings:
+            layout.addWidget(_finding("warning", warning, page))
+        if plan.steps:
+            layout.addWidget(_title("What will happen", page))
+            layout.addLayout(_numbered([describe_step(step) for step in plan.steps], page))
+            layout.addWidget(_title("What it costs", page))
+            layout.addLayout(_forecast(plan.forecast, page))
+            if plan.undo is not None:
+                layout.addWidget(Notice("info", plan.undo.text, "", page))
+            else:
+                layout.addWidget(Notice("warning", "This can't be undone.", "", page))
+        self._show(page, layout)
+
+    def _new_page(self) -> tuple[QWidget, QVBoxLayout]:
+        page = QWidget()
+        layout = QVBoxLayout(page)
+        layout.setContentsMargins(0, 0, 0, 0)
+        layout.setSpacing(8)
+        return page, layout
+
+    def _show(self, page: QWidget, layout: QVBoxLayout) -> None:
+        layout.addStretch(1)
+        self.setWidget(page)  # deletes the page before
+
+
+def _finding(sign: str, finding: Finding, parent: QWidget) -> Notice:
+    notice = Notice(sign, finding.reason, finding.remedy, parent)
+    notice.setToolTip(tooltip(f"Rule: {finding.rule}"))
+    return notice
+
+
+def _title(text: str, parent: QWidget) -> QLabel:
+    label = QLabel(text, parent)
+    label.setIndent(0)
+    label.setObjectName("section")
+    return label
+
+
+def _numbered(texts: list[str], parent: QWidget) -> QGridLayout:
+    grid = QGridLayout()
+    grid.setHorizontalSpacing(8)
+    grid.setVerticalSpacing(4)
+    grid.setColumnStretch(1, 1)
+    for number, text in enumerate(texts):
+        grid.addWidget(PlainLabel(f"{number + 1}.", parent, dim=True), number, 0, Qt.AlignmentFlag.AlignTop)
+        grid.addWidget(PlainLabel(text, parent), number, 1)
+    return grid
+
+
+def _forecast(forecast: Forecast, parent: QWidget) -> QGridLayout:
+    rows: list[tuple[str, str, str]] = []
+
+    def add_bytes(title: str, figure: Figure) -> None:
+        if figure.bytes == 0 and figure.confidence is Confidence.EXACT:
+            return
+        rows.append((title, words.figure(figure), words.figure_in_full(figure)))
+
+    def add_seconds(title: str, seconds: float | None, why_unknown: str) -> None:
+        rows.append((title, words.UNKNOWN if seconds is None else words.duration(seconds), why_unknown))
+
+    add_bytes("Comes back on disk", forecast.frees)
+    add_bytes("Is copied first", forecast.copies)
+    add_bytes("Space needed meanwhile", forecast.peak_extra)
+    add_seconds("Takes about", forecast.seconds, "" if forecast.seconds is not None else "Not forecast yet.")
+    add_seconds(
+        "Guest stands still", forecast.pause_seconds, "" if forecast.pause_seconds is not None else "Not known."
+    )
+    grid = QGridLayout()
+    grid.setHorizontalSpacing(16)
+    grid.setVerticalSpacing(4)
+    grid.setColumnStretch(1, 1)
+    for number, (title, value, explanation) in enumerate(rows):
+        grid.addWidget(PlainLabel(title, parent, dim=True), number, 0)
+        label = PlainLabel(value, parent)
+        label.setToolTip(tooltip(explanation))
+        grid.addWidget(label, number, 1)
+    return grid

@@ -1,0 +1,41 @@
+"""Asking a host's backend for plans: only the answer to the last question counts."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from snaptree.model.errors import SnapTreeError
+    from snaptree.plans.intention import Intention
+    from snaptree.plans.plan import Plan
+    from snaptree.ui.estate import HostEntry
+
+
+class Planner:
+    """Makes plans for one machine. Nothing waits: the answer comes to the callback, unless a later question was put."""
+
+    def __init__(self, host: HostEntry, uuid: str) -> None:
+        self._host = host
+        self._uuid = uuid
+        self._question = 0
+
+    def make(self, intention: Intention, on_ready: Callable[[Plan | SnapTreeError], None]) -> None:
+        """Ask for a plan; answers to earlier questions are dropped from now on."""
+        self._question += 1
+        question = self._question
+
+        def answer(result: Plan | SnapTreeError) -> None:
+            if question == self._question:
+                on_ready(result)
+
+        self._host.backend.plan(self._uuid, intention, answer)
+
+    def forget(self) -> None:
+        """Drop every answer that is still to come."""
+        self._question += 1
+
+    def run(self, plan: Plan) -> None:
+        """Let the host run a plan."""
+        self._host.backend.run(plan)

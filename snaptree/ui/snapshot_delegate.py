@@ -1,0 +1,269 @@
+"""Paints the rows of the snapshot table: lanes, names, badges and figures, straight onto the viewport."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from PySide6.QtCore import QModelIndex, QPersistentModelIndex, QPoint, QRect, QSize, Qt
+from PySide6.QtGui import QColor, QFont, QFontMetrics, QPainter, QPainterPath, QPen
+from PySide6.QtWidgets import QStyle, QStyledItemDelegate, QStyleOptionViewItem, QTableView
+
+from snaptree.model.estate import MemorySnapshot
+from snaptree.model.folding import Fold, Now
+from snaptree.ui import icons, words
+from snaptree.ui.snapshot_model import FIGURES, Badge, Column, SnapshotModel, Tone
+from snaptree.ui.theme import Colours, colours_of
+
+if TYPE_CHECKING:
+    from snaptree.model.folding import RowId
+    from snaptree.model.lanes import LaneRow
+
+PADDING = 8
+"""Left and right of every cell's content."""
+_LINE = 2
+"""Width of a lane's line. Even, so that it lies on whole pixels around whole coordinates."""
+_NODE = 4
+"""Radius of a snapshot's mark."""
+_BEND = 6
+"""Radius of the corner where a branch leaves its lane."""
+_WIDE_LANE = 16
+_NARROW_LANE = 10
+_MANY_LANES = 8
+_LEAST_FOR_NAME = 60
+"""Percent of the room that badges leave to a long name."""
+
+
+def row_height(metrics: QFontMetrics) -> int:
+    """A multiple of four, so that rows meet on whole pixels at 125, 150 and 175 %, too."""
+    return -(-(metrics.height() + 9) // 4) * 4
+
+
+def lane_pitch(lane_count: int) -> int:
+    """From one lane to the next: narrower where there are many."""
+    return _WIDE_LANE if lane_count <= _MANY_LANES else _NARROW_LANE
+
+
+def width_of_lanes(row: LaneRow[RowId], lane_count: int) -> int:
+    """Room that the lanes take before the name. Names stand in line unless that would push them far out."""
+    if lane_count <= _MANY_LANES:
+        return lane_count * _WIDE_LANE
+    return (1 + max((row.lane, *row.through, *row.forks))) * _NARROW_LANE
+
+
+class SnapshotDelegate(QStyledItemDelegate):
+    """One delegate for all columns. It asks the model directly: 200 cells are painted in a few milliseconds."""
+
+    def __init__(self, model: SnapshotModel, view: QTableView) -> None:
+        super().__init__(view)
+        self._model = model
+        self._view = view
+
+    def sizeHint(self, option: QStyleOptionViewItem, index: QModelIndex | QPersistentModelIndex) -> QSize:
+        """How wide a column must be for this cell; all rows are equally high."""
+        row, column = index.row(), Column(index.column())
+        metrics = option.fontMetrics
+        width = metrics.horizontalAdvance(self._model.text(row, column)) + 2 * PADDING
+        if column is Column.TREE:
+            lanes = self._model.lane_row(row)
+            width += 0 if lanes is None else width_of_lanes(lanes, self._model.lane_count)
+            width += sum(_badge_width(badge, _small(option.font)) + 6 for badge in self._model.badges(row)) + 6
+        return QSize(width, row_height(metrics))
+
+    def paint(
+        self, painter: QPainter, option: QStyleOptionViewItem, index: QModelIndex | QPersistentModelIndex
+    ) -> None:
+        """Paint one cell."""
+        colours = colours_of(option.palette)
+        row, column, rect = index.row(), Column(index.column()), option.rect
+        painter.save()
+        ground = colours.base
+        if option.state & QStyle.StateFlag.State_Selected:
+            ground = colours.selected if self._view.hasFocus() else colours.selected_elsewhere
+            painter.fillRect(rect, ground)
+        if column is Column.TREE:
+            if row == self._view.currentIndex().row() and self._view.hasFocus():
+                painter.fillRect(QRect(rect.left(), rect.top(), 3, rect.height()), colours.accent)
+            painter.setClipRect(rect)
+            self._paint_tree(painter, rect, row, colours, ground)
+        else:
+            is_selected = ground is not colours.base
+            self._paint_text(painter, rect, row, column, colours, is_selected=is_selected)
+        painter.restore()
+
+    def _paint_text(
+        self, painter: QPainter, rect: QRect, row: int, column: Column, colours: Colours, *, is_selected: bool
+    ) -> None:
+        text = self._model.text(row, column)
+        row_id = self._model.row_id(row)
+        inner = rect.adjusted(PADDING, 0, -PADDING, 0)
+        if column is Column.WRITTEN:
+            self._paint_bar(painter, inner, row_id, colours.bar_selected if is_selected else colours.bar)
+        is_loud = column in FIGURES and text not in (words.UNKNOWN, words.NONE) and not isinstance(row_id, Fold)
+        painter.setPen(colours.text if is_loud else colours.dim)
+        side = Qt.AlignmentFlag.AlignRight if column in FIGURES else Qt.AlignmentFlag.AlignLeft
+        _draw(painter, inner, text, side)
+
+    def _paint_bar(self, painter: QPainter, rect: QRect, row_id: RowId, colour: QColor) -> None:
+        """A bar behind the figure, as long as the snapshot is large."""
+        figure = self._model.figure(row_id, Column.WRITTEN)
+        if figure is None or not figure.bytes or not self._model.largest or isinstance(row_id, Fold):
+            return
+        width = max(2, (rect.width() + 8) * figure.bytes // self._model.largest)
+        painter.fillRect(QRect(rect.left() - 4, rect.top() + 4, width, rect.height() - 8), colour)
+
+    def _paint_tree(self, painter: QPainter, rect: QRect, row: int, colours: Colours, ground: QColor) -> None:
+        lanes = self._model.lane_row(row)
+        row_id = self._model.row_id(row)
+        left = rect.left() + PADDING
+        if lanes is not None:
+            _paint_lanes(painter, QRect(left, rect.top(), rect.width(), rect.height()), lanes, self._pitch, colours)
+            self._paint_node(painter, self._node_place(rect, lanes), row, colours.lane(lanes.lane), ground)
+            left += width_of_lanes(lanes, self._model.lane_count) + 6
+        inner = QRect(left, rect.top(), rect.right() - left - 4, rect.height())
+        if isinstance(row_id, Fold) or self._model.opened_fold(row) is not None:
+            name = "expand" if isinstance(row_id, Fold) else "collapse"
+            icons.icon(name, colours.dim).paint(painter, self.fold_sign(rect, row))
+            inner.setLeft(inner.left() + 16)
+        badges = self._model.badges(row)
+        small = _small(painter.font())
+        room = inner.width() - sum(_badge_width(badge, small) + 6 for badge in badges)
+        room = max(room, inner.width() * _LEAST_FOR_NAME // 100)
+        if isinstance(row_id, Now):
+            font = QFont(painter.font())
+            font.setWeight(QFont.Weight.Bold)
+            painter.setFont(font)
+        painter.setPen(colours.dim if isinstance(row_id, Fold) else colours.text)
+        name_rect = QRect(inner.left(), inner.top(), room, inner.height())
+        right = name_rect.left() + _draw(painter, name_rect, self._model.text(row, Column.TREE))
+        for badge in badges:
+            if right + 6 + _badge_width(badge, small) > rect.right():
+                break  # the tooltip names them all
+            right = _paint_badge(painter, QPoint(right + 6, inner.center().y()), badge, small, colours)
+
+    def fold_sign(self, rect: QRect, row: int) -> QRect:
+        """Where in a cell the sign stands that opens a fold, or folds in again."""
+        lanes = self._model.lane_row(row)
+        left = rect.left() + PADDING + (0 if lanes is None else width_of_lanes(lanes, self._model.lane_count) + 4)
+        return QRect(left, rect.center().y() - icons.SIZE // 2 + 1, icons.SIZE, icons.SIZE)
+
+    @property
+    def _pitch(self) -> int:
+        return lane_pitch(self._model.lane_count)
+
+    def _node_place(self, rect: QRect, lanes: LaneRow[RowId]) -> QPoint:
+        return QPoint(
+            rect.left() + PADDING + lanes.lane * self._pitch + self._pitch // 2, rect.top() + rect.height() // 2
+        )
+
+    def _paint_node(self, painter: QPainter, centre: QPoint, row: int, colour: QColor, ground: QColor) -> None:
+        """Filled: its memory was captured. Hollow: disks only. A target: now. Three dots: a fold."""
+        row_id = self._model.row_id(row)
+        painter.setRenderHint(QPainter.RenderHint.Antialiasing)
+        painter.setPen(Qt.PenStyle.NoPen)
+        if isinstance(row_id, Fold):
+            painter.setBrush(ground)
+            painter.drawRect(QRect(centre.x() - 2, centre.y() - 8, 4, 16))
+            painter.setBrush(colour)
+            for offset in (-5, 0, 5):
+                painter.drawEllipse(centre + QPoint(0, offset), 1.5, 1.5)
+        elif isinstance(row_id, Now):
+            _ring(painter, centre, _NODE + 2, colour, ground)
+            painter.setBrush(colour)
+            painter.drawEllipse(centre, _NODE - 1, _NODE - 1)
+        else:
+            snapshot = self._model.snapshot(row)
+            if snapshot is not None and snapshot.memory is not MemorySnapshot.NO:
+                painter.setBrush(colour)
+                painter.drawEllipse(centre, _NODE + 1, _NODE + 1)
+            else:
+                _ring(painter, centre, _NODE, colour, ground)
+        painter.setRenderHint(QPainter.RenderHint.Antialiasing, on=False)
+
+
+def _paint_lanes(painter: QPainter, rect: QRect, row: LaneRow[RowId], pitch: int, colours: Colours) -> None:
+    """Draw the lines of one row. Straight ones are filled rectangles: whole pixels, and no seams between rows."""
+    middle = rect.top() + rect.height() // 2
+    bottom = rect.top() + rect.height()
+
+    def x_of(lane: int) -> int:
+        return rect.left() + lane * pitch + pitch // 2
+
+    def vertical(lane: int, top: int, end: int) -> None:
+        painter.fillRect(QRect(x_of(lane) - _LINE // 2, top, _LINE, end - top), colours.lane(lane))
+
+    for lane in row.through:
+        vertical(lane, rect.top(), bottom)
+    if row.enters:
+        vertical(row.lane, rect.top(), middle)
+    if row.leaves:
+        vertical(row.lane, middle, bottom)
+    if not row.forks:
+        return
+    painter.setRenderHint(QPainter.RenderHint.Antialiasing)
+    painter.setBrush(Qt.BrushStyle.NoBrush)
+    start = x_of(row.lane)
+    # The widest first: where branches share a stretch, the nearest lane's colour lies on top.
+    for lane in sorted(row.forks, key=lambda fork: -abs(fork - row.lane)):
+        end = x_of(lane)
+        bend = min(_BEND, abs(end - start), bottom - middle)
+        towards = bend if end > start else -bend
+        path = QPainterPath(QPoint(start, middle))
+        path.lineTo(end - towards, middle)
+        path.quadTo(end, middle, end, middle + bend)
+        pen = QPen(colours.lane(lane), _LINE)
+        pen.setCapStyle(Qt.PenCapStyle.FlatCap)
+        painter.setPen(pen)
+        painter.drawPath(path)
+    painter.setRenderHint(QPainter.RenderHint.Antialiasing, on=False)
+    for lane in row.forks:
+        vertical(lane, middle + min(_BEND, abs(x_of(lane) - start)), bottom)
+
+
+def _ring(painter: QPainter, centre: QPoint, radius: int, colour: QColor, ground: QColor) -> None:
+    painter.setBrush(colour)
+    painter.drawEllipse(centre, radius + 1, radius + 1)
+    painter.setBrush(ground)
+    painter.drawEllipse(centre, radius - 1, radius - 1)
+
+
+def _small(font: QFont) -> QFont:
+    small = QFont(font)
+    small.setPixelSize(max(9, round(QFontMetrics(font).height() * 0.68)))
+    return small
+
+
+def _badge_width(badge: Badge, font: QFont) -> int:
+    return QFontMetrics(font).horizontalAdvance(badge.text) + 10
+
+
+def _paint_badge(painter: QPainter, left: QPoint, badge: Badge, font: QFont, colours: Colours) -> int:
+    """Draw a badge and return its right edge."""
+    colour = {
+        Tone.QUIET: colours.dim,
+        Tone.GOOD: colours.good,
+        Tone.WARNING: colours.warning,
+        Tone.ERROR: colours.error,
+    }
+    metrics = QFontMetrics(font)
+    height = metrics.height() + 2
+    rect = QRect(left.x(), left.y() - height // 2 + 1, _badge_width(badge, font), height)
+    painter.setFont(font)
+    painter.setRenderHint(QPainter.RenderHint.Antialiasing)
+    painter.setBrush(Qt.BrushStyle.NoBrush)
+    painter.setPen(QPen(colour[badge.tone] if badge.tone is not Tone.QUIET else colours.faint, 1))
+    painter.drawRoundedRect(rect.toRectF().adjusted(0.5, 0.5, -0.5, -0.5), 3, 3)
+    painter.setRenderHint(QPainter.RenderHint.Antialiasing, on=False)
+    painter.setPen(colour[badge.tone])
+    painter.drawText(rect, Qt.AlignmentFlag.AlignCenter | Qt.TextFlag.TextSingleLine, badge.text)
+    return rect.right()
+
+
+def _draw(painter: QPainter, rect: QRect, text: str, side: Qt.AlignmentFlag = Qt.AlignmentFlag.AlignLeft) -> int:
+    """Draw one line, elided in the middle if it must be, and return its width."""
+    metrics = painter.fontMetrics()
+    width = metrics.horizontalAdvance(text)
+    if width > rect.width():
+        text = metrics.elidedText(text, Qt.TextElideMode.ElideMiddle, rect.width())
+        width = rect.width()
+    painter.drawText(rect, side | Qt.AlignmentFlag.AlignVCenter | Qt.TextFlag.TextSingleLine, text)
+    return width

@@ -1,0 +1,271 @@
+"""The table of snapshots: what is selected, opened, sorted and scrolled to survives every new reading."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from PySide6.QtCore import QItemSelection, QItemSelectionModel, QModelIndex, Qt, Signal
+from PySide6.QtGui import QContextMenuEvent, QCursor
+from PySide6.QtWidgets import QAbstractItemView, QHeaderView, QStyle, QStyleOptionViewItem, QTableView, QWidget
+
+from snaptree.model.folding import Fold, Now
+from snaptree.ui.snapshot_delegate import PADDING, SnapshotDelegate, row_height
+from snaptree.ui.snapshot_model import FIGURES, Column, RowKey, Shown, SnapshotModel, key_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from PySide6.QtCore import QPoint
+    from PySide6.QtGui import QKeyEvent, QMouseEvent
+
+    from snaptree.ui.machine import Machine, MachineId
+
+_MEASURED_ROWS = 300
+"""Names measured to find a good width for the column: enough, and quick."""
+_LETTERS_OF_NAME = 20
+_LETTERS_OF_NOTE = 14
+"""What is left to notes at least, where there is room at all."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where the user was in a machine's tree."""
+
+    selected: frozenset[RowKey] = frozenset()
+    current: RowKey | None = None
+    top: RowKey | None = None
+    """The first row in sight."""
+    is_at_end: bool = True
+    """The last row was in sight. The first look at a tree is at where the machine is now, which is its end."""
+
+
+class SnapshotView(QTableView):
+    """The tree of one machine. Clicks only select and open folds: nothing here changes anything."""
+
+    selection_changed = Signal()
+    menu_wanted = Signal(object)
+    """The place, on the screen, where the menu of the selection shall open."""
+
+    def __init__(self, parent: QWidget | None = None) -> None:
+        super().__init__(parent)
+        self._model = SnapshotModel(self)
+        self._places: dict[MachineId, _Place] = {}
+        self._unfolded: dict[MachineId, frozenset[str]] = {}
+        self._is_restoring = False
+        self.setModel(self._model)
+        self._delegate = SnapshotDelegate(self._model, self)
+        self.setItemDelegate(self._delegate)
+        self.setAccessibleName("Snapshots")
+        self.setSelectionBehavior(QAbstractItemView.SelectionBehavior.SelectRows)
+        self.setSelectionMode(QAbstractItemView.SelectionMode.ExtendedSelection)
+        self.setEditTriggers(QAbstractItemView.EditTrigger.NoEditTriggers)
+        self.setTabKeyNavigation(False)
+        self.setShowGrid(False)
+        self.setWordWrap(False)
+        self.setCornerButtonEnabled(False)
+        self.setVerticalScrollMode(QAbstractItemView.ScrollMode.ScrollPerPixel)
+        self.setHorizontalScrollMode(QAbstractItemView.ScrollMode.ScrollPerPixel)
+        self.verticalHeader().hide()
+        self.verticalHeader().setSectionResizeMode(QHeaderView.ResizeMode.Fixed)
+        self.verticalHeader().setMinimumSectionSize(1)
+        self._set_row_height()
+        self._set_up_header()
+        self.clicked.connect(self._clicked)
+        self._model.modelAboutToBeReset.connect(self._remember_place)
+        self._model.modelReset.connect(self._restore_place)
+        self.selectionModel().selectionChanged.connect(self._selection_changed)
+
+    def _set_up_header(self) -> None:
+        header = self.horizontalHeader()
+        header.setHighlightSections(False)
+        header.setDefaultAlignment(Qt.AlignmentFlag.AlignLeft | Qt.AlignmentFlag.AlignVCenter)
+        header.setSectionsMovable(True)
+        header.setFirstSectionMovable(False)
+        header.setStretchLastSection(True)
+        header.setMinimumSectionSize(40)
+        header.setDefaultSectionSize(60)  # what the last one, which gets the rest, keeps at least
+        header.setSortIndicatorClearable(True)
+        header.setSortIndicator(-1, Qt.SortOrder.AscendingOrder)
+        width = self.fontMetrics().horizontalAdvance
+        for column, widest in (
+            (Column.TREE, "m" * 22),
+            (Column.AGE, "59 minutes"),
+            (Column.WRITTEN, "~888.8 MiB"),
+            (Column.FREES, "8.8 MiB"),
+            (Column.MEMORY, "≤ 8.8 MiB"),
+        ):
+            header.resizeSection(column, width(widest) + 2 * PADDING)
+        self.setSortingEnabled(True)
+
+    # What is shown
+
+    @property
+    def snapshot_model(self) -> SnapshotModel:
+        """The rows, for whoever needs what a row stands for."""
+        return self._model
+
+    def show_machine(self, machine: Machine | None, search: str = "") -> None:
+        """Show a machine's tree, or more of it, or none; the user's place in each machine's tree is kept."""
+        before = self._model.shown.machine
+        unfolded = frozenset[str]() if machine is None else self._unfolded.get(machine.id, frozenset())
+        place = self._places.get(machine.id, _Place()) if machine is not None else _Place()
+        if before is not None and machine is not None and before.id == machine.id:
+            selected = frozenset(self.selected_names())
+        else:
+            selected = frozenset(name for kind, name in place.selected if kind == "snapshot")
+        self._model.show(Shown(machine, unfolded, selected, self._model.shown.folds, search))
+        if machine is not None and machine.tree is not None and (before is None or before.tree is not machine.tree):
+            is_new = before is None or before.id != machine.id or before.tree is None
+            self._fit_names(may_shrink=is_new)
+
+    @property
+    def folds(self) -> bool:
+        """Whether long stretches in which nothing happens are folded."""
+        return self._model.shown.folds
+
+    @folds.setter
+    def folds(self, folds: bool) -> None:
+        self._model.show(replace(self._model.shown, folds=folds))
+
+    def selected_names(self) -> tuple[str, ...]:
+        """The selected snapshots, in the order of the rows."""
+        rows = sorted(index.row() for index in self.selectionModel().selectedRows())
+        return tuple(row_id for row in rows if isinstance(row_id := self._model.row_id(row), str))
+
+    def now_is_selected(self) -> bool:
+        """Whether the row of the running state is among the selected ones."""
+        return any(isinstance(self._model.row_id(index.row()), Now) for index in self.selectionModel().selectedRows())
+
+    def select(self, names: Iterable[str]) -> None:
+        """Select snapshots by name and bring the first one into sight; folds that hide one are opened."""
+        keys: list[RowKey] = [("snapshot", name) for name in names]
+        self._unfold(name for kind, name in keys if self._model.row_of((kind, name)) is None)
+        self._select(keys, keys[0] if keys else None)
+        self.scrollTo(self.currentIndex())
+
+    # Folds
+
+    def toggle_fold(self, row: int) -> None:
+        """Open a fold, or fold in again the stretch that begins here."""
+        row_id, opened = self._model.row_id(row), self._model.opened_fold(row)
+        if isinstance(row_id, Fold):
+            self._unfold(row_id.hidden)
+            self._go_to(("snapshot", row_id.first))
+        elif opened is not None:
+            self._set_unfolded(self._model.shown.unfolded - frozenset(opened.hidden))
+            self._go_to(("fold", opened.first))
+
+    def _unfold(self, names: Iterable[str]) -> None:
+        self._set_unfolded(self._model.shown.unfolded | frozenset(names))
+
+    def _set_unfolded(self, unfolded: frozenset[str]) -> None:
+        machine = self._model.shown.machine
+        if machine is not None:
+            self._unfolded[machine.id] = unfolded
+            self._model.show(replace(self._model.shown, unfolded=unfolded))
+
+    def _go_to(self, key: RowKey) -> None:
+        row = self._model.row_of(key)
+        if row is not None:
+            self.selectionModel().setCurrentIndex(self._model.index(row, 0), QItemSelectionModel.SelectionFlag.NoUpdate)
+
+    # Qt's side
+
+    def keyPressEvent(self, event: QKeyEvent) -> None:
+        """Enter and Space open a fold; Right opens, Left folds in."""
+        current = self.currentIndex()
+        if current.isValid():
+            row = current.row()
+            is_fold = isinstance(self._model.row_id(row), Fold)
+            opens = event.key() in (Qt.Key.Key_Return, Qt.Key.Key_Enter, Qt.Key.Key_Space, Qt.Key.Key_Right)
+            if (is_fold and opens) or (self._model.opened_fold(row) is not None and event.key() == Qt.Key.Key_Left):
+                self.toggle_fold(row)
+                return
+        super().keyPressEvent(event)
+
+    def mousePressEvent(self, event: QMouseEvent) -> None:
+        """A click beside the rows selects nothing."""
+        if not self.indexAt(event.position().toPoint()).isValid():
+            self.clearSelection()
+        super().mousePressEvent(event)
+
+    def contextMenuEvent(self, event: QContextMenuEvent) -> None:
+        """Ask for the menu at the mouse, or below the current row for the keyboard's menu key."""
+        place: QPoint = event.globalPos()
+        if event.reason() is QContextMenuEvent.Reason.Keyboard:
+            place = self.viewport().mapToGlobal(self.visualRect(self.currentIndex()).bottomLeft())
+        self.menu_wanted.emit(place)
+
+    def dress(self) -> None:
+        """Take sizes and colours anew: font or theme changed."""
+        self._set_row_height()
+        self.viewport().update()
+
+    def _clicked(self, index: QModelIndex) -> None:
+        if isinstance(self._model.row_id(index.row()), Fold):
+            self.toggle_fold(index.row())
+        elif index.column() == Column.TREE and self._model.opened_fold(index.row()) is not None:
+            place = self.viewport().mapFromGlobal(QCursor.pos())
+            if self._delegate.fold_sign(self.visualRect(index), index.row()).contains(place):
+                self.toggle_fold(index.row())
+
+    def _selection_changed(self, _selected: QItemSelection, _deselected: QItemSelection) -> None:
+        if not self._is_restoring:
+            self.selection_changed.emit()
+
+    def _set_row_height(self) -> None:
+        self.verticalHeader().setDefaultSectionSize(row_height(self.fontMetrics()))
+
+    def _fit_names(self, *, may_shrink: bool) -> None:
+        """Make the first column as wide as its names, within reason: notes want some room, too."""
+        option = QStyleOptionViewItem()
+        self.initViewItemOption(option)
+        header, letter = self.horizontalHeader(), self.fontMetrics().averageCharWidth()
+        rows = range(max(0, self._model.rowCount() - _MEASURED_ROWS), self._model.rowCount())
+        wanted = max((self._delegate.sizeHint(option, self._model.index(row, 0)).width() for row in rows), default=0)
+        others = sum(header.sectionSize(column) for column in (Column.AGE, *FIGURES))
+        bar = self.style().pixelMetric(QStyle.PixelMetric.PM_ScrollBarExtent)
+        at_most = self.width() - bar - others - _LETTERS_OF_NOTE * letter
+        width = max(min(wanted, at_most), _LETTERS_OF_NAME * letter)
+        if may_shrink or width > self.columnWidth(Column.TREE):
+            header.resizeSection(Column.TREE, width)
+
+    # The user's place
+
+    def _remember_place(self) -> None:
+        self._is_restoring = True
+        machine = self._model.shown.machine
+        if machine is None or not self._model.rowCount():
+            return
+        top, current, bar = self.rowAt(0), self.currentIndex(), self.verticalScrollBar()
+        self._places[machine.id] = _Place(
+            selected=frozenset(
+                key_of(self._model.row_id(index.row())) for index in self.selectionModel().selectedRows()
+            ),
+            current=key_of(self._model.row_id(current.row())) if current.isValid() else None,
+            top=key_of(self._model.row_id(top)) if top >= 0 else None,
+            is_at_end=bar.value() == bar.maximum(),
+        )
+
+    def _restore_place(self) -> None:
+        machine = self._model.shown.machine
+        place = _Place() if machine is None else self._places.get(machine.id, _Place())
+        self._select(place.selected, place.current)
+        top = self._model.row_of(place.top) if place.top is not None else None
+        if place.is_at_end:
+            self.scrollToBottom()
+        elif top is not None:
+            self.scrollTo(self._model.index(top, 0), QAbstractItemView.ScrollHint.PositionAtTop)
+        self._is_restoring = False
+        self.selection_changed.emit()
+
+    def _select(self, keys: Iterable[RowKey], current: RowKey | None) -> None:
+        selection = QItemSelection()
+        for key in keys:
+            row = self._model.row_of(key)
+            if row is not None:
+                selection.select(self._model.index(row, 0), self._model.index(row, len(Column) - 1))
+        self.selectionModel().select(selection, QItemSelectionModel.SelectionFlag.ClearAndSelect)
+        if current is not None:
+            self._go_to(current)

@@ -1,0 +1,42 @@
+"""Text that somebody else chose (names, notes, paths, errors), shown as it is and never as markup.
+
+`plans.wording.plain` makes one safe line of it. Here is what Qt needs on top of that.
+"""
+
+from __future__ import annotations
+
+import html
+
+from snaptree.plans.wording import plain
+
+_FIRST_STRONG_ISOLATE = "\u2068"
+_POP_DIRECTIONAL_ISOLATE = "\u2069"
+
+
+def lines(text: str) -> str:
+    """Text of several lines, such as a note: every line safe, the lines kept."""
+    return "\n".join(plain(line.replace("\t", "    ")) for line in text.replace("\r\n", "\n").split("\n"))
+
+
+def in_sentence(text: str) -> str:
+    """A name between other words: one line, and its writing direction does not spill over."""
+    shown = plain(text)
+    return shown if shown.isascii() else f"{_FIRST_STRONG_ISOLATE}{shown}{_POP_DIRECTIONAL_ISOLATE}"
+
+
+def tooltip(text: str) -> str:
+    """Plain text for a tooltip. Qt takes a tooltip for rich text if it looks like it: so it always is, escaped."""
+    if not text:
+        return ""
+    escaped = html.escape(lines(text)).replace("\n", "<br>")
+    return f'<div style="white-space: pre-wrap">{escaped}</div>'
+
+
+def menu_text(text: str) -> str:
+    """Text for a menu item, a button or a tab, where `&` would mark a shortcut."""
+    return plain(text).replace("&", "&&")
+
+
+def window_title(text: str) -> str:
+    """Text for a window's title, where Qt replaces `[*]` by its mark of unsaved changes."""
+    return plain(text).replace("[*]", "[*][*]")

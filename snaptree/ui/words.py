@@ -1,0 +1,128 @@
+"""Figures, ages and states in words. What is not known is said to be unknown."""
+
+from __future__ import annotations
+
+import datetime as dt
+
+import humanize
+
+from snaptree.model.estate import Consistency, DomainState, MemorySnapshot, SnapshotKind
+from snaptree.model.figures import Confidence, Figure
+
+UNKNOWN = "?"
+NONE = "—"
+"""Stands where there is nothing to count, such as the memory of a snapshot of disks only."""
+
+
+def size(number_of_bytes: float) -> str:
+    """Bytes in binary units: `512 Bytes`, `1.2 GiB`."""
+    return humanize.naturalsize(number_of_bytes, binary=True, format="%.1f")
+
+
+def figure(figure: Figure) -> str:
+    """A figure with its confidence: `1.25 GiB`, `≤ 1.25 GiB`, `~1.25 GiB`, or `?`."""
+    if figure.bytes is None:
+        return UNKNOWN
+    sign = {Confidence.UPPER_BOUND: "≤ ", Confidence.LIVE: "~"}.get(figure.confidence, "")
+    return f"{sign}{size(figure.bytes)}"
+
+
+def figure_in_full(figure: Figure) -> str:
+    """What a tooltip says about a figure: the exact bytes, how sure they are, and why."""
+    if figure.bytes is None:
+        return f"Not known: {figure.how}" if figure.how else "Not known."
+    sure = {
+        Confidence.EXACT: "",
+        Confidence.UPPER_BOUND: "At most: it can be less.",
+        Confidence.LIVE: "A moment ago: it is being written to.",
+    }.get(figure.confidence, "")
+    return "\n".join(part for part in (f"{figure.bytes:,} bytes", sure, figure.how) if part)
+
+
+def age(seconds: float) -> str:
+    """How long ago: `33 days`, `an hour`. Never negative: the clocks of hosts differ."""
+    return humanize.naturaldelta(dt.timedelta(seconds=max(0.0, seconds)), months=False)
+
+
+def moment(created: float) -> str:
+    """The exact time here: `3 Apr 2026, 14:05:09 CEST`."""
+    local = dt.datetime.fromtimestamp(created, dt.UTC).astimezone()
+    return f"{local.day} {local:%b %Y, %H:%M:%S %Z}"
+
+
+def duration(seconds: float) -> str:
+    """A span of time for people: `40 seconds`, `3 minutes and 20 seconds`."""
+    if seconds < 1:
+        return "less than a second"
+    return humanize.precisedelta(dt.timedelta(seconds=round(seconds)), minimum_unit="seconds", format="%d")
+
+
+def count(number: int, noun: str) -> str:
+    """`1 snapshot`, `1,204 snapshots`."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+_STATES = {
+    DomainState.RUNNING: "running",
+    DomainState.BLOCKED: "running (blocked)",
+    DomainState.PAUSED: "paused",
+    DomainState.SHUTTING_DOWN: "shutting down",
+    DomainState.OFF: "off",
+    DomainState.CRASHED: "crashed",
+    DomainState.SUSPENDED: "suspended",
+    DomainState.DISK_ONLY: "running",
+    DomainState.UNKNOWN: "state unknown",
+}
+
+_CONSISTENCIES = {
+    Consistency.MEMORY: ("with memory", "The memory was captured too: a revert goes on exactly there."),
+    Consistency.FILESYSTEM: (
+        "file systems frozen",
+        "The guest agent froze the file systems while the disks were taken.",
+    ),
+    Consistency.CRASH: ("crash-consistent", "Only the disks, while it ran: a revert is like after a power cut."),
+    Consistency.OFFLINE: ("offline", "The machine was off: its disks were at rest."),
+    Consistency.UNKNOWN: ("of unknown consistency", "Nothing recorded says in what state the disks were."),
+}
+
+_KINDS = {
+    SnapshotKind.INTERNAL: ("internal", "Inside the qcow2 images."),
+    SnapshotKind.EXTERNAL: ("external", "The image is frozen, and an overlay has taken over."),
+    SnapshotKind.MIXED: ("mixed", "Some disks inside the qcow2 image, others as frozen layers."),
+}
+
+_MEMORY = {
+    MemorySnapshot.NO: "not captured",
+    MemorySnapshot.INTERNAL: "inside the qcow2 image",
+    MemorySnapshot.EXTERNAL: "in a file of its own",
+}
+
+
+def state(state: DomainState) -> str:
+    """A machine's state as a word."""
+    return _STATES[state]
+
+
+def kind(kind: SnapshotKind) -> str:
+    """Internal, external or mixed."""
+    return _KINDS[kind][0]
+
+
+def kind_in_full(kind: SnapshotKind) -> str:
+    """What the kind means."""
+    return _KINDS[kind][1]
+
+
+def consistency(consistency: Consistency) -> str:
+    """What a reverted guest finds, in a word or two."""
+    return _CONSISTENCIES[consistency][0]
+
+
+def consistency_in_full(consistency: Consistency) -> str:
+    """What a reverted guest finds, as a sentence."""
+    return _CONSISTENCIES[consistency][1]
+
+
+def memory(memory: MemorySnapshot) -> str:
+    """Where the RAM was captured."""
+    return _MEMORY[memory]
