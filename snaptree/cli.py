@@ -202,8 +202,13 @@ def _demo_estate(directory: Path | None) -> Iterator[str]:
     from snaptree.demo import DemoEstate, DemoProgress
     from snaptree.terminal import console
 
+    out = console(stderr=True)
     bar = Progress(
-        TextColumn("{task.description}", markup=False), BarColumn(), console=console(stderr=True), transient=True
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        console=out,
+        transient=True,
+        disable=not out.is_terminal,
     )
     task = bar.add_task("Building the demo estate", total=None)
 

@@ -20,7 +20,7 @@ from snaptree.hosts.layers import Images, layers_of
 from snaptree.hosts.reading import read_domain, read_tree
 from snaptree.hosts.snapshot_xml import recorded_disks
 from snaptree.images.files import read_chain
-from snaptree.model.estate import DomainLayers
+from snaptree.model.estate import DomainLayers, Image
 from snaptree.plans.situation import Disk, Situation
 
 # Every attribute by which libvirt's XML can name an image, in machines, snapshots and save files alike.
@@ -127,8 +127,19 @@ def _reach(images: Images, named: set[str]) -> tuple[set[str], bool]:
         # dependence that is not there, and nothing is opened for the guest on the strength of it.
         chain = read_chain(path, images.apparent_format(path), images.read_image)
         reached.update(image.path for image in chain.images)
-        problem = problem or bool(chain.problem)
+        problem = problem or (bool(chain.problem) and not _is_deleted(chain.images[-1]))
     return reached, problem
+
+
+def _is_deleted(image: Image) -> bool:
+    """Whether an image is gone for good, so that nothing stands on anything through it.
+
+    Where its directory is missing or empty as well, it may be on storage that is not mounted, and come back.
+    """
+    try:
+        return image.is_missing and any(Path(image.path).parent.iterdir())
+    except OSError:
+        return False
 
 
 def _overlays(images: Images, layers: DomainLayers, files: Iterable[Iterable[str]]) -> Mapping[str, frozenset[str]]:

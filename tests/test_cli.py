@@ -1,0 +1,290 @@
+"""The terminal commands on the demo estate, as a user or a script runs them: real programs, real machines."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pty
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.qemu
+
+
+class Terminal:
+    """A user's shell with a kept demo estate."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+
+    def run(self, *arguments: str, demo: bool = True) -> subprocess.CompletedProcess[str]:
+        """Run `snaptree` with nothing to read from; standard output and error apart."""
+        where = ["--demo-dir", str(self.directory)] if demo else []
+        return subprocess.run(
+            [sys.executable, "-m", "snaptree", *where, *arguments],
+            capture_output=True,
+            text=True,
+            stdin=subprocess.DEVNULL,
+            check=False,
+            timeout=150,
+        )
+
+    def json(self, *arguments: str) -> Any:
+        """Run with `--json` and return the document; the command must succeed."""
+        done = self.run(*arguments, "--json")
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    def stop(self) -> None:
+        """End the machines that a kept estate leaves running."""
+        for pid_file in (self.directory / "run" / "qemu").glob("*.pid"):
+            if pid_file.name != "driver.pid":
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(int(pid_file.read_text()), signal.SIGKILL)
+
+    def virsh(self, *arguments: str) -> str:
+        """What virsh says of the same estate."""
+        command = ["virsh", "-q", "-c", f"qemu:///embed?root={self.directory}", *arguments]
+        for _ in range(3):
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            if done.returncode != -signal.SIGSEGV:  # virsh 9.0 sometimes crashes while it closes an embedded driver
+                break
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+
+@pytest.fixture(scope="module")
+def terminal() -> Iterator[Terminal]:
+    # Sockets below it need a short path.
+    directory = Path(tempfile.mkdtemp(prefix="snaptree-cli-"))
+    terminal = Terminal(directory / "demo")
+    assert terminal.run("list").returncode == 0
+    yield terminal
+    terminal.stop()
+    shutil.rmtree(directory)
+
+
+def names(tree: dict[str, Any]) -> list[str]:
+    return [snapshot["name"] for snapshot in tree["snapshots"]]
+
+
+def test_list_shows_every_machine_with_its_totals(terminal: Terminal) -> None:
+    (host,) = terminal.json("list")
+    assert host["totals"]["disk"] > 0
+    machines = {machine["domain"]: machine for machine in host["domains"]}
+    assert machines["web-01"]["snapshots"] >= 40
+    assert machines["web-01"]["depth"] >= 40
+    assert machines["fresh-01"]["snapshots"] == 0
+    assert sum(machine["totals"]["disk"] for machine in machines.values()) > host["totals"]["disk"], (
+        "the clones' common base counts once for the host"
+    )
+    text = terminal.run("list").stdout
+    assert all(re.search(rf"^{machine} ", text, re.MULTILINE) for machine in machines)
+
+
+def test_tree_as_json_has_the_keys_that_scripts_rely_on(terminal: Terminal) -> None:
+    tree = terminal.json("tree", "web-01")
+    assert set(tree) == {"domain", "host", "state", "current", "totals", "snapshots"}
+    assert len(tree["snapshots"]) >= 40
+    assert tree["current"] in names(tree)
+    for snapshot in tree["snapshots"]:
+        assert set(snapshot) == {
+            *("name", "parent", "kind", "state", "created", "consistency", "pinned", "written", "frees"),
+            *("memory", "confidence", "disks", "note"),
+        }
+        assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", snapshot["created"])
+        assert isinstance(snapshot["written"], int)
+        assert snapshot["written"] > 0
+        (disk,) = snapshot["disks"]
+        status = Path(disk["layer"]).stat()
+        assert snapshot["written"] == status.st_blocks * 512, "allocated, not apparent"
+
+
+@pytest.mark.parametrize("machine", ["web-01", "db-01", "ci-runner-01", "clone-01", "legacy-01", "fresh-01"])
+def test_the_tree_agrees_with_virsh(terminal: Terminal, machine: str) -> None:
+    tree = terminal.json("tree", machine)
+    theirs = terminal.virsh("snapshot-list", machine, "--name").split()
+    assert sorted(names(tree)) == sorted(theirs)
+    for line in terminal.virsh("snapshot-list", machine, "--parent").splitlines():
+        name, parent = line.split()[0], line.split()[-1]
+        ours = next(snapshot for snapshot in tree["snapshots"] if snapshot["name"] == name)
+        assert (ours["parent"] or "-") in (parent, "-")
+
+
+def test_the_drawn_tree_has_a_row_for_each_snapshot_and_now(terminal: Terminal) -> None:
+    text = terminal.run("tree", "ci-runner-01").stdout
+    rows = [line for line in text.splitlines() if re.match(r"[│┼┬─ ]*[●◉○]", line)]
+    assert len(rows) == len(terminal.json("tree", "ci-runner-01")["snapshots"]) + 1
+    assert rows[-1].startswith("○")
+    assert "Now" in rows[-1]
+    assert any("●─╮" in row for row in rows), "a fork is drawn"
+
+
+def test_take_revert_and_delete_plan_first_and_act_with_yes(terminal: Terminal) -> None:
+    before = terminal.json("tree", "db-01")
+    content = digest_of_now(terminal, "db-01")
+
+    plan = terminal.json("take", "db-01", "mine", "--internal", "--note", "my <b>note</b>", "-n")
+    assert plan["refusals"] == []
+    assert [step["kind"] for step in plan["steps"]] == ["take"]
+    assert set(plan["forecast"]) == {"copies", "frees", "peak_extra", "seconds", "pause_seconds"}
+    assert terminal.json("tree", "db-01") | {"totals": None} == before | {"totals": None}, "a dry run changes nothing"
+
+    done = terminal.json("take", "db-01", "mine", "--internal", "--note", "my <b>note</b>", "-y")
+    assert done["result"]["state"] == "done"
+    tree = terminal.json("tree", "db-01")
+    assert set(names(tree)) == {*names(before), "mine"}
+    assert tree["current"] == "mine"
+    mine = next(snapshot for snapshot in tree["snapshots"] if snapshot["name"] == "mine")
+    assert mine["note"] == "my <b>note</b>"
+    assert mine["parent"] == before["current"]
+    assert "mine" in terminal.virsh("snapshot-list", "db-01", "--name").split()
+
+    plan = terminal.json("revert", "db-01", "quarter-end", "-n")
+    assert [step["kind"] for step in plan["steps"]] == ["take", "revert"], "the present is saved first"
+    assert plan["undo"] is True
+    safety = plan["steps"][0]["name"]
+    result = terminal.run("revert", "db-01", "quarter-end", "-y")
+    assert result.returncode == 0, result.stderr
+    assert "undone" in result.stdout
+    tree = terminal.json("tree", "db-01")
+    assert tree["current"] == "quarter-end"
+    assert terminal.virsh("snapshot-current", "db-01", "--name").strip() == "quarter-end"
+    assert digest_of_now(terminal, "db-01") != content
+    (safety,) = set(names(tree)) - {*names(before), "mine"}
+    assert terminal.run("revert", "db-01", safety, "--no-safety", "-y").returncode == 0
+    assert digest_of_now(terminal, "db-01") == content
+
+    done = terminal.json("delete", "db-01", safety, "mine", "-y")
+    assert done["result"]["state"] == "done"
+    after = terminal.json("tree", "db-01")
+    assert names(after) == names(before)
+    assert after["current"] == before["current"]
+    assert digest_of_now(terminal, "db-01") == content
+
+
+def test_deleting_a_layer_of_a_long_chain_merges_it(terminal: Terminal) -> None:
+    before = terminal.json("tree", "web-01")
+    content = digest_of_now(terminal, "web-01")
+    victim = before["snapshots"][10]
+    plan = terminal.json("delete", "web-01", victim["name"], "-n")
+    assert plan["refusals"] == []
+    assert plan["undo"] is False
+    result = terminal.run("delete", "web-01", victim["name"], "-y")
+    assert result.returncode == 0, result.stderr
+    after = terminal.json("tree", "web-01")
+    assert names(after) == [name for name in names(before) if name != victim["name"]]
+    assert after["snapshots"][10]["parent"] == victim["parent"]
+    assert digest_of_now(terminal, "web-01") == content
+    assert names(after) == terminal.virsh("snapshot-list", "web-01", "--name", "--topological").split()
+
+
+def digest_of_now(terminal: Terminal, machine: str) -> str:
+    from tests.kit.machines import digest
+
+    line = terminal.virsh("domblklist", machine).splitlines()[0]
+    return digest(Path(line.split(maxsplit=1)[1].strip()), "qcow2")
+
+
+# What goes wrong
+
+
+def test_refusals_have_their_own_status_and_one_line(terminal: Terminal) -> None:
+    done = terminal.run("delete", "ci-runner-01", "toolchain", "-n")
+    assert done.returncode == 3
+    assert done.stderr.startswith("snaptree: Refused: ")
+    document = terminal.run("delete", "ci-runner-01", "toolchain", "-n", "--json")
+    assert document.returncode == 3
+    refusals = json.loads(document.stdout)["refusals"]
+    assert len(done.stderr.splitlines()) == len(refusals)
+    for refusal in refusals:
+        assert refusal["reason"] in done.stderr
+        assert refusal["remedy"] in done.stderr
+
+
+def test_a_pipe_without_yes_changes_nothing(terminal: Terminal) -> None:
+    done = terminal.run("take", "fresh-01", "unasked")
+    assert done.returncode == 3
+    assert "--yes" in done.stderr
+    assert names(terminal.json("tree", "fresh-01")) == []
+
+
+@pytest.mark.parametrize(("answer", "taken"), [("n\n", False), ("\n", False), ("y\n", True)])
+def test_a_terminal_asks(terminal: Terminal, answer: str, taken: bool) -> None:
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "snaptree", "--demo-dir", str(terminal.directory), "take", "fresh-01", "asked"]
+    with subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs) as program:
+        os.close(theirs)
+        shown = b""
+        while b"Go on?" not in shown:
+            shown += os.read(ours, 4096)
+        os.write(ours, answer.encode())
+        while True:
+            try:
+                if not os.read(ours, 4096):
+                    break
+            except OSError:
+                break  # the program ended, and with it the terminal's other side
+    os.close(ours)
+    assert program.returncode == (0 if taken else 3)
+    assert (names(terminal.json("tree", "fresh-01")) == ["asked"]) == taken
+    if taken:
+        assert terminal.run("delete", "fresh-01", "asked", "-y").returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "says"),
+    [
+        (("tree", "nobody"), 1, "web-01"),
+        (("delete", "web-01", "nonsense", "-y"), 1, "nonsense"),
+        (("tree",), 2, "VM"),
+        (("frobnicate",), 2, "frobnicate"),
+        (("take", "web-01", "a/b", "-y"), 3, "a/b"),
+        (("take", "web-01", "x", "--memory", "--internal"), 2, "not allowed with"),
+    ],
+)
+def test_wrong_input_says_what_is_wrong(terminal: Terminal, arguments: tuple[str, ...], status: int, says: str) -> None:
+    done = terminal.run(*arguments)
+    assert done.returncode == status
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == "" or status == 3
+
+
+@pytest.mark.parametrize("uri", ["qemu+unix:///system?socket=/nonexistent", "nonsense:///x"])
+def test_a_host_that_does_not_answer(terminal: Terminal, uri: str) -> None:
+    done = terminal.run("--connect", uri, "list", demo=False)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert uri in line
+    assert "daemon" in line
+
+
+def test_several_hosts_at_once_and_options_after_the_command(terminal: Terminal) -> None:
+    done = terminal.run("list", "--connect", "test:///default", "-c", "test:///default", "--json", demo=False)
+    assert done.returncode == 0, done.stderr
+    assert [host["host"] for host in json.loads(done.stdout)] == ["test:///default", "test:///default"]
+
+
+def test_read_only_looks_and_changes_nothing(terminal: Terminal) -> None:
+    assert terminal.run("tree", "web-01", "--read-only").returncode == 0
+    done = terminal.run("take", "web-01", "x", "-y", "--read-only")
+    assert done.returncode == 3
+    assert "read-only" in done.stderr
+
+
+def test_a_reader_that_goes_away_is_no_error_of_ours(terminal: Terminal) -> None:
+    command = f"{sys.executable} -m snaptree --demo-dir {terminal.directory} tree web-01 | head -n 1"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert done.stderr == ""
+    assert done.stdout.startswith("web-01")
