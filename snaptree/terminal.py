@@ -81,6 +81,16 @@ def age(created: int) -> str:
     return humanize.naturaltime(dt.timedelta(seconds=max(0, time.time() - created)))
 
 
+def _print_table(out: Console, table: Table) -> None:
+    """Print a table; in a pipe without the blanks that fill its last column."""
+    if out.is_terminal:
+        out.print(table)
+        return
+    with out.capture() as capture:
+        out.print(table)
+    out.file.writelines(f"{line.rstrip()}\n" for line in capture.get().splitlines())
+
+
 # Trees
 
 
@@ -149,7 +159,7 @@ def print_tree(out: Console, reading: DomainReading) -> None:
             snapshot.consistency.value,
             plain(snapshot.description),
         )
-    out.print(table)
+    _print_table(out, table)
 
 
 def _lanes_text(row: LaneRow[RowId], width: int, current: str | None) -> str:
@@ -209,7 +219,7 @@ def print_list(out: Console, hosts: Iterable[Host], readings: Iterable[DomainRea
                 figure_text(reading.costs.memory),
                 plain(reading.tree.current or "—"),
             )
-        out.print(table)
+        _print_table(out, table)
 
 
 def _by_host(hosts: Iterable[Host], readings: Iterable[DomainReading]) -> list[tuple[Host, list[DomainReading]]]:
