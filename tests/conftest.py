@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 # Before libvirt and Qt are imported by anything: both read their environment once.
@@ -14,17 +15,25 @@ os.environ["QT_NO_GLIB"] = "1"
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.kit import leaks
 from tests.kit.daemon import LibvirtDaemon
 from tests.kit.machines import EmbeddedHost, remove
 
 settings.register_profile("default", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("ci", parent=settings.get_profile("default"), max_examples=300, print_blob=True)
 settings.register_profile("long", parent=settings.get_profile("default"), max_examples=5_000)
-settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.get("CI") else "default"))
 
 
 @pytest.fixture(autouse=True)
-def own_directories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def own_directories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
     """No test reads or writes the user's settings, journal or cache."""
+    if _uses_qt(request):
+        from PySide6.QtCore import QSettings
+
+        # Qt looks at XDG_CONFIG_HOME only once.
+        for file_format in (QSettings.Format.IniFormat, QSettings.Format.NativeFormat):
+            QSettings.setPath(file_format, QSettings.Scope.UserScope, str(tmp_path / "config"))
     for variable, name in (
         ("XDG_CONFIG_HOME", "config"),
         ("XDG_STATE_HOME", "state"),
@@ -34,6 +43,28 @@ def own_directories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(variable, str(tmp_path / name))
     for variable in ("LIBVIRT_DEFAULT_URI", "LIBVIRT_AUTH_FILE"):
         monkeypatch.delenv(variable, raising=False)
+
+
+@pytest.fixture(autouse=True)
+def no_leaks(own_directories: None, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Tests with Qt leave no threads, running timers or windows behind; all others no threads."""
+    with ExitStack() as stack:
+        stack.enter_context(leaks.no_thread_leaks())
+        if _uses_qt(request):
+            request.getfixturevalue("qapp")
+            stack.enter_context(leaks.no_qt_leaks(monkeypatch))
+        yield
+
+
+@pytest.fixture
+def no_fd_leak() -> Iterator[None]:
+    """For tests that open files themselves: all are closed afterwards."""
+    with leaks.no_descriptor_leaks():
+        yield
+
+
+def _uses_qt(request: pytest.FixtureRequest) -> bool:
+    return not {"qtbot", "qapp"}.isdisjoint(request.fixturenames)
 
 
 @pytest.fixture(scope="session")

@@ -8,8 +8,6 @@ import fcntl
 import json
 import os
 import shutil
-import signal
-import sys
 import tempfile
 import threading
 import time
@@ -17,7 +15,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import TracebackType
 
 from snaptree.demo.stories import STORIES, Site, Story, now
 from snaptree.hosts.connection import Connection
@@ -48,9 +46,9 @@ OnProgress = Callable[[DemoProgress], None]
 class DemoEstate:
     """Eight machines on libvirt's embedded QEMU driver, under one directory.
 
-    Without a directory it is thrown away by `close`, at the process's normal end and on SIGTERM or SIGHUP; what a
-    killed process leaves is removed by the next that starts. In a directory it is kept, its machines stay as they
-    are between commands, and one process at a time may have it.
+    Without a directory it is thrown away by `close`, at the latest when Python exits (callers see to it that signals
+    do not end it otherwise); what a killed process leaves is removed by the next that starts. In a directory it is
+    kept, its machines stay as they are between commands, and one process at a time may have it.
 
     A process gets one estate in its life: libvirt binds the embedded driver to its first root until the process ends.
     """
@@ -87,7 +85,6 @@ class DemoEstate:
                 (path / "images").mkdir()
             estate = cls(path, kept=directory is not None)
         cls._of_this_process = estate
-        _end_on_signals()
         atexit.register(estate.close)
         return estate
 
@@ -159,10 +156,11 @@ class DemoEstate:
         with self._closing:
             if self._closed:
                 return
-            self._closed = True
-            atexit.unregister(self.close)
             if not self.is_kept or not self.is_built:
                 self._remove()
+            # Not before: what interrupts the removal leaves the rest of it to the exit handler.
+            self._closed = True
+            atexit.unregister(self.close)
 
     def remove(self) -> None:
         """Stop the machines and remove the directory, kept or not."""
@@ -352,16 +350,3 @@ def _demolish(directory: Path) -> None:
     (directory / _LOCK).unlink(missing_ok=True)
     with contextlib.suppress(OSError):  # a file of somebody else's keeps it
         directory.rmdir()
-
-
-def _end_on_signals() -> None:
-    """Let SIGTERM and SIGHUP end the process as Ctrl+C does, through its exit handlers, unless someone handles them."""
-    if threading.current_thread() is not threading.main_thread():
-        return
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) is signal.SIG_DFL:
-            signal.signal(number, _leave)
-
-
-def _leave(number: int, _frame: FrameType | None) -> None:
-    sys.exit(128 + number)
