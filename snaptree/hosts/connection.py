@@ -6,7 +6,10 @@ import re
 import shutil
 import socket
 import subprocess
+import threading
+from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -44,6 +47,43 @@ _ANSWERABLE = [
 ]
 
 
+def _is_embedded(uri: str) -> bool:
+    return urlsplit(uri).path == "/embed"
+
+
+class _EmbeddedHandles:
+    """libvirt's connections to drivers inside this process, each shared by all who open it.
+
+    libvirt registers such a driver anew with every open, and has room for less than 20 in the life of a process
+    ("Too many drivers, cannot register QEMU", 9.0 and 11.3).
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._handles: dict[tuple[str, int], Any] = {}
+        self._users: Counter[Any] = Counter()
+
+    def open(self, uri: str, flags: int) -> Any:
+        with self._lock:
+            handle = self._handles.get((uri, flags))
+            if handle is None:
+                handle = self._handles[uri, flags] = libvirt.openAuth(uri, [[], None, None], flags)
+            self._users[handle] += 1
+            return handle
+
+    def close(self, handle: Any) -> None:
+        with self._lock:
+            self._users[handle] -= 1
+            if not self._users[handle]:
+                del self._users[handle]
+                self._handles = {key: other for key, other in self._handles.items() if other is not handle}
+                with suppress(libvirt.libvirtError):
+                    handle.close()
+
+
+_embedded = _EmbeddedHandles()
+
+
 class Connection:
     """A libvirt connection. Calls may come from any thread; libvirt serves them side by side."""
 
@@ -61,12 +101,16 @@ class Connection:
         event_loop.start()
         flags = libvirt.VIR_CONNECT_RO if self._read_only else 0
         try:
-            self._handle = libvirt.openAuth(self.uri, [_ANSWERABLE, self._answer, None], flags)
+            if _is_embedded(self.uri):
+                self._handle = _embedded.open(self.uri, flags)
+            else:
+                self._handle = libvirt.openAuth(self.uri, [_ANSWERABLE, self._answer, None], flags)
         except libvirt.libvirtError as error:
             raise explain_open(error, self.uri) from error
         with explained(f"looking at the host {self.uri}"):
-            self._handle.registerCloseCallback(self._closed, None)
-            self._keep_alive()
+            if not _is_embedded(self.uri):
+                self._handle.registerCloseCallback(self._closed, None)
+                self._keep_alive()
             self._host = _read_host(self._handle, self.uri, self._read_only)
         return self._host
 
@@ -82,6 +126,9 @@ class Connection:
         """Let go of the connection; safe to call twice."""
         handle, self._handle = self._handle, None
         if handle is None:
+            return
+        if _is_embedded(self.uri):
+            _embedded.close(handle)
             return
         try:
             handle.unregisterCloseCallback()

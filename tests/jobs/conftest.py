@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -16,9 +15,6 @@ from snaptree.model.errors import SnapTreeError
 from snaptree.model.estate import Domain
 from snaptree.plans.operation import Operation
 from snaptree.plans.plan import Plan
-
-# Before QApplication: otherwise Qt and libvirt's event loop share a GLib context (CONTRIBUTING.md).
-os.environ["QT_NO_GLIB"] = "1"
 
 TIMEOUT_MS = 30_000
 
@@ -51,7 +47,9 @@ class Listener:
     def open(self) -> None:
         """Connect, and wait until the machines are listed."""
         self.backend.open()
-        self.until(lambda: self.lists)
+        self.until(lambda: self.lists or self.backend.status.phase is Phase.FAILED)
+        error = self.backend.status.error
+        assert self.lists, error and f"{error} {error.details}"
 
     def uuid(self, name: str) -> str:
         return next(domain.uuid for domain in self.backend.domains() if domain.name == name)
