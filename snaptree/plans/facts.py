@@ -9,6 +9,7 @@ import posixpath
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain as all_of
 from itertools import pairwise
 
 from snaptree.model.estate import DiskSnapshot, Image, MemorySnapshot, Snapshot, SnapshotDisk, SnapshotKind
@@ -238,7 +239,7 @@ class Facts:
         tree = self.situation.tree
         if name is None:
             return None
-        for ancestor in (*((name,) if or_itself else ()), *tree.ancestors(name)):
+        for ancestor in all_of((name,) if or_itself else (), tree.ancestors(name)):
             disk = disk_of(tree[ancestor], target)
             if disk is not None and disk.how is DiskSnapshot.EXTERNAL:
                 return tree[ancestor]

@@ -18,6 +18,7 @@ from PySide6.QtWidgets import (
 
 from snaptree.plans.operation import OperationState
 from snaptree.plans.plan import Action
+from snaptree.plans.plan_json import describe_step
 from snaptree.plans.wording import listed
 from snaptree.ui import icons, words
 from snaptree.ui.labels import ElidedLabel, PlainLabel
@@ -133,6 +134,8 @@ class OperationRow(QFrame):
         """Show how the work is doing."""
         state = operation.state
         self._show(_SIGNS[state], title_of(operation.plan), _detail(operation), is_busy=state is OperationState.RUNNING)
+        steps = [describe_step(step) for step in operation.plan.steps]
+        self.setToolTip(tooltip("\n".join([*steps, *(f"⚠ {warning.reason}" for warning in operation.plan.warnings)])))
         progress = operation.progress
         if state is OperationState.RUNNING and progress is not None:
             if progress.total:
@@ -147,8 +150,15 @@ class OperationRow(QFrame):
             self.cancel.setEnabled(True)
         undo = operation.plan.undo
         self.undo.setVisible(can_undo and undo is not None)
+        self.undo.setEnabled(True)
+        self.undo.setText("Undo")
         self.undo.setToolTip(tooltip("" if undo is None else undo.text))
         self.details.setVisible(operation.error is not None)
+
+    def show_undoing(self) -> None:
+        """Say that taking it back is being planned."""
+        self.undo.setEnabled(False)
+        self.undo.setText("Undoing…")
 
     def changeEvent(self, event: QEvent) -> None:
         """The sign has the theme's colours."""
@@ -188,8 +198,7 @@ def _detail(operation: Operation) -> str:
         case OperationState.DONE:
             if operation.undone:
                 return "Done, and taken back since"
-            warned = f"; {operation.plan.warnings[0].reason}" if operation.plan.warnings else ""
-            return f"Done in {took}{warned}"
+            return f"Done in {took}"
         case _:
             said = f"{error.summary} {error.hint}".strip() if error is not None else ""
             done = f"{operation.steps_done} of {len(operation.plan.steps)} steps were done"
@@ -204,6 +213,8 @@ class Activity(QWidget):
     undo_wanted = Signal(str, object)
     details_wanted = Signal(object)
     """SnapTreeError"""
+    began = Signal()
+    """There is something new to see."""
     changed = Signal()
     """What can be undone may be another now."""
 
@@ -294,6 +305,7 @@ class Activity(QWidget):
         return self._operations[number][1].error
 
     def _put_on_top(self, row: OperationRow) -> None:
+        self.began.emit()
         self._list.insertWidget(0, row)
         self._nothing.hide()
 

@@ -91,6 +91,7 @@ class Commands(QObject):
 
     def undo(self, uri: str, operation: Operation) -> None:
         """Take a finished operation back."""
+        self._activity.row(operation.id).show_undoing()
         self._estate[uri].backend.undo(operation)
 
     def cancel(self, uri: str, operation: Operation) -> None:

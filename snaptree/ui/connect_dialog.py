@@ -85,6 +85,7 @@ class ConnectDialog(QDialog):
         form.setSpacing(8)
         form.addRow("&Address", self.address)
         form.addRow("", self.problem)
+        self._form = form
         form.addRow("", self.read_only)
         layout = QVBoxLayout(self)
         layout.setContentsMargins(16, 16, 16, 12)
@@ -107,4 +108,5 @@ class ConnectDialog(QDialog):
     def _check(self) -> None:
         problem = address_problem(self.address.currentText().strip(), self._known)
         self.problem.set_text(problem)
+        self._form.setRowVisible(self.problem, bool(problem))
         self.connect_button.setEnabled(not problem)

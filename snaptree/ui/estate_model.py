@@ -303,7 +303,8 @@ def host_title(entry: HostEntry) -> str:
     if name:
         return plain(f"{name.rpartition('@')[2]} ({path})" if path not in ("", "system") else name.rpartition("@")[2])
     hostname = entry.status.host.hostname if entry.status.host is not None else "this computer"
-    return plain(f"{hostname} ({scheme.partition('+')[0]} {path})")
+    driver = scheme.partition("+")[0]
+    return plain(f"{hostname} ({path})" if driver == "qemu" else f"{hostname} ({driver} {path})")
 
 
 def _host_tooltip(entry: HostEntry, total: Figure) -> str:

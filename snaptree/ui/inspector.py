@@ -255,7 +255,7 @@ class Inspector(QScrollArea):
         by_reason: dict[str, list[str]] = {}
         for kind in (Action.TAKE, Action.REVERT, Action.DELETE):
             finding = self._actions.reasons.get(kind)
-            if finding is not None and finding.rule not in ("no-snapshot", "now"):
+            if finding is not None and finding.rule not in ("no-machine", "no-snapshot", "now"):
                 by_reason.setdefault(f"{finding.reason} {finding.remedy}".strip(), []).append(kind.value)
         self.reasons.set_text(
             "\n".join(f"{listed(kinds).capitalize()}: {reason}" for reason, kinds in by_reason.items())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from PySide6.QtCore import QByteArray, QSize, Qt, QTimer, Signal
@@ -11,10 +12,9 @@ from PySide6.QtWidgets import QMainWindow, QMenu, QMessageBox, QSplitter, QToolB
 
 from snaptree import __version__
 from snaptree.model.figures import unknown
-from snaptree.plans.operation import OperationState
 from snaptree.ui import icons
 from snaptree.ui.actions import Actions
-from snaptree.ui.activity import Activity, last_undoable
+from snaptree.ui.activity import Activity, last_undoable, title_of
 from snaptree.ui.availability import Selection
 from snaptree.ui.commands import Commands
 from snaptree.ui.connect_dialog import ConnectDialog
@@ -65,6 +65,7 @@ class MainWindow(QMainWindow):
         self._chosen: MachineId | str | None = None
         self._search = ""
         self._was_painted = False
+        self._closes_when_done = False
         self.setWindowTitle("SnapTree")
         self.actions_ = Actions(self)
         self.model = EstateModel(estate, self)
@@ -201,13 +202,15 @@ class MainWindow(QMainWindow):
         self.page.retry_wanted.connect(self._retry)
         self.page.refresh_wanted.connect(self._estate.refresh)
         self.page.add_host_wanted.connect(self.add_host)
+        self.activity.began.connect(partial(actions.activity.setChecked, True))
         self.activity.changed.connect(self._offer_undo)
+        self.activity.changed.connect(self._close_if_done)
         estate = self._estate
         estate.hosts_changed.connect(self._hosts_changed)
         estate.host_changed.connect(self._host_changed)
         estate.machines_changed.connect(self._machines_changed)
         estate.machine_changed.connect(self._machine_changed)
-        estate.operation_changed.connect(self._operation_changed)
+        estate.operation_changed.connect(self.activity.show_operation)
         estate.credentials_needed.connect(self._ask_credentials)
         self._theme.changed.connect(self._dress)
 
@@ -312,12 +315,6 @@ class MainWindow(QMainWindow):
                 self._show_chosen()
             elif not self._gather.isActive():
                 self._gather.start()
-
-    def _operation_changed(self, uri: str, operation: Operation) -> None:
-        is_new = operation.state in (OperationState.QUEUED, OperationState.FAILED)
-        if is_new and not self.activity.isVisible():
-            self.actions_.activity.setChecked(True)
-        self.activity.show_operation(uri, operation)
 
     def _ask_credentials(self, request: CredentialsRequest) -> None:
         CredentialsDialog(request, self).open()
@@ -464,6 +461,34 @@ class MainWindow(QMainWindow):
             QTimer.singleShot(0, self.painted.emit)
 
     def closeEvent(self, event: QCloseEvent) -> None:
-        """Remember the window's shape."""
+        """Remember the window's shape; with work going on, ask first."""
+        running = [operation for operation in self.activity.operations if not operation.state.is_over]
+        if running:
+            event.ignore()
+            self._ask_about_work(running)
+            return
         self._save_shape()
         super().closeEvent(event)
+
+    def _ask_about_work(self, running: list[Operation]) -> None:
+        """Never leave work half done without a word."""
+        if self._closes_when_done:
+            return
+        box = QMessageBox(self)
+        box.setAttribute(Qt.WidgetAttribute.WA_DeleteOnClose)
+        box.setWindowTitle("Work is going on")
+        box.setIcon(QMessageBox.Icon.Question)
+        box.setTextFormat(Qt.TextFormat.PlainText)
+        box.setText("Work is still going on:\n" + "\n".join(title_of(operation.plan) for operation in running[:5]))
+        box.setInformativeText("The window can close by itself as soon as that is done.")
+        box.addButton("&Close When Done", QMessageBox.ButtonRole.AcceptRole).clicked.connect(self._close_when_done)
+        box.addButton("&Keep Open", QMessageBox.ButtonRole.RejectRole)
+        box.open()
+
+    def _close_when_done(self) -> None:
+        self._closes_when_done = True
+        self._close_if_done()
+
+    def _close_if_done(self) -> None:
+        if self._closes_when_done and all(operation.state.is_over for operation in self.activity.operations):
+            self.close()

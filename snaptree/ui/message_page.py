@@ -11,7 +11,7 @@ from snaptree.ui.labels import PlainLabel
 from snaptree.ui.theme import colours_of
 
 _ICON = 48
-_WIDTH = 440
+_WIDEST = 460
 
 
 class MessagePage(QWidget):
@@ -28,24 +28,25 @@ class MessagePage(QWidget):
         self.title.setObjectName("heading")
         self.text = PlainLabel("", self, dim=True)
         self.details = PlainLabel("", self, dim=True)
+        column = QVBoxLayout()
+        column.setSpacing(10)
+        column.addStretch(2)
+        column.addWidget(self._picture)
         for label in (self.title, self.text, self.details):
             label.setAlignment(Qt.AlignmentFlag.AlignHCenter)
-            label.setFixedWidth(_WIDTH)
+            column.addWidget(label)
         self.button = QPushButton(self)
         self.button.clicked.connect(self.pressed)
-        row = QHBoxLayout()
-        row.addStretch(1)
-        row.addWidget(self.button)
-        row.addStretch(1)
-        layout = QVBoxLayout(self)
-        layout.setSpacing(10)
-        layout.addStretch(2)
-        layout.addWidget(self._picture)
-        for label in (self.title, self.text, self.details):
-            layout.addWidget(label, 0, Qt.AlignmentFlag.AlignHCenter)
-        layout.addSpacing(4)
-        layout.addLayout(row)
-        layout.addStretch(3)
+        column.addSpacing(4)
+        column.addWidget(self.button, 0, Qt.AlignmentFlag.AlignHCenter)
+        column.addStretch(3)
+        middle = QWidget(self)
+        middle.setMaximumWidth(_WIDEST)
+        middle.setLayout(column)
+        layout = QHBoxLayout(self)
+        layout.addStretch(1)
+        layout.addWidget(middle, 100)
+        layout.addStretch(1)
 
     def say(self, sign: str, title: str, text: str = "", *, details: str = "", button: str = "") -> None:
         """Show this. `sign` names an icon."""

@@ -73,7 +73,7 @@ class PlanDialog(QDialog):
         buttons.rejected.connect(self.reject)
         self._cancel_button = buttons.button(QDialogButtonBox.StandardButton.Cancel)
         layout.addWidget(buttons)
-        self.resize(560, 460)
+        self.resize(600, 520)
         if plan is not None:
             self._plan_is_ready(plan)
         else:

@@ -29,8 +29,14 @@ _BEND = 6
 _WIDE_LANE = 16
 _NARROW_LANE = 10
 _MANY_LANES = 8
-_LEAST_FOR_NAME = 60
-"""Percent of the room that badges leave to a long name."""
+_MOST_FOR_BADGES = 45
+"""Percent of the room that a long name leaves to badges."""
+_BADGE_GAP = 6
+
+# Added up once: Qt's flags are slow to combine, and a frame draws hundreds of texts.
+_LEFT = int(Qt.AlignmentFlag.AlignLeft | Qt.AlignmentFlag.AlignVCenter | Qt.TextFlag.TextSingleLine)
+_RIGHT = int(Qt.AlignmentFlag.AlignRight | Qt.AlignmentFlag.AlignVCenter | Qt.TextFlag.TextSingleLine)
+_CENTRE = int(Qt.AlignmentFlag.AlignCenter | Qt.TextFlag.TextSingleLine)
 
 
 def row_height(metrics: QFontMetrics) -> int:
@@ -66,7 +72,9 @@ class SnapshotDelegate(QStyledItemDelegate):
         if column is Column.TREE:
             lanes = self._model.lane_row(row)
             width += 0 if lanes is None else width_of_lanes(lanes, self._model.lane_count)
-            width += sum(_badge_width(badge, _small(option.font)) + 6 for badge in self._model.badges(row)) + 6
+            width += (
+                sum(_badge_width(badge, _small(option.font)) + _BADGE_GAP for badge in self._model.badges(row)) + 10
+            )
         return QSize(width, row_height(metrics))
 
     def paint(
@@ -100,8 +108,7 @@ class SnapshotDelegate(QStyledItemDelegate):
             self._paint_bar(painter, inner, row_id, colours.bar_selected if is_selected else colours.bar)
         is_loud = column in FIGURES and text not in (words.UNKNOWN, words.NONE) and not isinstance(row_id, Fold)
         painter.setPen(colours.text if is_loud else colours.dim)
-        side = Qt.AlignmentFlag.AlignRight if column in FIGURES else Qt.AlignmentFlag.AlignLeft
-        _draw(painter, inner, text, side)
+        _draw(painter, inner, text, _RIGHT if column in FIGURES else _LEFT)
 
     def _paint_bar(self, painter: QPainter, rect: QRect, row_id: RowId, colour: QColor) -> None:
         """A bar behind the figure, as long as the snapshot is large."""
@@ -124,21 +131,19 @@ class SnapshotDelegate(QStyledItemDelegate):
             name = "expand" if isinstance(row_id, Fold) else "collapse"
             icons.icon(name, colours.dim).paint(painter, self.fold_sign(rect, row))
             inner.setLeft(inner.left() + 16)
-        badges = self._model.badges(row)
-        small = _small(painter.font())
-        room = inner.width() - sum(_badge_width(badge, small) + 6 for badge in badges)
-        room = max(room, inner.width() * _LEAST_FOR_NAME // 100)
+        text, small = self._model.text(row, Column.TREE), _small(painter.font())
+        at_most = max(
+            inner.width() - painter.fontMetrics().horizontalAdvance(text), inner.width() * _MOST_FOR_BADGES // 100
+        )
+        badges, used = _those_that_fit(self._model.badges(row), small, at_most)
         if isinstance(row_id, Now):
             font = QFont(painter.font())
             font.setWeight(QFont.Weight.Bold)
             painter.setFont(font)
         painter.setPen(colours.dim if isinstance(row_id, Fold) else colours.text)
-        name_rect = QRect(inner.left(), inner.top(), room, inner.height())
-        right = name_rect.left() + _draw(painter, name_rect, self._model.text(row, Column.TREE))
+        right = inner.left() + _draw(painter, inner.adjusted(0, 0, -used, 0), text)
         for badge in badges:
-            if right + 6 + _badge_width(badge, small) > rect.right():
-                break  # the tooltip names them all
-            right = _paint_badge(painter, QPoint(right + 6, inner.center().y()), badge, small, colours)
+            right = _paint_badge(painter, QPoint(right + _BADGE_GAP, inner.center().y()), badge, small, colours)
 
     def fold_sign(self, rect: QRect, row: int) -> QRect:
         """Where in a cell the sign stands that opens a fold, or folds in again."""
@@ -232,6 +237,17 @@ def _small(font: QFont) -> QFont:
     return small
 
 
+def _those_that_fit(badges: tuple[Badge, ...], font: QFont, room: int) -> tuple[list[Badge], int]:
+    """The badges for which there is room, and the room that they take. The tooltip names all of them."""
+    fitting, used = [], 0
+    for badge in badges:
+        width = _badge_width(badge, font) + _BADGE_GAP
+        if used + width <= room:
+            fitting.append(badge)
+            used += width
+    return fitting, used
+
+
 def _badge_width(badge: Badge, font: QFont) -> int:
     return QFontMetrics(font).horizontalAdvance(badge.text) + 10
 
@@ -254,16 +270,16 @@ def _paint_badge(painter: QPainter, left: QPoint, badge: Badge, font: QFont, col
     painter.drawRoundedRect(rect.toRectF().adjusted(0.5, 0.5, -0.5, -0.5), 3, 3)
     painter.setRenderHint(QPainter.RenderHint.Antialiasing, on=False)
     painter.setPen(colour[badge.tone])
-    painter.drawText(rect, Qt.AlignmentFlag.AlignCenter | Qt.TextFlag.TextSingleLine, badge.text)
+    painter.drawText(rect, _CENTRE, badge.text)
     return rect.right()
 
 
-def _draw(painter: QPainter, rect: QRect, text: str, side: Qt.AlignmentFlag = Qt.AlignmentFlag.AlignLeft) -> int:
+def _draw(painter: QPainter, rect: QRect, text: str, side: int = _LEFT) -> int:
     """Draw one line, elided in the middle if it must be, and return its width."""
     metrics = painter.fontMetrics()
     width = metrics.horizontalAdvance(text)
     if width > rect.width():
         text = metrics.elidedText(text, Qt.TextElideMode.ElideMiddle, rect.width())
         width = rect.width()
-    painter.drawText(rect, side | Qt.AlignmentFlag.AlignVCenter | Qt.TextFlag.TextSingleLine, text)
+    painter.drawText(rect, side, text)
     return width

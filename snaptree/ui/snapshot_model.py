@@ -38,6 +38,10 @@ _SURELY_DATA = 1 << 20
 _NOT_READ = unknown("not read yet")
 _natural = natsort_keygen()
 
+# Added up once: Qt's flags are slow to combine, and views ask for them with every cell.
+_FOLD_FLAGS = Qt.ItemFlag.ItemIsEnabled | Qt.ItemFlag.ItemNeverHasChildren
+_ROW_FLAGS = _FOLD_FLAGS | Qt.ItemFlag.ItemIsSelectable
+
 
 class Column(IntEnum):
     """The columns of the table."""
@@ -162,6 +166,11 @@ class SnapshotModel(QAbstractTableModel):
         """What a row stands for."""
         return self._rows[row]
 
+    @property
+    def folds(self) -> list[Fold]:
+        """The folds among the rows."""
+        return [row_id for row_id in self._rows if isinstance(row_id, Fold)]
+
     def lane_row(self, row: int) -> LaneRow[RowId] | None:
         """The lines to paint in a row; None where rows are not in the order of the tree."""
         return None if self._layout is None else self._layout[row]
@@ -236,8 +245,7 @@ class SnapshotModel(QAbstractTableModel):
         """Folds can be walked to, but not selected: what would be deleted is always in sight."""
         if not index.isValid():
             return Qt.ItemFlag.NoItemFlags
-        flags = Qt.ItemFlag.ItemIsEnabled | Qt.ItemFlag.ItemNeverHasChildren
-        return flags if isinstance(self._rows[index.row()], Fold) else flags | Qt.ItemFlag.ItemIsSelectable
+        return _FOLD_FLAGS if isinstance(self._rows[index.row()], Fold) else _ROW_FLAGS
 
     def headerData(self, section: int, orientation: Qt.Orientation, role: int = Qt.ItemDataRole.DisplayRole) -> Any:
         """Titles, and what the figures mean."""

@@ -17,15 +17,17 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from PySide6.QtCore import QPoint
-    from PySide6.QtGui import QKeyEvent, QMouseEvent
+    from PySide6.QtGui import QKeyEvent, QMouseEvent, QResizeEvent
 
     from snaptree.ui.machine import Machine, MachineId
 
-_MEASURED_ROWS = 300
+_MEASURED_ROWS = 100
 """Names measured to find a good width for the column: enough, and quick."""
 _LETTERS_OF_NAME = 20
-_LETTERS_OF_NOTE = 14
+_LETTERS_OF_NOTE = 16
 """What is left to notes at least, where there is room at all."""
+_LEAST_NOTE = 60
+"""Pixels that notes keep however narrow the window is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +55,9 @@ class SnapshotView(QTableView):
         self._places: dict[MachineId, _Place] = {}
         self._unfolded: dict[MachineId, frozenset[str]] = {}
         self._is_restoring = False
+        self._is_fitting = False
+        self._names_are_set = False
+        """The user has chosen the width of the first column."""
         self.setModel(self._model)
         self._delegate = SnapshotDelegate(self._model, self)
         self.setItemDelegate(self._delegate)
@@ -82,9 +87,9 @@ class SnapshotView(QTableView):
         header.setDefaultAlignment(Qt.AlignmentFlag.AlignLeft | Qt.AlignmentFlag.AlignVCenter)
         header.setSectionsMovable(True)
         header.setFirstSectionMovable(False)
+        header.resizeSection(Column.NOTE, _LEAST_NOTE)
         header.setStretchLastSection(True)
         header.setMinimumSectionSize(40)
-        header.setDefaultSectionSize(60)  # what the last one, which gets the rest, keeps at least
         header.setSortIndicatorClearable(True)
         header.setSortIndicator(-1, Qt.SortOrder.AscendingOrder)
         width = self.fontMetrics().horizontalAdvance
@@ -93,9 +98,10 @@ class SnapshotView(QTableView):
             (Column.AGE, "59 minutes"),
             (Column.WRITTEN, "~888.8 MiB"),
             (Column.FREES, "8.8 MiB"),
-            (Column.MEMORY, "≤ 8.8 MiB"),
+            (Column.MEMORY, "888.8 MiB"),
         ):
             header.resizeSection(column, width(widest) + 2 * PADDING)
+        header.sectionResized.connect(self._section_resized)
         self.setSortingEnabled(True)
 
     # What is shown
@@ -115,9 +121,8 @@ class SnapshotView(QTableView):
         else:
             selected = frozenset(name for kind, name in place.selected if kind == "snapshot")
         self._model.show(Shown(machine, unfolded, selected, self._model.shown.folds, search))
-        if machine is not None and machine.tree is not None and (before is None or before.tree is not machine.tree):
-            is_new = before is None or before.id != machine.id or before.tree is None
-            self._fit_names(may_shrink=is_new)
+        if machine is not None and machine is not before:
+            self._fit_names()
 
     @property
     def folds(self) -> bool:
@@ -140,7 +145,10 @@ class SnapshotView(QTableView):
     def select(self, names: Iterable[str]) -> None:
         """Select snapshots by name and bring the first one into sight; folds that hide one are opened."""
         keys: list[RowKey] = [("snapshot", name) for name in names]
-        self._unfold(name for kind, name in keys if self._model.row_of((kind, name)) is None)
+        hidden = {name for kind, name in keys if self._model.row_of((kind, name)) is None}
+        self._unfold(
+            name for hides in self._model.folds if not hidden.isdisjoint(hides.hidden) for name in hides.hidden
+        )
         self._select(keys, keys[0] if keys else None)
         self.scrollTo(self.currentIndex())
 
@@ -197,6 +205,11 @@ class SnapshotView(QTableView):
             place = self.viewport().mapToGlobal(self.visualRect(self.currentIndex()).bottomLeft())
         self.menu_wanted.emit(place)
 
+    def resizeEvent(self, event: QResizeEvent) -> None:
+        """Names get what they need of the new width."""
+        super().resizeEvent(event)
+        self._fit_names()
+
     def dress(self) -> None:
         """Take sizes and colours anew: font or theme changed."""
         self._set_row_height()
@@ -217,8 +230,13 @@ class SnapshotView(QTableView):
     def _set_row_height(self) -> None:
         self.verticalHeader().setDefaultSectionSize(row_height(self.fontMetrics()))
 
-    def _fit_names(self, *, may_shrink: bool) -> None:
-        """Make the first column as wide as its names, within reason: notes want some room, too."""
+    def _fit_names(self) -> None:
+        """Make the first column as wide as its names, within reason: notes want some room, too.
+
+        What the user has set stays.
+        """
+        if self._names_are_set:
+            return
         option = QStyleOptionViewItem()
         self.initViewItemOption(option)
         header, letter = self.horizontalHeader(), self.fontMetrics().averageCharWidth()
@@ -228,8 +246,13 @@ class SnapshotView(QTableView):
         bar = self.style().pixelMetric(QStyle.PixelMetric.PM_ScrollBarExtent)
         at_most = self.width() - bar - others - _LETTERS_OF_NOTE * letter
         width = max(min(wanted, at_most), _LETTERS_OF_NAME * letter)
-        if may_shrink or width > self.columnWidth(Column.TREE):
-            header.resizeSection(Column.TREE, width)
+        self._is_fitting = True
+        header.resizeSection(Column.TREE, width)
+        self._is_fitting = False
+
+    def _section_resized(self, section: int, _before: int, _now: int) -> None:
+        if section == Column.TREE and not self._is_fitting:
+            self._names_are_set = True
 
     # The user's place
 
