@@ -202,11 +202,22 @@ need_packages() {
         [ -z "$manager" ] || names+=($("packages_$manager" "$group"))
     done
     install_packages "${names[@]}"
-    [[ " $* " == *" demo "* && $manager == apt ]] || return 0
-    # As root libvirt 9.0's QEMU driver will not start without this user, even if it then runs QEMU as another.
-    # Debian 13's driver package makes it, Debian 12's does not.
+    [[ " $* " != *" demo "* || $manager != apt ]] || complete_libvirt_apt
+}
+
+# Debian's QEMU driver package has left to others what the driver needs, and to others in each release.
+complete_libvirt_apt() {
+    # As root libvirt 9.0 will not open the driver without this user, even if QEMU then runs as another.
     if [ "$(id -u)" -eq 0 ] && ! getent passwd libvirt-qemu >/dev/null; then
         install_packages libvirt-daemon-system
+    fi
+    # Saves a machine's memory. Since Debian 13 there is a package for it that brings no daemon.
+    if [ ! -e /usr/lib/libvirt/libvirt_iohelper ]; then
+        if apt-cache show libvirt-daemon-common >/dev/null 2>&1; then
+            install_packages libvirt-daemon-common
+        else
+            install_packages libvirt-daemon
+        fi
     fi
 }
 

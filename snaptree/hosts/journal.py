@@ -67,12 +67,11 @@ class Journal:
             self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._database = sqlite3.connect(self.path, timeout=10, check_same_thread=False, isolation_level=None)
             self._database.row_factory = sqlite3.Row
-            with self._writing() as database:
-                (version,) = database.execute("PRAGMA user_version").fetchone()
-                if version == 0:
-                    for statement in _SCHEMA.split(";"):
-                        database.execute(statement)
-                    database.execute(f"PRAGMA user_version = {_SCHEMA_VERSION}")
+            try:
+                version = self._prepare()
+            except sqlite3.Error:
+                self._database.close()
+                raise
         except (OSError, sqlite3.Error) as error:
             raise SnapTreeError(
                 f"The journal {self.path} cannot be opened: {error}.",
@@ -83,6 +82,16 @@ class Journal:
             raise SnapTreeError(
                 f"The journal {self.path} was written by a newer SnapTree.", hint="Use that version, or move it away."
             )
+
+    def _prepare(self) -> int:
+        """Make the tables if there are none yet; return the version that made them."""
+        with self._writing() as database:
+            (version,) = database.execute("PRAGMA user_version").fetchone()
+            if version == 0:
+                for statement in _SCHEMA.split(";"):
+                    database.execute(statement)
+                database.execute(f"PRAGMA user_version = {_SCHEMA_VERSION}")
+        return int(version)
 
     def close(self) -> None:
         """Close the database; safe to call twice."""
