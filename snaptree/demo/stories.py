@@ -105,7 +105,7 @@ class _Author:
 def _web_server(site: Site) -> None:
     """A long straight external chain: daily and hourly automatic snapshots, and one by hand with memory."""
     web = _Author(site, "web-01", "Web server")
-    web.write(24)
+    web.write(18)
     web.start()
     taken_by = Annotations(taken_by="timer")
     hour = site.now.replace(minute=0, second=0, microsecond=0)
@@ -125,7 +125,7 @@ def _web_server(site: Site) -> None:
             annotations=taken_by,
         )
         # Sundays bring the logs of a week, hours bring little.
-        web.write(1 if kind == "Hourly" else random_size.choice((1, 2, 2, 3, 5)) + (12 if moment.weekday() == 6 else 0))
+        web.write(1 if kind == "Hourly" else random_size.choice((1, 2, 2, 3, 5)) + (8 if moment.weekday() == 6 else 0))
         if number == 20:
             web.take(
                 "before-php-8-3",
@@ -142,8 +142,8 @@ def _web_server(site: Site) -> None:
 def _database(site: Site) -> None:
     """Internal snapshots with memory, and branches: an upgrade that was tried twice."""
     db = _Author(site, "db-01", "Database server", disks=2)
-    db.write(16)
-    db.write(24, "vdb")
+    db.write(12)
+    db.write(16, "vdb")
     db.internal("initial-import", timedelta(days=210), "Imported from the old server, machine off")
     db.start()
     db.write(6, "vdb")
@@ -182,14 +182,14 @@ def _database(site: Site) -> None:
 def _build_runner(site: Site) -> None:
     """A deep external chain with forks, two of its branches not in use; turned off."""
     ci = _Author(site, "ci-runner-01", "Build runner")
-    ci.write(28)
+    ci.write(22)
     ci.external("base-install", timedelta(days=120), "Clean install")
     ci.write(10)
     ci.external("toolchain", timedelta(days=118), "Compilers and SDKs")
     ci.write(9)
     ci.external("dependencies", timedelta(days=64), "Package caches warmed up")
     for days in range(30, 22, -1):
-        ci.write(3 if days % 3 else 7)
+        ci.write((2, 3, 7, 2, 4, 3, 9, 2)[30 - days])
         ci.external(f"nightly-{site.now - timedelta(days=days):%Y%m%d}", timedelta(days=days), "Nightly build")
     ci.write(2)
     ci.revert("dependencies")
@@ -218,9 +218,9 @@ def _build_runner(site: Site) -> None:
 def _golden_template(site: Site) -> None:
     """A template, and two machines whose disks stand on its image."""
     golden = _Author(site, "golden-debian", "Template")
-    golden.write(30)
+    golden.write(22)
     golden.internal("installed", timedelta(days=75), "Debian, nothing else")
-    golden.write(12)
+    golden.write(8)
     golden.internal(
         "sealed", timedelta(days=74), "Template for clones: do not start, do not change", Annotations(pinned=True)
     )

@@ -19,6 +19,7 @@ MAX_ROOT = 50
 """Bytes of a root's path that leave room for the monitor's socket, `lib/qemu/domain-ID-NAME/monitor.sock`, in 107."""
 
 _KILL_SECONDS = 5
+_ONLINE_CPUS = Path("/sys/devices/system/cpu/online")
 
 _CONFIGURATION = """\
 # Written by SnapTree: QEMU runs as you, and nothing outside this directory is used or changed.
@@ -64,7 +65,7 @@ def place_on_cpus(domain: ET.Element) -> None:
     libvirt 11 (seen: 11.3) asks /sys for the host's CPUs to place each thread of QEMU, takes the missing answer for
     a failure, and starts nothing: "An error occurred, but the cause is unknown". Elsewhere this does nothing.
     """
-    if Path("/sys/devices/system/cpu/online").exists():
+    if _ONLINE_CPUS.exists():
         return
     cpus = ",".join(map(str, sorted(os.sched_getaffinity(0))))
     vcpu = domain.find("vcpu")

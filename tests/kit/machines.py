@@ -6,6 +6,7 @@ directory of its own, and they are gone after it.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import os
@@ -13,7 +14,7 @@ import shutil
 import subprocess
 import tempfile
 import xml.etree.ElementTree as ET
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -142,8 +143,8 @@ def machine_xml(name: str, disks: Sequence[tuple[Path, str]], extra_devices: str
 
 def remove(domain: Any) -> None:
     """Stop and undefine a machine, whatever state it is in."""
-    try:
-        if domain.isActive():
+    with _accepting(libvirt.VIR_ERR_NO_DOMAIN):
+        with _accepting(libvirt.VIR_ERR_OPERATION_INVALID):  # its QEMU may have ended by itself
             domain.destroy()
         if domain.isPersistent():
             domain.undefineFlags(
@@ -151,8 +152,15 @@ def remove(domain: Any) -> None:
                 | libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE
                 | libvirt.VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA
             )
+
+
+@contextlib.contextmanager
+def _accepting(code: int) -> Iterator[None]:
+    """Let one kind of libvirt error pass."""
+    try:
+        yield
     except libvirt.libvirtError as error:
-        if error.get_error_code() != libvirt.VIR_ERR_NO_DOMAIN:
+        if error.get_error_code() != code:
             raise
 
 
