@@ -20,8 +20,8 @@ from snaptree.hosts.reading import list_domains, read_tree
 from snaptree.hosts.running import run_plan
 from snaptree.hosts.situation import read_situation
 from snaptree.hosts.watching import Changes
+from snaptree.jobs import garbage
 from snaptree.jobs.connecting import Connector, CredentialsRequest
-from snaptree.jobs.garbage import collect_young
 from snaptree.jobs.session import Session
 from snaptree.jobs.worker import Job, Priority, ShouldStop, Worker
 from snaptree.model.costs import DomainCosts, domain_costs
@@ -172,6 +172,7 @@ class HostBackend(QObject):
         self._measurer = Worker(f"measure {uri}", self._post)
         self._changer = Worker(f"change {uri}", self._post, oldest_first=True, at_end=self._close_change_connection)
 
+        self._garbage = garbage.collector()
         self._counts_timer = QTimer(self, singleShot=True, interval=COUNTS_EVERY_MS)
         self._counts_timer.timeout.connect(self._tell_domains)
         self._live_timer = QTimer(self, singleShot=True)
@@ -181,7 +182,7 @@ class HostBackend(QObject):
     def _run_posted(self, call: Callable[[], None]) -> None:
         if not self._is_closed:
             call()
-        collect_young()
+        self._garbage.collect_young()
 
     # What is known
 
@@ -215,7 +216,12 @@ class HostBackend(QObject):
 
     def open(self) -> None:
         """Connect, list the machines and go on reading. `host_changed` tells how that went."""
-        if self._status.phase in (Phase.CLOSED, Phase.FAILED) and not self._is_closed:
+        if self._is_closed:
+            return
+        if self._status.phase is Phase.CLOSED:
+            self._garbage.hold()
+            self._connect()
+        elif self._status.phase is Phase.FAILED:
             self._connect()
 
     def reconnect_now(self) -> None:
@@ -229,7 +235,9 @@ class HostBackend(QObject):
         """Stop everything and disconnect; returns at once. Nothing is told any more but that it is closed."""
         if self._is_closed:
             return
-        self._set_status(Phase.CLOSED)
+        if self._status.phase is not Phase.CLOSED:
+            self._set_status(Phase.CLOSED)
+            self._garbage.release()
         self._is_closed = True
         self._session = None
         self._counts_timer.stop()
@@ -430,7 +438,7 @@ class HostBackend(QObject):
         self._reader.submit(
             work,
             on_done=partial(self._tree_arrived, uuid),
-            on_failed=partial(self._reading_failed, uuid),
+            on_failed=partial(self._reading_failed, session, uuid),
             priority=priority,
             key=uuid,
         )
@@ -461,10 +469,10 @@ class HostBackend(QObject):
             if not self._counts_timer.isActive():
                 self._counts_timer.start()
 
-    def _reading_failed(self, uuid: str, error: SnapTreeError) -> None:
+    def _reading_failed(self, session: Session, uuid: str, error: SnapTreeError) -> None:
         if isinstance(error, VanishedError):
             self._read_list(Priority.ON_SCREEN)
-        elif not (isinstance(error, ConnectionLostError) and self._session is None):
+        elif not isinstance(error, ConnectionLostError) or session is self._session:
             self._failed.add(uuid)
             self.reading_failed.emit(uuid, error)
 
@@ -484,7 +492,7 @@ class HostBackend(QObject):
         self._measurer.submit(
             work,
             on_done=partial(self._measured, uuid),
-            on_failed=partial(self._reading_failed, uuid),
+            on_failed=partial(self._reading_failed, session, uuid),
             priority=priority,
             key=uuid,
         )
