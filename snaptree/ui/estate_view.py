@@ -325,7 +325,8 @@ class EstateView(QWidget):
         self._sort_button.setPopupMode(QToolButton.ToolButtonPopupMode.InstantPopup)
         self._sort_button.setAccessibleName("Sort the machines")
         self._sort_button.setFocusPolicy(Qt.FocusPolicy.TabFocus)
-        self._sort_button.setMenu(self._order_menu())
+        self.order_menu = self._make_order_menu()
+        self._sort_button.setMenu(self.order_menu)
         bar = QHBoxLayout()
         bar.setContentsMargins(8, 8, 8, 8)
         bar.setSpacing(4)
@@ -353,7 +354,7 @@ class EstateView(QWidget):
         self._model.search = text
         self.search_changed.emit(text.strip())
 
-    def _order_menu(self) -> QMenu:
+    def _make_order_menu(self) -> QMenu:
         menu = QMenu("Sort by", self)
         group = QActionGroup(self)
         remembered = self._settings.text("estate_order", Order.NAME)

@@ -9,7 +9,6 @@ from PySide6.QtWidgets import (
     QFrame,
     QGridLayout,
     QHBoxLayout,
-    QLabel,
     QScrollArea,
     QSizePolicy,
     QToolButton,
@@ -21,7 +20,7 @@ from snaptree.model.figures import NOTHING, Figure, total, unknown
 from snaptree.plans.plan import Action
 from snaptree.plans.wording import listed, plain, version
 from snaptree.ui import words
-from snaptree.ui.labels import ElidedLabel, PlainLabel
+from snaptree.ui.labels import ElidedLabel, PlainLabel, SectionTitle
 from snaptree.ui.layer_stack import LayerStack, stacks_of
 from snaptree.ui.machine import Severity
 from snaptree.ui.plan_view import Notice
@@ -102,9 +101,9 @@ class Inspector(QScrollArea):
         self.note = PlainLabel("", page)
         self.note.setObjectName("note")
         self.facts = Facts(page)
-        self._note_title = _section("Note", page)
-        self._reasons_title = _section("Why not", page)
-        self._layers_title = _section("Layers", page)
+        self._note_title = SectionTitle("Note", page)
+        self._reasons_title = SectionTitle("Why not", page)
+        self._layers_title = SectionTitle("Layers", page)
         self.layers = LayerStack(page)
         self._troubles_page = QVBoxLayout()
         self._troubles_page.setSpacing(4)
@@ -128,7 +127,7 @@ class Inspector(QScrollArea):
         layout.addLayout(self._troubles_page)
         layout.addWidget(self._note_title)
         layout.addWidget(self.note)
-        layout.addWidget(_section("Facts", page))
+        layout.addWidget(SectionTitle("Facts", page))
         layout.addWidget(self.facts)
         layout.addWidget(self._reasons_title)
         layout.addWidget(self.reasons)
@@ -305,10 +304,3 @@ def selection_sums(machine: Machine, names: tuple[str, ...]) -> list[tuple[str, 
 
 def _bytes(title: str, figure: Figure) -> Fact:
     return Fact(title, words.figure(figure), words.figure_in_full(figure))
-
-
-def _section(text: str, parent: QWidget) -> QLabel:
-    label = QLabel(text, parent)
-    label.setIndent(0)
-    label.setObjectName("section")
-    return label

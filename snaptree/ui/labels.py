@@ -92,6 +92,16 @@ class PlainLabel(QLabel):
         QGuiApplication.clipboard().setText(self.text())
 
 
+class SectionTitle(QLabel):
+    """A quiet heading of ours inside a panel or a dialog."""
+
+    def __init__(self, text: str, parent: QWidget | None = None) -> None:
+        super().__init__(text, parent)
+        self.setTextFormat(Qt.TextFormat.PlainText)
+        self.setObjectName("section")
+        self.setIndent(0)
+
+
 class ElidedLabel(QWidget):
     """One line that is shortened in the middle where it has no room; then its tooltip has it all."""
 

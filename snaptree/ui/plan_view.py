@@ -21,7 +21,7 @@ from snaptree.model.figures import Confidence, Figure
 from snaptree.plans.plan import Plan
 from snaptree.plans.plan_json import describe_step
 from snaptree.ui import icons, words
-from snaptree.ui.labels import PlainLabel
+from snaptree.ui.labels import PlainLabel, SectionTitle
 from snaptree.ui.text import tooltip
 from snaptree.ui.theme import colours_of
 
@@ -103,9 +103,9 @@ class PlanView(QScrollArea):
         for warning in plan.warnings:
             layout.addWidget(_finding("warning", warning, page))
         if plan.steps:
-            layout.addWidget(_title("What will happen", page))
+            layout.addWidget(SectionTitle("What will happen", page))
             layout.addLayout(_numbered([describe_step(step) for step in plan.steps], page))
-            layout.addWidget(_title("What it costs", page))
+            layout.addWidget(SectionTitle("What it costs", page))
             layout.addLayout(_forecast(plan.forecast, page))
             if plan.undo is not None:
                 layout.addWidget(Notice("info", plan.undo.text, "", page))
@@ -129,13 +129,6 @@ def _finding(sign: str, finding: Finding, parent: QWidget) -> Notice:
     notice = Notice(sign, finding.reason, finding.remedy, parent)
     notice.setToolTip(tooltip(f"Rule: {finding.rule}"))
     return notice
-
-
-def _title(text: str, parent: QWidget) -> QLabel:
-    label = QLabel(text, parent)
-    label.setIndent(0)
-    label.setObjectName("section")
-    return label
 
 
 def _numbered(texts: list[str], parent: QWidget) -> QGridLayout:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from PySide6.QtCore import QItemSelection, QItemSelectionModel, QModelIndex, Qt, Signal
-from PySide6.QtGui import QContextMenuEvent, QCursor
+from PySide6.QtCore import QItemSelection, QItemSelectionModel, QModelIndex, QPoint, Qt, Signal
+from PySide6.QtGui import QContextMenuEvent
 from PySide6.QtWidgets import QAbstractItemView, QHeaderView, QStyle, QStyleOptionViewItem, QTableView, QWidget
 
 from snaptree.model.folding import Fold, Now
@@ -16,7 +16,6 @@ from snaptree.ui.snapshot_model import FIGURES, Column, RowKey, Shown, SnapshotM
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from PySide6.QtCore import QPoint
     from PySide6.QtGui import QKeyEvent, QMouseEvent, QResizeEvent
 
     from snaptree.ui.machine import Machine, MachineId
@@ -56,6 +55,7 @@ class SnapshotView(QTableView):
         self._unfolded: dict[MachineId, frozenset[str]] = {}
         self._is_restoring = False
         self._is_fitting = False
+        self._pressed_at = QPoint()
         self._names_are_set = False
         """The user has chosen the width of the first column."""
         self.setModel(self._model)
@@ -194,7 +194,8 @@ class SnapshotView(QTableView):
 
     def mousePressEvent(self, event: QMouseEvent) -> None:
         """A click beside the rows selects nothing."""
-        if not self.indexAt(event.position().toPoint()).isValid():
+        self._pressed_at = event.position().toPoint()
+        if not self.indexAt(self._pressed_at).isValid():
             self.clearSelection()
         super().mousePressEvent(event)
 
@@ -216,12 +217,11 @@ class SnapshotView(QTableView):
         self.viewport().update()
 
     def _clicked(self, index: QModelIndex) -> None:
-        if isinstance(self._model.row_id(index.row()), Fold):
-            self.toggle_fold(index.row())
-        elif index.column() == Column.TREE and self._model.opened_fold(index.row()) is not None:
-            place = self.viewport().mapFromGlobal(QCursor.pos())
-            if self._delegate.fold_sign(self.visualRect(index), index.row()).contains(place):
-                self.toggle_fold(index.row())
+        row = index.row()
+        sign = self._delegate.fold_sign(self.visualRect(index), row)
+        is_on_sign = index.column() == Column.TREE and sign.contains(self._pressed_at)
+        if isinstance(self._model.row_id(row), Fold) or (self._model.opened_fold(row) is not None and is_on_sign):
+            self.toggle_fold(row)
 
     def _selection_changed(self, _selected: QItemSelection, _deselected: QItemSelection) -> None:
         if not self._is_restoring:

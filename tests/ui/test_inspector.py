@@ -1,0 +1,175 @@
+"""The inspector: facts, reasons and the drawing of the layers."""
+
+from __future__ import annotations
+
+import pytest
+from PySide6.QtCore import Qt
+from PySide6.QtWidgets import QLabel, QWidget
+from pytestqt.qtbot import QtBot
+
+from snaptree.model.estate import DiskChain, DomainLayers, Image
+from snaptree.model.figures import exact, unknown
+from snaptree.plans.plan import Action
+from snaptree.ui.actions import Actions
+from snaptree.ui.availability import Selection, why_off
+from snaptree.ui.inspector import Inspector, selection_sums
+from snaptree.ui.layer_stack import LayerModel, label, size, stacks_of
+from snaptree.ui.theme import LIGHT, Theme
+from tests.ui.test_text import read_tooltip
+from tests.ui.values import HOSTILE_NAMES, MIB, chain, layers_for, machine, snapshot
+
+
+@pytest.fixture
+def inspector(qtbot: QtBot, light: Theme) -> Inspector:
+    window = QWidget()
+    qtbot.addWidget(window)
+    made = Inspector(Actions(window), window)
+    made.resize(320, 800)
+    window.resize(320, 800)
+    window.show()
+    return made
+
+
+def show(inspector: Inspector, selection: Selection) -> dict[str, str]:
+    inspector._actions.offer(selection)
+    inspector.show_selection(selection)
+    return {fact.title: fact.value for fact in inspector.facts.facts}
+
+
+def test_a_snapshot_is_told_in_full(inspector: Inspector) -> None:
+    every = [*chain(2), snapshot("best", "s2", days=0.5, memory=True, note="why\nand how")]
+    facts = show(inspector, Selection(machine(every), ("best",)))
+    assert inspector.title.text == "best"
+    assert inspector.note.text() == "why\nand how"
+    assert facts["Memory"] == "in a file of its own"
+    assert facts["Saved memory"] == "5.0 MiB"
+    assert facts["Parent"] == "s2"
+    assert facts["Frees"] == "?"
+
+
+def test_the_machine_is_told_where_no_snapshot_is_selected(inspector: Inspector) -> None:
+    facts = show(inspector, Selection(machine(chain(3)), (), now=True))
+    assert inspector.title.text == "web-01"
+    assert facts["Snapshots"] == "3"
+    assert facts["On disk"] == "4.0 MiB"
+    assert facts["Descends from"] == "s3"
+
+
+def test_several_snapshots_free_what_nobody_can_say_yet() -> None:
+    sums = dict(selection_sums(machine(chain(3)), ("s1", "s2")))
+    assert sums["Written"] == exact(2 * MIB)
+    assert not sums["Frees"].is_known, "what several free is not the sum of what each frees"
+    assert not dict(selection_sums(machine(chain(3), with_costs=False), ("s1",)))["Written"].is_known
+
+
+def test_every_action_that_is_off_says_why(inspector: Inspector) -> None:
+    show(inspector, Selection(machine(chain(3)), ("s1", "s2")))
+    assert "Revert: A machine can be reverted to one snapshot only." in inspector.reasons.text()
+    tooltip = read_tooltip(inspector._actions.revert.toolTip())
+    assert "one snapshot only" in tooltip, "the greyed button says the same sentence"
+
+
+def test_an_action_has_no_reason_to_be_off_without_cause() -> None:
+    assert why_off(Action.TAKE, Selection()) is not None
+    assert why_off(Action.TAKE, Selection(machine(chain(2)))) is None
+    assert why_off(Action.REVERT, Selection(machine(chain(2)), now=True)) is not None
+    assert why_off(Action.REVERT, Selection(machine(chain(2)), ("s1",))) is None
+    assert why_off(Action.TAKE, Selection(machine(None))) is not None
+
+
+@pytest.mark.parametrize("name", HOSTILE_NAMES)
+def test_hostile_names_and_notes_are_plain(inspector: Inspector, name: str) -> None:
+    show(inspector, Selection(machine([snapshot(name, note=name)], name=name), (name,)))
+    for shown in inspector.findChildren(QLabel):
+        assert shown.textFormat() is Qt.TextFormat.PlainText or not shown.text()
+    page = inspector.widget()
+    assert page is not None
+    assert page.minimumSizeHint().width() <= inspector.viewport().width(), "nothing runs out of sight"
+
+
+# Layers
+
+
+def test_the_active_layer_stands_on_top_and_names_who_froze_the_others() -> None:
+    (stack,) = stacks_of(machine(chain(3)))
+    assert [layer.role for layer in stack.layers] == ["active", "layer", "layer", "base"]
+    assert label(stack.layers[0]) == "active"
+    assert label(stack.layers[1]) == "frozen by s3"
+    assert label(stack.layers[3]) == "base; frozen by s1"
+    assert stack.is_live
+
+
+def test_the_layer_of_the_selected_snapshot_is_marked() -> None:
+    (stack,) = stacks_of(machine(chain(3)), "s2")
+    assert [layer.is_selected for layer in stack.layers] == [False, False, True, False]
+
+
+def test_a_branch_off_the_live_chain_has_a_stack_of_its_own() -> None:
+    every = [*chain(3), snapshot("side", "s1", days=0.5), snapshot("side2", "side", days=0.4)]
+    (stack,) = stacks_of(machine(every, "s3"), "side2")
+    assert not stack.is_live
+    assert [layer.path for layer in stack.layers] == ["/vm/side.qcow2", "/vm/s1.qcow2", "/vm/disk.qcow2"]
+
+
+def test_missing_and_unreadable_layers_say_so_in_words() -> None:
+    tree = machine(chain(2)).tree
+    assert tree is not None
+    layers = layers_for(tree)
+    images = dict(layers.images)
+    images["/vm/disk.qcow2"] = Image(
+        "/vm/disk.qcow2", "qcow2", unknown("no such file"), problem="no such file", is_missing=True
+    )
+    images["/vm/s1.qcow2"] = Image("/vm/s1.qcow2", "qcow2", unknown("denied"), problem="permission denied")
+    (stack,) = stacks_of(machine(chain(2), layers=DomainLayers(layers.chains, images)))
+    assert size(stack.layers[2]) == "missing"
+    assert size(stack.layers[1]) == "?"
+    assert "permission denied" in label(stack.layers[1])
+
+
+def test_a_circle_of_backing_files_ends() -> None:
+    images = {
+        "/vm/disk.qcow2": Image("/vm/disk.qcow2", "qcow2", exact(1), backing="/vm/other.qcow2"),
+        "/vm/other.qcow2": Image("/vm/other.qcow2", "qcow2", exact(1), backing="/vm/disk.qcow2"),
+    }
+    shown = machine([snapshot("a")], layers=DomainLayers((DiskChain("vda", ("/vm/a.qcow2",)),), images))
+    (stack,) = stacks_of(shown, "a")
+    assert len(stack.layers) == 2
+
+
+def test_internal_snapshots_are_held_by_their_image() -> None:
+    (stack,) = stacks_of(
+        machine([snapshot("i", internal=True)], layers=DomainLayers((DiskChain("vda", ("/vm/disk.qcow2",)),), {}))
+    )
+    assert label(stack.layers[0]) == "active, base; holds i"
+
+
+def test_bars_are_to_scale(inspector: Inspector) -> None:
+    tree = machine(chain(1)).tree
+    assert tree is not None
+    shown = machine(chain(1), layers=layers_for(tree, {"disk": exact(100 * MIB), "s1": exact(25 * MIB)}))
+    show(inspector, Selection(shown))
+    layers = inspector.layers
+    picture = layers.viewport().grab().toImage()
+
+    def filled(row: int, ground: set[str]) -> int:
+        rect = layers.visualRect(layers.model().index(row, 0))
+        y = rect.bottom() - 6
+        return sum(picture.pixelColor(x, y).name() in ground for x in range(rect.left() + 1, rect.right()))
+
+    width = layers.visualRect(layers.model().index(1, 0)).width()
+    active = filled(1, {LIGHT.selected.name()})
+    base = filled(2, {LIGHT.layer.name()})
+    assert base > 0.9 * width - 120, "all of it but the letters"
+    assert abs(active - width / 4) < width / 12
+
+
+def test_layers_are_texts_for_screen_readers(qtbot: QtBot) -> None:
+    model = LayerModel()
+    model.show(stacks_of(machine(chain(2))))
+    texts = [model.index(row, 0).data() for row in range(model.rowCount())]
+    assert texts == [
+        "vda: 3 layers",
+        "s2.qcow2, 1.0 MiB, active",
+        "s1.qcow2, 1.0 MiB, frozen by s2",
+        "disk.qcow2, 1.0 MiB, base; frozen by s1",
+    ]

@@ -1,0 +1,59 @@
+"""Figures and times in words."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from snaptree.model.estate import Consistency, DomainState, MemorySnapshot, SnapshotKind
+from snaptree.model.figures import Confidence, Figure, exact, unknown
+from snaptree.ui import words
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [(0, "0 Bytes"), (1023, "1023 Bytes"), (1536, "1.5 KiB"), (50 * 2**30, "50.0 GiB"), (3 * 2**40, "3.0 TiB")],
+)
+def test_sizes_are_binary(number: int, text: str) -> None:
+    assert words.size(number) == text
+
+
+def test_a_figure_says_how_sure_it_is() -> None:
+    assert words.figure(exact(2**20)) == "1.0 MiB"
+    assert words.figure(Figure(2**20, Confidence.UPPER_BOUND)) == "≤ 1.0 MiB"
+    assert words.figure(Figure(2**20, Confidence.LIVE)) == "~1.0 MiB"
+
+
+def test_what_is_not_known_is_never_a_number() -> None:
+    assert words.figure(unknown("permission denied")) == "?"
+    assert words.figure_in_full(unknown("permission denied")) == "Not known: permission denied"
+
+
+def test_the_full_figure_is_to_the_byte() -> None:
+    assert words.figure_in_full(exact(1234567, "allocated blocks")) == "1,234,567 bytes\nallocated blocks"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(-5, "a moment"), (0, "a moment"), (3600, "an hour"), (40 * 86400, "40 days"), (400 * 86400, "1 year, 35 days")],
+)
+def test_ages(seconds: float, text: str) -> None:
+    assert words.age(seconds) == text
+
+
+@given(st.floats(0, 1e8))
+def test_durations_are_words(seconds: float) -> None:
+    assert any(unit in words.duration(seconds) for unit in ("second", "minute", "hour", "day", "month", "year"))
+
+
+def test_every_value_has_a_word() -> None:
+    assert all(words.state(state) for state in DomainState)
+    assert all(words.kind(kind) and words.kind_in_full(kind) for kind in SnapshotKind)
+    assert all(words.consistency(each) and words.consistency_in_full(each) for each in Consistency)
+    assert all(words.memory(memory) for memory in MemorySnapshot)
+
+
+def test_counts() -> None:
+    assert words.count(1, "snapshot") == "1 snapshot"
+    assert words.count(1204, "snapshot") == "1,204 snapshots"
