@@ -177,8 +177,13 @@ def test_deleting_a_layer_of_a_long_chain_merges_it(terminal: Terminal) -> None:
     before = terminal.json("tree", "web-01")
     content = digest_of_now(terminal, "web-01")
     victim = before["snapshots"][10]
-    plan = terminal.json("delete", "web-01", victim["name"], "-n")
-    assert plan["refusals"] == []
+    planned = terminal.run("delete", "web-01", victim["name"], "-n", "--json")
+    plan = json.loads(planned.stdout)
+    if planned.returncode == 3:
+        (host,) = terminal.json("list")
+        assert (10, 8) <= tuple(map(int, host["libvirt"].split(".")[:2])) < (12, 0)
+        assert [refusal["rule"] for refusal in plan["refusals"]] == ["too-deep-to-merge"]
+        return
     assert plan["undo"] is False
     result = terminal.run("delete", "web-01", victim["name"], "-y")
     assert result.returncode == 0, result.stderr

@@ -235,3 +235,25 @@ def test_a_read_only_connection_reads_and_changes_nothing(host: EmbeddedHost) ->
             assert "read-only-connection" in {finding.rule for finding in plan.refusals}
     finally:
         connection.close()
+
+
+def test_chains_that_libvirt_can_no_longer_read(host: EmbeddedHost) -> None:
+    """Libvirt 11.3 starts no machine with more than 25 layers, and stops it before it finds out."""
+    if not 10_008_000 <= host.connection.host.libvirt_version < 12_000_000:
+        pytest.skip("only libvirt between 10.8 and 12.0 reads QEMU's answers 32 levels deep and no further")
+    machine = chain(host, *(f"s{number}" for number in range(24)))
+    assert len(machine.plan(Take("x", capture=Capture.DISKS)).refusals) > 0
+    machine.handle.destroy()
+    machine.handle.create()
+    for number in range(24, 30):
+        machine.virsh_take_disk_only(f"s{number}")
+    before = machine.contents()
+    assert_refused(machine, Take("x", capture=Capture.DISKS), "too-deep-to-start-again")
+    assert_refused(machine, Delete(("s10",)), "too-deep-to-merge")
+    assert_refused(machine, Revert("s28"), "too-deep-to-go-back", "too-deep-to-leave")
+    assert_refused(machine, Revert("s2", take_safety_snapshot=False), "too-deep-to-leave")
+    assert machine.contents() == before
+    assert machine.is_running
+    machine.handle.destroy()
+    with pytest.raises(libvirt.libvirtError, match="nesting too deep"):
+        machine.handle.create()
