@@ -90,7 +90,7 @@ def print_table(title: str, comparisons: Iterable[Comparison]) -> None:
 
 
 def _min_median_max(samples: Sequence[float]) -> tuple[float, ...]:
-    return (min(samples), statistics.median(samples), max(samples)) if samples else ()
+    return (min(samples), statistics.median(samples), max(samples)) if len(samples) > 1 else tuple(samples)
 
 
 def _spread(samples: Sequence[float], unit: Unit) -> str:

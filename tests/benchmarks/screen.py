@@ -18,7 +18,11 @@ QUIET_SECONDS = 2.0
 """A screen on which nothing changed for so long shows all that the program has to show."""
 LONGEST_SECONDS = 60.0
 SAME = 0.002
-"""Two pictures that differ in no larger part than this show the same: a cursor blinks, a figure came in."""
+"""Pictures that differ in no larger part than this show the same: a cursor blinks."""
+LEFT_EDGE = 180
+"""Pixels."""
+_STEP = 2
+"""Every second pixel in each direction is looked at."""
 
 
 @dataclass(frozen=True)
@@ -26,8 +30,10 @@ class Appearance:
     """How a program came up: seconds from its start, and bytes of resident memory at most until then."""
 
     first_paint: float
+    listed: float
+    """When the left edge, where these programs list machines by name, first looked as it did in the end."""
     complete: float
-    """When the screen first looked as it did in the end."""
+    """When all of it did."""
     peak_memory: int
 
 
@@ -45,8 +51,8 @@ class Screen:
         self._blank = self.picture()
 
     def picture(self) -> np.ndarray:
-        """Every fourth pixel, as they are now."""
-        return np.array(self._pixels[::2, ::2])
+        """What is on the screen now, at half its resolution."""
+        return np.array(self._pixels[::_STEP, ::_STEP])
 
     def watch(self, command: Sequence[str], environment: Mapping[str, str]) -> Appearance:
         """Start a program, look on until its screen is quiet, and end it."""
@@ -77,8 +83,18 @@ class Screen:
         if not pictures:
             raise RuntimeError(f"{command[0]} showed nothing in {LONGEST_SECONDS:.0f} s")
         last = pictures[-1][1]
-        complete = next(seconds for seconds, picture in pictures if np.mean(picture != last) <= SAME)
-        return Appearance(pictures[0][0] - began, complete - began, peak)
+
+        def same_since(part: slice) -> float:
+            return next(
+                seconds - began for seconds, picture in pictures if np.mean(picture[:, part] != last[:, part]) <= SAME
+            )
+
+        return Appearance(
+            first_paint=pictures[0][0] - began,
+            listed=same_since(slice(LEFT_EDGE // _STEP)),
+            complete=same_since(slice(None)),
+            peak_memory=peak,
+        )
 
 
 def _peak_memory(pid: int) -> int:

@@ -44,43 +44,55 @@ def measure(runs: int, machines: int, snapshots_each: int, sizes: tuple[int, ...
     with running_daemon() as daemon:
         for number in range(machines):
             add_internal(daemon, f"machine-{number:03}", snapshots_each)
-        estate = f"{machines} machines with {machines * snapshots_each:,} snapshots"
-        yield from _compare(estate, daemon, ["virt-manager", "--no-fork", "--connect", daemon.uri], runs)
+        peer = ["virt-manager", "--no-fork", "--connect", daemon.uri]
+        looks = _Looks(f"{machines} machines with {machines * snapshots_each:,} snapshots", daemon, peer, runs)
+        yield looks.compare("first paint", lambda look: look.first_paint)
+        yield looks.compare("machines listed", lambda look: look.listed)
+        # virt-manager has nothing more to show; SnapTree has the costs of everything in sight.
+        yield looks.compare("all on screen", lambda look: look.complete, aim=None)
+        yield looks.compare("peak memory", lambda look: look.peak_memory, unit=Unit.MEMORY)
     for size in sizes:
         with running_daemon() as daemon:
             add_internal(daemon, "many", size)
             peer = [_PYTHON_OF_VIRT_MANAGER, str(Path(__file__).with_name("virt_manager.py"))]
             peer += ["--no-fork", "--connect", daemon.uri, "--show-domain-editor", "many"]
-            yield from _compare(f"a machine with {size:,} snapshots", daemon, peer, runs)
+            looks = _Looks(f"a machine with {size:,} snapshots", daemon, peer, runs)
+            yield looks.compare("all on screen", lambda look: look.complete)
+            yield looks.compare("peak memory", lambda look: look.peak_memory, unit=Unit.MEMORY)
 
 
-def _compare(estate: str, daemon: LibvirtDaemon, peer: list[str], runs: int) -> Iterator[Comparison]:
-    ours = [sys.executable, "-m", "snaptree", "--connect", daemon.uri]
-    our_looks: list[Appearance]
-    peer_looks: list[Appearance] = []
-    with own_screen() as screen, _environment(screen) as environment:
+class _Looks:
+    """What both programs looked like when they came up on a host."""
 
-        def look(command: list[str]) -> Callable[[], Appearance]:
-            return lambda: screen.watch(command, environment)
+    def __init__(self, estate: str, daemon: LibvirtDaemon, peer: list[str], runs: int) -> None:
+        self._estate = estate
+        self._ours: list[Appearance]
+        self._peers: list[Appearance] = []
+        ours = [sys.executable, "-m", "snaptree", "--connect", daemon.uri]
+        with own_screen() as screen, _environment(screen) as environment:
+            if virt_manager_version() is None:
+                self._ours, _ = in_turn(lambda: screen.watch(ours, environment), lambda: None, runs)
+            else:
+                self._ours, self._peers = in_turn(
+                    lambda: screen.watch(ours, environment), lambda: screen.watch(peer, environment), runs
+                )
 
-        if virt_manager_version() is None:
-            our_looks, _ = in_turn(look(ours), lambda: None, runs)
-        else:
-            our_looks, peer_looks = in_turn(look(ours), look(peer), runs)
-
-    def comparison(what: str, figure: Callable[[Appearance], float], unit: Unit = Unit.TIME) -> Comparison:
+    def compare(
+        self,
+        what: str,
+        figure: Callable[[Appearance], float],
+        *,
+        aim: float | None = AIM,
+        unit: Unit = Unit.TIME,
+    ) -> Comparison:
         return Comparison(
-            f"{estate}: {what}",
-            tuple(map(figure, our_looks)),
-            tuple(map(figure, peer_looks)),
-            "virt-manager",
-            AIM if peer_looks else None,
-            unit,
+            f"{self._estate}: {what}",
+            ours=tuple(map(figure, self._ours)),
+            peer=tuple(map(figure, self._peers)),
+            peer_name="virt-manager",
+            aim=aim if self._peers else None,
+            unit=unit,
         )
-
-    yield comparison("first paint", lambda look: look.first_paint)
-    yield comparison("all on screen", lambda look: look.complete)
-    yield comparison("peak memory", lambda look: look.peak_memory, Unit.MEMORY)
 
 
 @contextlib.contextmanager
