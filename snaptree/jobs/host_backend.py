@@ -117,7 +117,7 @@ class HostBackend(QObject):
     Three workers: one reads lists and trees, which libvirt answers whatever a machine is doing; one measures and
     plans, which may have to wait for a busy machine or for storage; one makes changes, in the order asked for, over
     a connection of its own. What they hand over are frozen values; what equals the last reading is the same object
-    and is not told again. All state is touched on the window's thread only.
+    and is not told again. State changes on the window's thread only; the workers at most look at it.
     """
 
     host_changed = Signal(object)
@@ -149,8 +149,10 @@ class HostBackend(QObject):
         self._told_domains: tuple[Domain, ...] | None = None
         self._trees: dict[str, TreeReading] = {}
         self._costs: dict[str, CostReading] = {}
-        self._failed: set[str] = set()
-        """Machines whose last reading failed."""
+        self._unread: set[str] = set()
+        """Machines whose tree could not be read the last time."""
+        self._unmeasured: set[str] = set()
+        """Machines whose costs could not be measured the last time."""
         self._must_read_all = True
         """With the next list, trees that are known already are read once more."""
         self._looked_at: str | None = None
@@ -404,7 +406,8 @@ class HostBackend(QObject):
     def _forget(self, uuid: str) -> None:
         for known in (self._trees, self._costs):
             known.pop(uuid, None)
-        self._failed.discard(uuid)
+        for failed in (self._unread, self._unmeasured):
+            failed.discard(uuid)
         if self._session is not None:
             self._session.watcher.forget(uuid)
 
@@ -438,7 +441,7 @@ class HostBackend(QObject):
         self._reader.submit(
             work,
             on_done=partial(self._tree_arrived, uuid),
-            on_failed=partial(self._reading_failed, session, uuid),
+            on_failed=partial(self._reading_failed, session, self._unread, uuid),
             priority=priority,
             key=uuid,
         )
@@ -453,8 +456,8 @@ class HostBackend(QObject):
         if uuid not in self._domains:
             return  # it vanished while it was read
         known = self._trees.get(uuid)
-        if known is None or known.tree is not tree or not known.complete or uuid in self._failed:
-            self._failed.discard(uuid)
+        if known is None or known.tree is not tree or not known.complete or uuid in self._unread:
+            self._unread.discard(uuid)
             self._trees[uuid] = TreeReading(tree, complete=True)
             self.tree_changed.emit(uuid, self._trees[uuid])
             self._count(uuid, len(tree))
@@ -469,12 +472,14 @@ class HostBackend(QObject):
             if not self._counts_timer.isActive():
                 self._counts_timer.start()
 
-    def _reading_failed(self, session: Session, uuid: str, error: SnapTreeError) -> None:
-        if isinstance(error, VanishedError):
-            self._read_list(Priority.ON_SCREEN)
-        elif not isinstance(error, ConnectionLostError) or session is self._session:
-            self._failed.add(uuid)
+    def _reading_failed(self, session: Session, failed: set[str], uuid: str, error: SnapTreeError) -> None:
+        if isinstance(error, ConnectionLostError) and session is not self._session:
+            return  # that is told already
+        if isinstance(error, VanishedError) and uuid not in failed:
+            self._read_list(Priority.ON_SCREEN)  # which drops it; a machine that is listed all the same has failed
+        else:
             self.reading_failed.emit(uuid, error)
+        failed.add(uuid)
 
     def _measure(self, uuid: str, priority: Priority) -> None:
         session, reading = self._session, self._trees.get(uuid)
@@ -492,7 +497,7 @@ class HostBackend(QObject):
         self._measurer.submit(
             work,
             on_done=partial(self._measured, uuid),
-            on_failed=partial(self._reading_failed, session, uuid),
+            on_failed=partial(self._reading_failed, session, self._unmeasured, uuid),
             priority=priority,
             key=uuid,
         )
@@ -502,9 +507,10 @@ class HostBackend(QObject):
         domain = self._domains.get(uuid)
         if domain is None:
             return
-        if uuid in self._failed and (reading := self._trees.get(uuid)) is not None:
-            self._failed.discard(uuid)
-            self.tree_changed.emit(uuid, reading)
+        if uuid in self._unmeasured:
+            self._unmeasured.discard(uuid)
+            if uuid in self._trees and uuid not in self._unread:
+                self.tree_changed.emit(uuid, self._trees[uuid])
         if self._costs.get(uuid) is not costs:
             self._costs[uuid] = costs
             self.costs_changed.emit(uuid, costs)

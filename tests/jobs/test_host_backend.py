@@ -18,7 +18,7 @@ from snaptree.hosts import reading
 from snaptree.hosts.connection import Connection
 from snaptree.jobs import host_backend
 from snaptree.jobs.host_backend import CredentialsRequest, HostBackend, Phase
-from snaptree.model.errors import AccessDeniedError, ConnectionLostError, SnapTreeError
+from snaptree.model.errors import AccessDeniedError, ConnectionLostError, SnapTreeError, VanishedError
 from snaptree.model.estate import DomainState
 from snaptree.plans.intention import Take
 from snaptree.plans.plan import Plan
@@ -377,6 +377,44 @@ def test_a_machine_that_cannot_be_read_says_so_until_it_can(
     listener.until(lambda: uuid in [told for told, _ in listener.trees])
     listener.settle()
     assert listener.failures == []
+
+
+def test_a_machine_that_is_listed_but_cannot_be_found_fails_once(
+    listen: Listen, virsh: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine = virsh.defineXML(DOMAIN.format(name="web-01"))
+    take(machine, "one")
+    uuid, error = machine.UUIDString(), VanishedError("The virtual machine is not there any more.")
+    failing(monkeypatch, "read_tree", error)
+    listener = listen(TEST)
+    listener.open()
+    listener.until(lambda: listener.failures)
+    listener.qtbot.wait(100)  # it is not asked for over and over
+    assert listener.failures == [(uuid, error)]
+
+
+def test_a_tree_that_cannot_be_read_again_stays_failed_while_its_costs_are_measured(
+    listen: Listen, virsh: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine = virsh.defineXML(DOMAIN.format(name="web-01"))
+    take(machine, "one")
+    uuid = machine.UUIDString()
+    listener = listen(TEST)
+    listener.open()
+    listener.settle()
+    mended = failing(monkeypatch, "read_tree", SnapTreeError("The machine is busy."))
+    listener.backend.refresh()
+    listener.until(lambda: listener.failures)
+    listener.forget()
+    measured: list[object] = []
+    original = listener.backend._measured
+    monkeypatch.setattr(listener.backend, "_measured", lambda *what: measured.append(original(*what)))
+    listener.backend.look_at(uuid)
+    listener.until(lambda: measured)
+    assert listener.trees == []
+    mended.set()
+    listener.backend.refresh()
+    listener.until(lambda: [told for told, _ in listener.trees] == [uuid])
 
 
 def test_a_list_that_cannot_be_read_is_told_and_the_machines_stay(
