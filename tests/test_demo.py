@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import libvirt
 import pytest
 
 from snaptree.hosts.embedded import kill_machines
@@ -25,6 +26,10 @@ pytestmark = [pytest.mark.qemu, pytest.mark.timeout(170)]
 ROOT = Path(__file__).parent.parent
 RUNNING = {"web-01", "db-01", "clone-01", "fresh-01"}
 OFF = {"ci-runner-01", "golden-debian", "clone-02", "legacy-01"}
+# libvirt 10.8 to 11.10 can neither start a machine on more than 25 layers nor take it up again, and kills it when its
+# process starts anew (NEWS of 12.0.0: "VMs with more than ~25 external snapshots").
+LOST = {"web-01"} if 10_008_000 <= libvirt.getVersion() < 12_000_000 else set[str]()
+"""Machines that are off as soon as another process has opened a kept estate."""
 
 TREES = {
     "db-01": """
@@ -219,8 +224,8 @@ def test_progress_runs_to_its_end(kept: Kept) -> None:
 
 
 def test_the_machines_are_there_and_as_they_should_be(kept: Kept) -> None:
-    assert set(kept.virsh("list --name").split()) == RUNNING
-    assert set(kept.virsh("list --name --inactive").split()) == OFF
+    assert set(kept.virsh("list --name").split()) == RUNNING - LOST
+    assert set(kept.virsh("list --name --inactive").split()) == OFF | LOST
 
 
 @pytest.mark.parametrize("name", TREES)
@@ -326,8 +331,9 @@ def test_the_legacy_machine_has_what_others_left_behind(kept: Kept) -> None:
 
 
 def test_a_kept_estate_is_used_again_at_once(kept: Kept, places: Path) -> None:
+    kept.virsh("list")
     machines = qemu_processes(kept.directory)
-    assert len(machines) == len(RUNNING)
+    assert len(machines) == len(RUNNING - LOST)
     again = run(BUILD, kept.directory, places=places)
     assert again.returncode == 0, again.stderr
     assert again.stdout.split() == ["uri", kept.uri], "nothing was built"
@@ -385,7 +391,7 @@ def test_a_directory_with_something_else_in_it_is_refused_and_left_alone(places:
 def test_an_interrupted_building_is_done_again(places: Path) -> None:
     directory = places / "estate"
     first = start(BUILD, directory, places=places)
-    _wait_for_a_machine(first, directory)
+    _wait_for_a_machine(first)
     first.kill()
     first.communicate()
     assert qemu_processes(directory), "a killed process can't clean up"
@@ -425,11 +431,11 @@ def test_missing_programs_are_named(places: Path) -> None:
 # How it goes
 
 
-def _wait_for_a_machine(process: subprocess.Popen[str], place: Path) -> None:
-    """Read its progress until one of its machines runs."""
+def _wait_for_a_machine(process: subprocess.Popen[str]) -> None:
+    """Read its progress until a machine runs: the web server does when it has its first snapshot."""
     assert process.stdout is not None
-    for _line in process.stdout:
-        if qemu_processes(place):
+    for line in process.stdout:
+        if "web-01: auto-" in line:
             return
     pytest.fail(f"it ended: {process.stderr.read() if process.stderr else ''}")
 
@@ -469,12 +475,10 @@ def test_an_error_that_nobody_catches_leaves_nothing(places: Path) -> None:
 
 def test_what_a_killed_process_left_is_removed_by_the_next(places: Path) -> None:
     alive = start(BUILD, places=places)
-    _wait_for_a_machine(alive, places)
+    _wait_for_a_machine(alive)
     dead = start(BUILD, places=places)
     (of_the_living,) = places.iterdir()
-    while not any(qemu_processes(each) for each in places.iterdir() if each != of_the_living):
-        assert dead.poll() is None
-        time.sleep(0.02)
+    _wait_for_a_machine(dead)
     dead.kill()
     dead.communicate()
     assert len(list(places.iterdir())) == 2

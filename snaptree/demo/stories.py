@@ -103,7 +103,10 @@ class _Author:
 
 
 def _web_server(site: Site) -> None:
-    """A long straight external chain: daily and hourly automatic snapshots, and one by hand with memory."""
+    """A long straight external chain: daily and hourly automatic snapshots, and one by hand with memory.
+
+    Too long for libvirt 10.8 to 11.10, which kills such a machine when it finds it running, and can't start it.
+    """
     web = _Author(site, "web-01", "Web server")
     web.write(18)
     web.start()
