@@ -78,7 +78,7 @@ def _visible(character: str) -> str:
 
 def age(created: int) -> str:
     """How long ago, in words."""
-    return humanize.naturaltime(dt.timedelta(seconds=max(0, time.time() - created)))
+    return humanize.naturaltime(dt.timedelta(seconds=max(0, time.time() - created)), months=False)
 
 
 def _print_table(out: Console, table: Table) -> None:
