@@ -96,7 +96,7 @@ def after_take(situation: Situation, step: TakeSnapshot) -> Situation:
             memory_files=MappingProxyType({**layers.memory_files, **memory_files}),
         ),
         disks=_on_overlays(situation.disks, step.overlays),
-        recorded_disks=MappingProxyType({**situation.recorded_disks, step.name: situation.disks}),
+        recorded_disks=MappingProxyType({**situation.recorded_disks, step.name: _as_recorded(situation.disks)}),
         existing_files=situation.existing_files | {*step.overlays.values(), *memory_files},
     )
 
@@ -150,6 +150,11 @@ def _with_entry(image: Image, snapshot: Snapshot, memory: int) -> Image:
         created=snapshot.created,
     )
     return replace(image, internal_snapshots=(*image.internal_snapshots, entry))
+
+
+def _as_recorded(disks: Iterable[Disk]) -> tuple[Disk, ...]:
+    """Whether libvirt will list their layers can't be foreseen."""
+    return tuple(replace(disk, records_chain=False) for disk in disks)
 
 
 def _on_overlays(disks: Iterable[Disk], overlays: Mapping[str, str]) -> tuple[Disk, ...]:

@@ -19,6 +19,8 @@ LIBVIRT_9_1 = 9_001_000
 """Deleting a snapshot removes its memory file."""
 LIBVIRT_9_3 = 9_003_000
 """Internal snapshots of a UEFI machine that is off."""
+LIBVIRT_9_9 = 9_009_000
+"""External reverts, and deletes that look after the branches not in use."""
 LIBVIRT_10_9 = 10_009_000
 """Internal snapshots through QMP: UEFI with qcow2 NVRAM, and names that must be fit for a job."""
 LIBVIRT_10_10 = 10_010_000
@@ -264,19 +266,39 @@ class Facts:
         for snapshot in tree:
             for disk in snapshot.disks:
                 if disk.frozen and disk.how is not DiskSnapshot.NO:
-                    base = self.base_of(snapshot.name, disk.target)
-                    yield from self._check_link(snapshot.name, disk.target, disk.frozen, base)
+                    bases = self._bases(tree.ancestors(snapshot.name), disk.target)
+                    yield from self._check_link(snapshot.name, disk.target, self.key(disk.frozen), bases)
         for target, layers in self.chains.items():
             if layers:
-                yield from self._check_link(None, target, layers[0], self.base_of(tree.current, target, or_itself=True))
+                yield from self._check_link(None, target, layers[0], self._bases(self._line_of_now(), target))
 
-    def _check_link(self, holder: str | None, target: str, image: str, base: Snapshot | None) -> Iterator[BrokenLink]:
-        recorded = disk_of(base, target) if base is not None else None
-        if recorded is None or recorded.frozen is None:
-            return
-        expected, image = self.key(recorded.frozen), self.key(image)
-        if image in self.below and self.below[image] != expected:
-            yield BrokenLink(holder, target, image, expected, self.below[image])
+    def _line_of_now(self) -> Iterator[str]:
+        """The current snapshot and its ancestors, nearest first."""
+        current = self.situation.tree.current
+        if current is not None:
+            yield current
+            yield from self.situation.tree.ancestors(current)
+
+    def _bases(self, line: Iterable[str], target: str) -> tuple[str, ...]:
+        """The images that a disk may stand on after these snapshots, the nearest given first; none if it may on any.
+
+        That is what the nearest external one froze. Or, if one on the way left the disk out, the image that the disk
+        had then: reverted to, that one got an overlay all the same.
+        """
+        left_out: list[str] = []
+        for name in line:
+            disk = disk_of(self.situation.tree[name], target)
+            if disk is None or disk.frozen is None:
+                continue
+            if disk.how is DiskSnapshot.EXTERNAL:
+                return (self.key(disk.frozen), *left_out)
+            if disk.how is DiskSnapshot.NO:
+                left_out.append(self.key(disk.frozen))
+        return ()
+
+    def _check_link(self, holder: str | None, target: str, image: str, bases: tuple[str, ...]) -> Iterator[BrokenLink]:
+        if bases and image in self.below and self.below[image] not in bases:
+            yield BrokenLink(holder, target, image, bases[0], self.below[image])
 
     @cached_property
     def doubtful(self) -> frozenset[str]:
@@ -284,6 +306,28 @@ class Facts:
         doubtful = {link.actual_below for link in self.broken_links if link.actual_below is not None}
         doubtful |= {layer for layer in self.active if layer in self.frozen_by}
         return frozenset(doubtful)
+
+    @cached_property
+    def _holders(self) -> Mapping[str, tuple[Snapshot, ...]]:
+        """Image -> snapshots, external and internal, taken while it was the active layer."""
+        holders: dict[str, list[Snapshot]] = {}
+        for snapshot in self.situation.tree:
+            for disk in snapshot.disks:
+                if disk.frozen and disk.how in (DiskSnapshot.EXTERNAL, DiskSnapshot.INTERNAL):
+                    holders.setdefault(self.key(disk.frozen), []).append(snapshot)
+        return {image: tuple(snapshots) for image, snapshots in holders.items()}
+
+    def written_after(self, name: str, layer: str) -> bool:
+        """Whether a layer that this snapshot stands on was active again later: then it holds something else by now.
+
+        So it was if a snapshot taken later, or a descendant, was taken while that layer was active.
+        """
+        tree = self.situation.tree
+        ancestors = {name, *tree.ancestors(name)}
+        return any(
+            other.name not in ancestors and (other.created > tree[name].created or name in tree.ancestors(other.name))
+            for other in self._holders.get(layer, ())
+        )
 
     @cached_property
     def owners_of_now(self) -> frozenset[str]:
@@ -298,21 +342,25 @@ class Facts:
     @cached_property
     def current_owns_now(self) -> bool:
         """Whether the layers in use stand where the current snapshot says. True where that can't be told."""
-        tree = self.situation.tree
-        current = tree.current
-        if current is None:
+        if self.situation.tree.current is None:
             return False
-        for target, layers in self.chains.items():
-            for name in (current, *tree.ancestors(current)):
-                disk = disk_of(tree[name], target)
-                if disk is None or disk.how is DiskSnapshot.NO or disk.frozen is None or not layers:
-                    continue
-                if disk.how is DiskSnapshot.MANUAL:
-                    break
-                position = 1 if disk.how is DiskSnapshot.EXTERNAL else 0
-                if layers[position : position + 1] != (self.key(disk.frozen),):
-                    return False
-                break
+        return all(self._stands_on_line(target, layers) for target, layers in self.chains.items())
+
+    def _stands_on_line(self, target: str, layers: tuple[str, ...]) -> bool:
+        for name in self._line_of_now():
+            disk = disk_of(self.situation.tree[name], target)
+            if disk is None or disk.frozen is None or not layers:
+                continue
+            frozen = self.key(disk.frozen)
+            match disk.how:
+                case DiskSnapshot.EXTERNAL:
+                    return layers[1:2] == (frozen,)
+                case DiskSnapshot.INTERNAL:
+                    return layers[0] == frozen
+                case DiskSnapshot.MANUAL:
+                    return True
+                case DiskSnapshot.NO if frozen in layers[:2]:
+                    return True
         return True
 
     # What a change does to files
@@ -329,11 +377,14 @@ class Facts:
         return tuple(self.key(disk.overlay) for disk in external_disks(current) if disk.overlay)
 
     def delete_effect(self, snapshot: Snapshot) -> DeleteEffect:
-        """What libvirt does to files when it deletes this snapshot, if it accepts to."""
+        """What libvirt does to files when it deletes this snapshot: nothing where it does not accept to."""
         if not is_external(snapshot):
             return DeleteEffect()
         tree = self.situation.tree
-        if snapshot.name == tree.current or tree.children(snapshot.name):
+        children = tree.children(snapshot.name)
+        if len(children) > 1 or (children and (snapshot.name == tree.current or not self.is_in_use(snapshot.name))):
+            return DeleteEffect()
+        if snapshot.name == tree.current or children:
             return DeleteEffect(merges=tuple(self._merges(snapshot)))
         removes, leaks = [], []
         for disk in external_disks(snapshot):
@@ -346,6 +397,10 @@ class Facts:
             else:
                 leaks.append(self.key(disk.frozen))
         return DeleteEffect(removes=tuple(removes), leaks=tuple(leaks))
+
+    def is_in_use(self, name: str) -> bool:
+        """Whether the running state descends from this snapshot, as libvirt sees it."""
+        return name in self.situation.tree.path_to_current
 
     def _merges(self, snapshot: Snapshot) -> Iterator[Merge]:
         for disk in external_disks(snapshot):

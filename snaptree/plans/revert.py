@@ -36,20 +36,21 @@ def plan_revert(intention: Revert, situation: Situation) -> Plan:
 
 
 def _add_safety_snapshot(draft: Draft, target: Snapshot) -> TakeSnapshot | None:
-    """Add the snapshot of the present state, or the refusals that say why there can't be one."""
+    """Add the snapshot of the present state, or the refusals that say why there can't be one.
+
+    What forbids the revert whatever is taken first is said before anything else: a new snapshot may cover its traces.
+    """
+    revert = Case(draft.situation, draft.facts, Action.REVERT, target.name, before_safety=True)
+    draft.refuse(*rules.refusals(revert))
+    if draft.is_refused:
+        return None
     step = _safety_step(draft.situation, target)
-    taking = draft.case(step)
-    problems = rules.refusals(taking)
-    if not problems:
-        draft.add(taking)
-        return step
-    hopeless = rules.why_not(Action.REVERT, draft.situation, target)
-    revert = Case(draft.situation, draft.facts, Action.REVERT, target.name)
-    if hopeless is not None:
-        draft.refuse(hopeless)
-    else:
-        draft.refuse(NO_SAFETY_SNAPSHOT.say(revert, {"problem": problems[0].reason, "remedy": problems[0].remedy}))
-    return None
+    problems = draft.try_add(draft.case(step))
+    if problems:
+        words = {"problem": problems[0].reason, "remedy": problems[0].remedy}
+        draft.refuse(NO_SAFETY_SNAPSHOT.say(revert, words))
+        return None
+    return step
 
 
 def _safety_step(situation: Situation, target: Snapshot) -> TakeSnapshot:

@@ -50,7 +50,7 @@ class Case:
 
     `step` is what would be run; None when a window only asks whether the action makes sense. `batch` names all
     snapshots that the same plan deletes, `safety` the safety snapshot taken before a revert. `wants_memory` says that
-    the user asked for the RAM.
+    the user asked for the RAM, `before_safety` that a safety snapshot will come first, and the layers in use be kept.
     """
 
     situation: Situation
@@ -61,6 +61,7 @@ class Case:
     batch: tuple[str, ...] = ()
     safety: str | None = None
     wants_memory: bool = False
+    before_safety: bool = False
 
     @property
     def tree(self) -> SnapshotTree:
@@ -129,7 +130,9 @@ class Case:
     @cached_property
     def unlinks(self) -> tuple[str, ...]:
         """Images that libvirt would unlink."""
-        if self.action is Action.REVERT and self.external is not None:
+        if self.action is Action.REVERT:
+            if self.external is None or self.before_safety:
+                return ()
             return self.facts.unlinked_by_external_revert
         return (*(merge.overlay for merge in self.effect.merges), *self.effect.removes)
 
@@ -162,13 +165,14 @@ class Rule:
     until: int | None = None
     drivers: frozenset[str] = frozenset({QEMU})
     mended_by_safety_snapshot: bool = False
-    """Taking a safety snapshot first removes the cause: asked before a plan is made, it is no reason to say no."""
+    """Taking a safety snapshot first removes the cause."""
 
     def applies_to(self, case: Case) -> bool:
         """Whether this rule is about such an action on such a host at all, and enough is known to judge."""
         host = case.situation.host
         return (
             case.action in self.actions
+            and not (case.before_safety and self.mended_by_safety_snapshot)
             and case.situation.known >= self.needs
             and (not self.drivers or host.driver in self.drivers)
             and host.libvirt_version >= self.since

@@ -40,14 +40,9 @@ def why_not(action: Action, situation: Situation, snapshot: Snapshot | str | Non
     may still be refused. A cause that the safety snapshot before a revert removes is no reason here.
     """
     name = snapshot.name if isinstance(snapshot, Snapshot) else snapshot
-    case = Case(situation, Facts(situation), action, name)
-    rules = (
-        rule
-        for rule in RULES
-        if rule.verdict is Verdict.REFUSE and not (action is Action.REVERT and rule.mended_by_safety_snapshot)
-    )
-    for rule in rules:
-        if (finding := rule.judge(case)) is not None:
+    case = Case(situation, Facts(situation), action, name, before_safety=action is Action.REVERT)
+    for rule in RULES:
+        if rule.verdict is Verdict.REFUSE and (finding := rule.judge(case)) is not None:
             return finding
     return None
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import posixpath
 import re
 
-from snaptree.plans.facts import LIBVIRT_10_9, internal_images, is_external
+from snaptree.plans.facts import LIBVIRT_9_9, LIBVIRT_10_9, internal_images, is_external
 from snaptree.plans.plan import Action
 from snaptree.plans.rule import QEMU, TEST, Case, Evidence, Rule, Verdict, actions, first, found
 from snaptree.plans.situation import Known
@@ -87,6 +87,29 @@ def _image_not_in_use(case: Case) -> Evidence | None:
         return None
     elsewhere = [path for path in internal_images(case.internal) if case.facts.key(path) not in case.facts.active]
     return found(files=files_named(elsewhere)) if elsewhere else None
+
+
+def _unrecorded_branch(case: Case) -> Evidence | None:
+    """Branches not in use whose layers libvirt has to look up: it does so one level deep, and crashes on the answer."""
+    if case.external is None or not case.effect.merges:
+        return None
+    names = [
+        name
+        for name in case.tree.descendants(case.external.name)
+        if name not in case.tree.path_to_current and _has_unrecorded_layers(case, name)
+    ]
+    return found(branch=snapshots_named(names)) if names else None
+
+
+def _has_unrecorded_layers(case: Case, name: str) -> bool:
+    recorded = {disk.target for disk in case.situation.recorded_disks.get(name, ()) if disk.records_chain}
+    return any(
+        disk.target not in recorded
+        and disk.frozen is not None
+        # Known to stand on nothing: there is nothing to look up.
+        and case.facts.below.get(case.facts.key(disk.frozen), "unknown") is not None
+        for disk in case.tree[name].disks
+    )
 
 
 def _name_breaks_job(case: Case) -> Evidence | None:
@@ -215,6 +238,18 @@ RULES = (
         remedy="Delete {children} too, or revert to a snapshot of that branch first.",
         source="libvirt: 'deletion of non-leaf external snapshot that is not in active chain is not supported'",
         needs=Known.TREE,
+    ),
+    Rule(
+        id="unrecorded-branch",
+        actions=_DELETE,
+        verdict=Verdict.REFUSE,
+        condition=_unrecorded_branch,
+        reason="{branch} descends from {snapshot} on a branch that {vm} does not use now, and libvirt has not"
+        " recorded the layers of that branch. Looking for them, its daemon crashes.",
+        remedy="Delete {branch} first, from the leaves up, or keep {snapshot}.",
+        source="lab on 11.3: external s1, s2, s3 taken off, revert to s2, external s4, delete s1: segmentation fault"
+        " in qemuSnapshotDiskHasBackingDisk",
+        since=LIBVIRT_9_9,
     ),
     Rule(
         id="leaf-not-in-use",

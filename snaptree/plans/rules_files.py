@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-from snaptree.model.estate import Snapshot
 from snaptree.plans.facts import is_external
 from snaptree.plans.plan import Action
 from snaptree.plans.rule import Case, Evidence, Rule, Verdict, actions, first, found
@@ -116,22 +115,17 @@ def _unread_image(case: Case) -> Evidence | None:
     return found(files=files_named(unread), problem=plain(next(iter(unread.values())).rstrip("."))) if unread else None
 
 
-def _needed(case: Case) -> tuple[Snapshot, ...]:
-    """The snapshot whose content a revert or merge stands on."""
-    if case.snapshot is None or not (case.action is Action.REVERT or case.effect.merges):
-        return ()
-    return (case.snapshot,)
-
-
 def _layer_missing(case: Case) -> Evidence | None:
+    """Missing files below anything that QEMU has to open: every disk of a revert, CD-ROMs and left out ones too."""
     missing: set[str] = set()
-    for snapshot in _needed(case):
-        for disk in snapshot.disks:
-            if disk.frozen is not None and disk.how.value in ("external", "internal"):
+    if case.snapshot is not None and case.action is Action.REVERT:
+        for disk in case.snapshot.disks:
+            if disk.frozen is not None:
                 missing.update(case.facts.missing_in_stack(disk.frozen))
     for merge in case.effect.merges:
-        layers = case.facts.chains.get(merge.target) or (merge.overlay,)
-        missing.update(case.facts.missing_in_stack(layers[0]))
+        for layers in (case.facts.chains.get(merge.target, ()), (merge.into,)):
+            for layer in layers:
+                missing.update(case.facts.missing_in_stack(layer))
     return found(files=files_named(missing)) if missing else None
 
 
@@ -145,7 +139,12 @@ def _content_changed(case: Case) -> Evidence | None:
         stack = list(case.facts.stack(disk.frozen))
         # Inside an image, an internal snapshot is safe from writes to the image; not from writes to what lies below.
         suspects = stack if disk.how.value == "external" else stack[1:]
-        if wrong := [layer for layer in suspects if layer in case.facts.doubtful]:
+        wrong = [
+            layer
+            for layer in suspects
+            if layer in case.facts.doubtful or case.facts.written_after(case.snapshot.name, layer)
+        ]
+        if wrong:
             return found(files=files_named(wrong))
         for link in case.facts.broken_links:
             if link.image == stack[0] and link.holder is not None:

@@ -8,13 +8,11 @@ from snaptree.model.estate import DiskSnapshot, DomainState, Image, MemorySnapsh
 from snaptree.plans.facts import (
     LIBVIRT_10_10,
     disk_of,
-    external_disks,
     internal_images,
     is_external,
     memory_file_of,
     takes_writes,
 )
-from snaptree.plans.naming import revert_overlay_path
 from snaptree.plans.plan import Action, StateAfter
 from snaptree.plans.rule import QEMU, TEST, Case, Evidence, Rule, Verdict, actions, first, found
 from snaptree.plans.situation import Disk, Known
@@ -136,15 +134,6 @@ def _bitmaps(case: Case) -> Evidence | None:
         names = listed(plain(name) for name in case.situation.checkpoints)
         return found(what=f"{plain(case.situation.domain.name)} has checkpoints ({names})")
     return None
-
-
-def _overlay_of_this_second(case: Case) -> Evidence | None:
-    if case.external is None:
-        return None
-    now = case.situation.now
-    paths = [revert_overlay_path(disk.frozen, now) for disk in external_disks(case.external) if disk.frozen]
-    existing = [path for path in paths if path in case.situation.existing_files]
-    return found(files=files_named(existing)) if existing else None
 
 
 def _half_deleted(case: Case) -> Evidence | None:
@@ -372,15 +361,6 @@ RULES = (
         source="lab on 9.0, 11.3 and 12.8: refused, machine killed, and current moved all the same",
     ),
     Rule(
-        id="same-second",
-        actions=_REVERT,
-        verdict=Verdict.REFUSE,
-        condition=_overlay_of_this_second,
-        reason="libvirt names the layer of a revert after the second, and {files} exists already.",
-        remedy="Try again in a moment.",
-        source="lab on 11.3 and 12.8: second revert within the same second: 'already exists'",
-    ),
-    Rule(
         id="half-deleted",
         actions=_REVERT,
         verdict=Verdict.REFUSE,
@@ -437,8 +417,8 @@ RULES = (
         actions=_REVERT,
         verdict=Verdict.WARN,
         condition=_not_rolled_back,
-        reason="{disks} is not part of {snapshot}: its content stays as it is now, and libvirt gives it a new layer"
-        " too.",
+        reason="{disks} is not part of {snapshot}: it is not brought back to that moment, and libvirt puts a new"
+        " layer over the image that it had then.",
         remedy="",
         source="lab on 11.3 and 12.8: the excluded disk is also overlaid and then recorded as external",
     ),

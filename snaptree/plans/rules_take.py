@@ -506,10 +506,10 @@ RULES = (
         actions=_TAKE,
         verdict=Verdict.WARN,
         condition=_too_deep(LONG_CHAIN),
-        reason="Disk {disk} will stand on {layers} layers. Long chains read slowly, and some versions of libvirt"
-        " before 12.0 fail to start a machine with 25 or more.",
+        reason="Disk {disk} will stand on {layers} layers. Long chains read slowly, and each layer is a file more to"
+        " lose.",
         remedy="Delete old snapshots that nobody needs.",
-        source="reported for libvirt around its change of JSON library; fixed in 12.0",
+        source="QEMU asks each layer in turn for what a guest reads",
     ),
     Rule(
         id="no-way-back",
@@ -555,8 +555,8 @@ RULES = (
         actions=_TAKE,
         verdict=Verdict.WARN,
         condition=_excluded,
-        reason="{disks} is not part of {snapshot}: a revert leaves its content as it is then, but gives it a new"
-        " layer too.",
+        reason="{disks} is not part of {snapshot}: a revert does not bring it back to this moment, but gives it a"
+        " new layer too.",
         remedy="Leave no disk out if {vm} is to come back as a whole.",
         source="lab on 11.3 and 12.8: an excluded disk is overlaid at the revert and then recorded as external",
     ),

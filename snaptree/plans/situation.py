@@ -40,6 +40,8 @@ class Disk:
     read_only: bool = False
     transient: bool = False
     shareable: bool = False
+    records_chain: bool = False
+    """Its `<disk>` lists the layers below (`<backingStore>`); asked of `recorded_disks` only."""
 
 
 @dataclass(frozen=True, slots=True)
