@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import inf
 from typing import TYPE_CHECKING
 
 from PySide6.QtCore import QEvent, QSize, Qt, Signal
@@ -65,7 +66,7 @@ def last_undoable(operations: Iterable[Operation], uuid: str | None = None) -> O
 
     Never one before it: what came later would be in the way. `uuid` asks about one machine only.
     """
-    for operation in sorted(operations, key=lambda operation: -(operation.finished or operation.started)):
+    for operation in sorted(operations, key=lambda operation: operation.finished or inf, reverse=True):
         if uuid is not None and operation.plan.domain_uuid != uuid:
             continue
         if not operation.state.is_over:

@@ -43,6 +43,7 @@ DESKTOP_ID = "org.snaptree.SnapTree"
 _CLOSES_WITHIN_SECONDS = 15.0
 _SIGNAL_POLL_MS = 200
 _PICTURE_WITHIN_SECONDS = 60.0
+_SETTLE_MS = 400
 
 _log = logging.getLogger("snaptree")
 
@@ -334,3 +335,6 @@ def _wait_until_read(estate: Estate, seconds: float) -> None:
     QTimer.singleShot(int(seconds * 1000), loop.quit)
     loop.exec()
     poll.stop()
+    # The views gather changes for a moment before they show them.
+    QTimer.singleShot(_SETTLE_MS, loop.quit)
+    loop.exec()

@@ -151,7 +151,7 @@ class MainWindow(QMainWindow):
         view.addActions([actions.folds, actions.inspector, actions.activity])
         view.addSeparator()
         self._choices(
-            view.addMenu("&Colours"),
+            view.addMenu("Colou&rs"),
             {
                 ThemeChoice.SYSTEM: "Like the &System",
                 ThemeChoice.LIGHT: "&Light",

@@ -18,7 +18,6 @@ from snaptree.ui.settings import ThemeChoice
 class Colours:
     """The colours of one theme. Text on `base` and `window` has a contrast of 4.5 at least, `faint` excepted."""
 
-    is_dark: bool
     window: QColor
     """Around the lists: panels, toolbars."""
     base: QColor
@@ -60,7 +59,6 @@ def _colours(*names: str) -> tuple[QColor, ...]:
 
 
 LIGHT = Colours(
-    is_dark=False,
     window=QColor("#f4f5f7"),
     base=QColor("#ffffff"),
     text=QColor("#1d232b"),
@@ -84,7 +82,6 @@ LIGHT = Colours(
 )
 
 DARK = Colours(
-    is_dark=True,
     window=QColor("#1f2329"),
     base=QColor("#171a1f"),
     text=QColor("#e4e7eb"),

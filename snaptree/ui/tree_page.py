@@ -186,9 +186,9 @@ class TreePage(QWidget):
                 text += f" Next try in {seconds} s." if seconds else " Trying…"
                 self._countdown.start()
             details = "" if status.error is None else f"{status.error.hint}\n{status.error.details}"
-            banner.show_message("warning", text, details=details, button="Try &Again Now")
+            banner.show_message("warning", text, details=details, button="Try A&gain Now")
         elif status.error is not None and str(status.phase) == "connected" and not is_read_only:
-            banner.show_message("warning", str(status.error), details=status.error.details, button="Try &Again Now")
+            banner.show_message("warning", str(status.error), details=status.error.details, button="Try A&gain Now")
         else:
             banner.hide()
         if is_read_only and str(status.phase) == "connected":
@@ -202,7 +202,7 @@ class TreePage(QWidget):
         banner, machine = self.banners["reading"], self._machine
         if machine is not None and machine.error is not None and machine.tree is not None:
             text = f"{machine.error} What you see was read before."
-            banner.show_message("warning", text, details=machine.error.details, button="Try &Again Now")
+            banner.show_message("warning", text, details=machine.error.details, button="Try A&gain Now")
         else:
             banner.hide()
 

@@ -1,0 +1,155 @@
+"""Work in the activity panel: how far it is, how it ended, and what can be taken back."""
+
+from __future__ import annotations
+
+import pytest
+from PySide6.QtTest import QSignalSpy
+from pytestqt.qtbot import QtBot
+
+from snaptree.model.errors import SnapTreeError
+from snaptree.plans.operation import Operation, OperationState, Progress
+from snaptree.plans.plan import Action, DeleteSnapshot, Finding, Plan, Undo
+from snaptree.ui.activity import KEPT, Activity, last_undoable, progress_text, title_of
+from tests.ui.test_text import read_tooltip
+from tests.ui.values import HOSTILE_NAMES, NOW, URI
+
+GIB = 2**30
+
+
+def operation(
+    number: int,
+    state: OperationState = OperationState.DONE,
+    *,
+    action: Action = Action.REVERT,
+    undo: bool = True,
+    undone: bool = False,
+    uuid: str = "web",
+    progress: Progress | None = None,
+    error: SnapTreeError | None = None,
+    names: tuple[str, ...] = ("s1",),
+    domain: str = "web-01",
+    steps_done: int = 1,
+) -> Operation:
+    plan = Plan(
+        action,
+        URI,
+        uuid,
+        domain,
+        names,
+        steps=(DeleteSnapshot("s1", (), merges=True), DeleteSnapshot("s2", (), merges=True)),
+        warnings=(Finding("pause", "The guest stands still meanwhile."),),
+        undo=Undo("Goes back to before-revert.", "before-revert") if undo else None,
+    )
+    finished = NOW + number + 3 if state.is_over else None
+    return Operation(number, plan, state, NOW + number, finished, progress, error, undone, steps_done)
+
+
+@pytest.fixture
+def activity(qtbot: QtBot) -> Activity:
+    made = Activity()
+    qtbot.addWidget(made)
+    made.resize(900, 160)
+    made.show()
+    return made
+
+
+def running(done: int | None, total: int | None, **more: object) -> Progress:
+    return Progress("Merging s1 into its base", 0, 2, done, total, **more)  # type: ignore[arg-type]  # by name
+
+
+def test_progress_is_told_and_drawn(activity: Activity) -> None:
+    progress = running(40 * GIB, 50 * GIB, rate=2.0 * GIB, seconds_left=5.0, can_cancel=True)
+    activity.show_operation(URI, operation(1, OperationState.RUNNING, progress=progress))
+    row = activity.row(1)
+    assert row.bar.value() / row.bar.maximum() == pytest.approx(0.8)
+    assert row.detail.text == "Merging s1 into its base: step 1 of 2, 40.0 GiB of 50.0 GiB, 2.0 GiB/s, 5 seconds left"
+    assert not row.cancel.isHidden()
+    assert row.cancel.isEnabled()
+
+
+def test_what_nobody_knows_is_left_out() -> None:
+    assert progress_text(running(None, None)) == "step 1 of 2"
+    assert progress_text(Progress("Reverting", 0, 1)) == ""
+
+
+def test_work_without_measure_is_shown_as_busy(activity: Activity) -> None:
+    activity.show_operation(URI, operation(1, OperationState.RUNNING, progress=running(None, None)))
+    assert activity.row(1).bar.maximum() == 0
+
+
+def test_cancel_is_off_with_its_reason(activity: Activity) -> None:
+    progress = running(1, 2, can_cancel=False, why_not_cancel="libvirt can't stop a delete.")
+    activity.show_operation(URI, operation(1, OperationState.RUNNING, progress=progress))
+    row = activity.row(1)
+    assert not row.cancel.isEnabled()
+    assert read_tooltip(row.cancel.toolTip()) == "libvirt can't stop a delete."
+
+
+def test_cancel_undo_and_details_ask_for_the_right_thing(activity: Activity) -> None:
+    cancels, undos = QSignalSpy(activity.cancel_wanted), QSignalSpy(activity.undo_wanted)
+    details = QSignalSpy(activity.details_wanted)
+    waiting = operation(1, OperationState.QUEUED)
+    activity.show_operation(URI, waiting)
+    activity.row(1).cancel.click()
+    assert cancels.at(0) == [URI, waiting]
+    done = operation(1)
+    activity.show_operation(URI, done)
+    activity.row(1).undo.click()
+    assert undos.at(0) == [URI, done]
+    error = SnapTreeError("It broke.", hint="Mend it.", details="libvirt error 1")
+    activity.show_operation(URI, operation(2, OperationState.FAILED, error=error, uuid="db"))
+    assert "It broke. Mend it" in activity.row(2).detail.text
+    activity.row(2).details.click()
+    assert details.at(0) == [error]
+
+
+def test_only_the_last_change_of_a_machine_can_be_undone(activity: Activity) -> None:
+    activity.show_operation(URI, operation(1))
+    assert not activity.row(1).undo.isHidden()
+    activity.show_operation(URI, operation(2))
+    assert activity.row(1).undo.isHidden()
+    assert not activity.row(2).undo.isHidden()
+    activity.show_operation(URI, operation(3, uuid="db"))
+    assert not activity.row(2).undo.isHidden(), "another machine is not in the way"
+    activity.show_operation(URI, operation(2, undone=True))
+    assert not activity.row(1).undo.isHidden()
+    assert activity.row(2).undo.isHidden()
+    assert activity.row(2).detail.text == "Done, and taken back since"
+
+
+def test_undo_never_reaches_past_what_cannot_be_undone() -> None:
+    assert last_undoable([operation(1), operation(2, action=Action.DELETE, undo=False)]) is None
+    assert last_undoable([operation(1), operation(2, OperationState.RUNNING)]) is None
+    failed_half_way = operation(2, OperationState.FAILED, steps_done=1)
+    assert last_undoable([operation(1), failed_half_way]) is None
+    failed_at_once = operation(2, OperationState.FAILED, steps_done=0)
+    first = operation(1)
+    assert last_undoable([first, failed_at_once]) is first
+    undoing = operation(3, action=Action.UNDO, undo=False)
+    assert last_undoable([first, operation(2, undone=True), undoing]) is first
+    assert last_undoable([first], "another machine") is None
+
+
+def test_a_plan_in_the_making_is_shown(activity: Activity) -> None:
+    token = object()
+    began = QSignalSpy(activity.began)
+    activity.planning(token, "Revert web-01 to s1")
+    assert began.count() == 1
+    activity.planned(token)
+    activity.planned(token)
+    assert activity.operations == []
+
+
+def test_old_work_goes_from_the_list(activity: Activity) -> None:
+    for number in range(KEPT + 5):
+        activity.show_operation(URI, operation(number, uuid=f"m{number}"))
+    assert len(activity.operations) == KEPT
+    assert activity.operations[0].id == 5
+
+
+@pytest.mark.parametrize("name", HOSTILE_NAMES)
+def test_hostile_names_stay_one_line_of_plain_text(activity: Activity, name: str) -> None:
+    activity.show_operation(URI, operation(1, names=(name,), domain=name))
+    assert activity.row(1).title.text.isprintable()
+    assert "\n" not in title_of(operation(1, names=(name,), domain=name).plan)
+    read_tooltip(activity.row(1).toolTip())

@@ -1,0 +1,461 @@
+"""The real window over real QEMU: what a person sees and does, and what the machine holds afterwards."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from xml.sax.saxutils import escape
+
+import libvirt
+import pytest
+from PySide6.QtCore import Qt
+from PySide6.QtGui import QImage
+from PySide6.QtTest import QTest
+from PySide6.QtWidgets import QApplication, QLabel, QMenu, QMessageBox
+
+from snaptree.hosts.running import run_plan
+from snaptree.jobs import host_backend
+from snaptree.jobs.host_backend import Phase
+from snaptree.plans.operation import OperationState
+from snaptree.plans.plan import Action
+from snaptree.ui.application import save_screenshot
+from snaptree.ui.connect_dialog import ConnectDialog
+from snaptree.ui.machine import MachineId
+from snaptree.ui.settings import HostRequest, SafetySnapshot, Settings, ThemeChoice
+from snaptree.ui.snapshot_model import Column
+from snaptree.ui.take_dialog import TakeDialog
+from snaptree.ui.theme import DARK, LIGHT, colours_of
+from tests.kit.daemon import LibvirtDaemon
+from tests.kit.machines import MIB, NOW, EmbeddedHost, Machine
+from tests.ui.conftest import Driver, spin
+from tests.ui.test_text import read_tooltip
+
+pytestmark = pytest.mark.qemu
+
+OpenWindow = Callable[..., Driver]
+
+
+@pytest.fixture
+def machine(host: EmbeddedHost) -> Machine:
+    """A running machine with two internal snapshots, each with content of its own."""
+    made = host.make_machine()
+    made.write(1)
+    made.virsh_take("first", note="clean install")
+    made.write(2)
+    made.virsh_take("second")
+    made.write(3)
+    return made
+
+
+@pytest.fixture
+def driver(open_window: OpenWindow, host: EmbeddedHost, machine: Machine) -> Driver:
+    """A window that shows that machine."""
+    driver = open_window(host.uri)
+    driver.show_machine(host.uri, machine.uuid)
+    return driver
+
+
+# Looking
+
+
+def test_a_machine_is_shown_with_its_tree_and_costs(driver: Driver) -> None:
+    assert driver.names() == ["first", "second", "Now"]
+    model = driver.view.snapshot_model
+    memory = model.index(0, Column.MEMORY)
+    driver.until(lambda: str(memory.data()).startswith("≤ "))
+    assert model.index(0, Column.NOTE).data() == "clean install"
+    assert driver.window.windowTitle() == driver.machine.domain.name
+    assert driver.window.page.facts.text.startswith("running · snapshots are internal and with memory")
+
+
+def test_changes_made_elsewhere_appear_and_the_selection_stays(driver: Driver, machine: Machine) -> None:
+    driver.view.select(["first"])
+    machine.virsh_take("by virsh")
+    driver.until(lambda: "by virsh" in driver.names())
+    assert driver.view.selected_names() == ("first",)
+    machine.handle.snapshotLookupByName("second").delete()
+    driver.until(lambda: "second" not in driver.names())
+    assert driver.view.selected_names() == ("first",)
+    assert driver.window.inspector.title.text == "first"
+
+
+def test_a_machine_that_goes_takes_nothing_with_it(driver: Driver, host: EmbeddedHost, machine: Machine) -> None:
+    other = host.make_machine(running=False)
+    driver.until(lambda: driver.session.estate.machine(MachineId(host.uri, other.uuid)))
+    machine.handle.destroy()
+    machine.handle.undefineFlags(libvirt.VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA)
+    driver.until(lambda: driver.window.chosen == host.uri)
+    assert "1 virtual machine" in driver.window.page.message.text.text()
+    driver.show_machine(host.uri, other.uuid)
+
+
+def test_a_machine_without_snapshots_offers_to_take_one(open_window: OpenWindow, host: EmbeddedHost) -> None:
+    bare = host.make_machine(running=False)
+    driver = open_window(host.uri)
+    driver.show_machine(host.uri, bare.uuid)
+    page = driver.window.page.message
+    assert page.isVisible()
+    assert page.title.text() == "No snapshots yet"
+    page.button.click()
+    assert driver.dialog(TakeDialog)
+
+
+def test_the_search_finds_a_snapshot_and_shows_its_machine(driver: Driver, host: EmbeddedHost) -> None:
+    host.make_machine(name="unrelated", running=False)
+    driver.until(lambda: len(driver.window.model.rows[0].machines) == 2)
+    QTest.keyClick(driver.window, Qt.Key.Key_F, Qt.KeyboardModifier.ControlModifier)
+    assert driver.window.estate_view.search.hasFocus()
+    QTest.keyClicks(driver.window.estate_view.search, "clean inst")
+    assert [each.domain.name for each in driver.window.model.rows[0].machines] == [driver.machine.domain.name]
+
+
+HOSTILE = (
+    "<b>x</b>",
+    'it\'s "quoted" & <i>more</i>',
+    "\N{RIGHT-TO-LEFT OVERRIDE}exe.gnp",
+    "x" * 240,
+    "\N{PARTY POPPER} emoji",
+    "שלום",
+    "%s {} $name [*]",
+)
+
+
+def test_hostile_names_from_libvirt_are_plain_text_everywhere(open_window: OpenWindow, host: EmbeddedHost) -> None:
+    names = [name.replace("/", "|") for name in HOSTILE]  # libvirt takes no "/"
+    hostile = host.make_machine(name="<b>vm<b> & [*]", running=False, directory=host.directory)
+    for name in names:
+        hostile.virsh_take(escape(name), note=escape(f"<h1>{name}</h1>"))
+    driver = open_window(host.uri)
+    driver.show_machine(host.uri, hostile.uuid)
+    assert len(driver.names()) == len(names) + 1
+    assert all(name.isprintable() for name in driver.names())
+    assert driver.names()[0] == "<b>x<|b>"
+    assert driver.window.windowTitle() == "<b>vm<b> & [*][*]"
+    for name in names:
+        driver.view.select([name])
+        driver.window.actions_.delete.trigger()
+        dialog = driver.plan_dialog()
+        for label in (*driver.window.findChildren(QLabel), *dialog.findChildren(QLabel)):
+            assert label.textFormat() is Qt.TextFormat.PlainText or not label.text()
+        dialog.reject()
+        for column in Column:
+            index = driver.view.currentIndex().siblingAtColumn(column)
+            read_tooltip(index.data(Qt.ItemDataRole.ToolTipRole) or "<div >")
+
+
+# Taking
+
+
+def test_a_snapshot_is_taken(driver: Driver, machine: Machine) -> None:
+    driver.window.actions_.take.trigger()
+    dialog = driver.dialog(TakeDialog)
+    assert isinstance(dialog, TakeDialog)
+    assert dialog.name.text().startswith("snapshot-")
+    dialog.name.selectAll()
+    QTest.keyClicks(dialog.name, "before-update")
+    QTest.keyClicks(dialog.note, "why not")
+    QTest.keyClick(dialog.name, Qt.Key.Key_Return)  # sooner than any plan can be there: it is run when it is
+    driver.last_operation()
+    driver.until(lambda: "before-update" in driver.names())
+    taken = machine.tree()["before-update"]
+    assert taken.description == "why not"
+    assert taken.parent == "second"
+    assert QApplication.activeModalWidget() is None
+
+
+def test_names_that_cannot_be_are_refused_at_once(driver: Driver) -> None:
+    driver.window.actions_.take.trigger()
+    dialog = driver.dialog(TakeDialog)
+    assert isinstance(dialog, TakeDialog)
+    for name, reason in (
+        ("second", "There is a snapshot “second” already."),
+        ("a/b", "letters, digits"),
+        ("", "a name"),
+    ):
+        dialog.name.setText(name)
+        assert reason in dialog.name_problem.text()
+        assert not dialog.take_button.isEnabled()
+    dialog.name.setText("good")
+    driver.until(lambda: dialog.take_button.isEnabled() and not dialog.name_problem.isVisible())
+
+
+def test_what_a_machine_cannot_hold_is_greyed_with_its_reason(open_window: OpenWindow, host: EmbeddedHost) -> None:
+    raw = host.make_machine(disks=("raw",))
+    driver = open_window(host.uri)
+    driver.show_machine(host.uri, raw.uuid)
+    driver.window.actions_.take.trigger()
+    dialog = driver.dialog(TakeDialog)
+    assert isinstance(dialog, TakeDialog)
+    inside = next(button for capture, button in dialog.captures.items() if capture.value == "internal")
+    driver.until(lambda: not inside.isEnabled())
+    assert any("Not now: " in label.text() for label in dialog.findChildren(QLabel))
+
+
+# Reverting
+
+
+def test_one_click_reverts_and_one_click_takes_it_back(driver: Driver, machine: Machine) -> None:
+    before = machine.contents()
+    driver.view.select(["first"])
+    driver.window.actions_.revert.trigger()
+    driver.last_operation()
+    assert QApplication.activeModalWidget() is None, "nothing was asked"
+    after = machine.contents()
+    assert after[NOW] == before["first"]
+    driver.until(lambda: driver.machine.tree is not None and driver.machine.tree.current == "first")
+    (safety,) = [each for each in machine.tree() if each.annotations.safety]
+    assert after[safety.name] == before[NOW]
+    driver.until(lambda: safety.name in driver.names())
+    assert driver.window.activity.isVisible()
+    driver.window.actions_.undo.trigger()
+    driver.until(lambda: len(driver.operations) == 2)
+    driver.last_operation()
+    assert machine.contents() == before
+    driver.until(lambda: driver.names() == ["first", "second", "Now"])
+    assert not driver.window.actions_.undo.isEnabled()
+
+
+def test_without_the_safety_snapshot_the_loss_is_named_first(driver: Driver, machine: Machine) -> None:
+    Settings().safety_snapshot = SafetySnapshot.NEVER
+    before = machine.contents()
+    driver.view.select(["first"])
+    driver.window.actions_.revert.trigger()
+    dialog = driver.plan_dialog()
+    assert dialog.tick is not None
+    assert not dialog.tick.isChecked()
+    assert any("lost" in label.text() for label in dialog.findChildren(QLabel))
+    dialog.tick.setChecked(True)
+    driver.until(dialog.run_button.isEnabled)
+    dialog.reject()
+    assert machine.contents() == before
+
+
+def test_now_is_nothing_to_revert_to(driver: Driver) -> None:
+    row = driver.view.snapshot_model.rowCount() - 1
+    driver.view.selectRow(row)
+    assert driver.view.now_is_selected()
+    assert not driver.window.actions_.revert.isEnabled()
+    assert not driver.window.actions_.delete.isEnabled()
+    assert driver.window.actions_.take.isEnabled()
+
+
+# Deleting
+
+
+def test_deleting_shows_what_it_does_before_it_does_it(driver: Driver, machine: Machine) -> None:
+    before = machine.contents()
+    driver.view.setFocus()
+    driver.view.select(["first"])
+    driver.press(Qt.Key.Key_Delete)
+    dialog = driver.plan_dialog()
+    assert not dialog.run_button.isDefault(), "what can't be undone needs more than Enter"
+    dialog.run_button.click()
+    driver.last_operation()
+    driver.until(lambda: driver.names() == ["second", "Now"])
+    del before["first"]
+    assert machine.contents() == before
+    assert not driver.window.actions_.undo.isEnabled()
+
+
+def test_layers_are_merged_and_the_selection_line_adds_up(open_window: OpenWindow, host: EmbeddedHost) -> None:
+    layered = host.make_machine()
+    for number in range(1, 4):
+        layered.write(number, offset=number * MIB, length=MIB)
+        layered.virsh_take_disk_only(f"s{number}")
+    before = layered.contents()
+    driver = open_window(host.uri)
+    driver.show_machine(host.uri, layered.uuid)
+    driver.view.select(["s2", "s3"])
+    assert driver.window.page.sums.text.startswith("2 selected: frees ?, written ")
+    driver.window.actions_.delete.trigger()
+    dialog = driver.plan_dialog()
+    dialog.run_button.click()
+    driver.last_operation()
+    driver.until(lambda: driver.names() == ["s1", "Now"])
+    after = layered.contents()
+    assert {name: after[name] for name in ("s1", NOW)} == {name: before[name] for name in ("s1", NOW)}
+
+
+def test_delete_in_the_search_box_deletes_a_letter(driver: Driver) -> None:
+    driver.view.select(["first"])
+    driver.window.estate_view.start_search()
+    driver.press(Qt.Key.Key_Delete, driver.window.estate_view.search)
+    assert QApplication.activeModalWidget() is None
+
+
+# Work that goes on
+
+
+class Hold:
+    """Lets changes wait before they begin."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.released = threading.Event()
+        monkeypatch.setattr(host_backend, "run_plan", self._run_plan)
+
+    def _run_plan(self, *arguments: Any, **options: Any) -> Any:
+        assert self.released.wait(60)
+        return run_plan(*arguments, **options)
+
+
+@pytest.fixture
+def hold(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hold]:
+    hold = Hold(monkeypatch)
+    yield hold
+    hold.released.set()
+
+
+def test_the_window_does_not_leave_work_half_done(driver: Driver, hold: Hold, machine: Machine) -> None:
+    driver.view.select(["first"])
+    driver.window.actions_.revert.trigger()
+    driver.until(lambda: driver.operations)
+    driver.window.close()
+    assert driver.window.isVisible()
+    box = driver.dialog(QMessageBox)
+    assert isinstance(box, QMessageBox)
+    assert "Revert" in box.text()
+    next(button for button in box.buttons() if "Done" in button.text()).click()
+    spin(0.2)
+    assert driver.window.isVisible()
+    hold.released.set()
+    driver.until(lambda: not driver.window.isVisible())
+    assert driver.operations[-1].state is OperationState.DONE
+
+
+def test_queued_work_can_be_cancelled(driver: Driver, hold: Hold, machine: Machine) -> None:
+    before = machine.contents()
+    driver.view.select(["first"])
+    driver.window.actions_.revert.trigger()
+    driver.until(lambda: len(driver.operations) == 1)
+    driver.window.actions_.revert.trigger()
+    driver.until(lambda: len(driver.operations) == 2)
+    queued = driver.operations[-1]
+    driver.window.activity.row(queued.id).cancel.click()
+    driver.until(lambda: driver.operations[-1].state is OperationState.CANCELLED)
+    driver.window.activity.row(driver.operations[0].id)
+    hold.released.set()
+    driver.last_operation()
+    assert machine.contents()[NOW] == before["first"]
+
+
+# Hosts
+
+
+def test_a_host_that_cannot_be_reached_says_why(driver: Driver, host: EmbeddedHost) -> None:
+    bad = "qemu+unix:///session?socket=/nowhere/libvirt-sock"
+    driver.window.actions_.add_host.trigger()
+    dialog = driver.dialog(ConnectDialog)
+    assert isinstance(dialog, ConnectDialog)
+    dialog.address.setEditText(bad)
+    dialog.connect_button.click()
+    driver.until(lambda: bad in driver.session.estate)
+    driver.until(lambda: driver.session.estate[bad].status.phase is Phase.FAILED)
+    page = driver.window.page.message
+    driver.until(lambda: "Cannot connect" in page.title.text())
+    assert page.text.text(), "what to do"
+    assert page.button.isVisible()
+    page.button.click()
+    driver.until(lambda: driver.session.estate[bad].status.phase is Phase.FAILED)
+    assert Settings().hosts == [HostRequest(bad)]
+    driver.window.actions_.remove_host.trigger()
+    assert bad not in driver.session.estate
+    assert Settings().hosts == []
+    driver.until(lambda: driver.session.estate[host.uri].machines())
+
+
+def test_a_read_only_connection_shows_everything_and_changes_nothing(
+    open_window: OpenWindow, host: EmbeddedHost, machine: Machine
+) -> None:
+    driver = open_window(host.uri, read_only=True)
+    driver.show_machine(host.uri, machine.uuid)
+    driver.view.select(["first"])
+    actions = driver.window.actions_
+    assert not any(action.isEnabled() for action in (actions.take, actions.revert, actions.delete))
+    reason = actions.reasons[Action.DELETE]
+    assert reason is not None
+    assert "read-only" in reason.reason
+    assert driver.window.page.banners["read-only"].isVisible()
+    assert "read-only" in driver.window.page.banners["read-only"].text.lower()
+
+
+@pytest.mark.daemon
+def test_a_lost_connection_is_said_and_regained_with_the_selection(
+    open_window: OpenWindow, daemon: LibvirtDaemon
+) -> None:
+    far = daemon.make_machine()
+    for name in ("one", "two", "three"):
+        far.virsh_take(name)
+    driver = open_window(daemon.uri)
+    driver.show_machine(daemon.uri, far.uuid)
+    driver.view.select(["two"])
+    daemon.kill()
+    banner = driver.window.page.banners["connection"]
+    driver.until(lambda: banner.isVisible() and "lost" in banner.text)
+    driver.until(lambda: "Next try in" in banner.text)
+    assert driver.names() == ["one", "two", "three", "Now"], "what was read stays"
+    assert driver.view.selected_names() == ("two",)
+    assert not driver.window.actions_.revert.isEnabled()
+    daemon.start()
+    driver.window.actions_.retry.trigger()
+    driver.until(lambda: driver.session.estate[daemon.uri].status.phase is Phase.CONNECTED)
+    driver.until(lambda: not banner.isVisible())
+    assert driver.view.selected_names() == ("two",)
+    driver.until(driver.window.actions_.delete.isEnabled)
+
+
+# The window itself
+
+
+def test_dark_and_light_are_changed_while_it_runs(driver: Driver) -> None:
+    theme = driver.window._theme
+    theme.choose(ThemeChoice.LIGHT)
+    assert colours_of(driver.window.palette()) is LIGHT
+    theme.choose(ThemeChoice.DARK)
+    assert colours_of(driver.window.palette()) is DARK
+    picture = driver.view.viewport().grab().toImage()
+    assert picture.pixelColor(picture.width() - 4, picture.height() - 4) == DARK.base
+    icon = driver.window.actions_.take.icon().pixmap(16, 16).toImage()
+    assert any(icon.pixelColor(x, y) == DARK.text for x in range(16) for y in range(16))
+    theme.choose(ThemeChoice.SYSTEM)
+
+
+def test_the_shape_of_the_window_is_remembered(driver: Driver, open_window: OpenWindow, host: EmbeddedHost) -> None:
+    driver.window.resize(1100, 700)
+    driver.window.actions_.inspector.setChecked(False)
+    driver.window.close()
+    again = open_window(host.uri)
+    assert again.window.inspector.isHidden()
+    driver.until(lambda: again.window.chosen == driver.window.chosen)
+
+
+def test_everything_can_be_reached_by_keyboard(driver: Driver) -> None:
+    window = driver.window
+    bar = window.menuBar()
+    titles = [action.text() for action in bar.actions()]
+    for menu in bar.findChildren(QMenu):
+        texts = [action.text() for action in menu.actions() if not action.isSeparator()]
+        letters = [text[text.index("&") + 1].lower() for text in texts]
+        assert len(set(letters)) == len(letters), f"two items share a letter: {texts}"
+    letters = [title[title.index("&") + 1].lower() for title in titles]
+    assert len(set(letters)) == len(letters)
+    reached = set()
+    driver.view.setFocus()
+    for _ in range(40):
+        QTest.keyClick(QApplication.focusWidget() or window, Qt.Key.Key_Tab)
+        reached.add(QApplication.focusWidget())
+    assert {window.estate_view.search, window.estate_view.list, driver.view} <= reached
+    for widget in reached:
+        assert widget is not None
+        text = getattr(widget, "text", str)
+        assert widget.accessibleName() or text(), f"{widget} has no name for a screen reader"
+
+
+def test_a_picture_of_the_window_is_written(host: EmbeddedHost, machine: Machine, tmp_path: Path) -> None:
+    path = tmp_path / "window.png"
+    save_screenshot([host.uri], path)
+    picture = QImage(str(path))
+    assert (picture.width(), picture.height()) == (1280, 800)
+    colours = {picture.pixelColor(x, y).rgb() for x in range(300, 900, 2) for y in range(100, 300, 2)}
+    assert len(colours) > 20, "the tree is on it"
