@@ -34,7 +34,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         with _stopped_by_sigterm():
-            return int(options.run(options))
+            status = int(options.run(options))
+            sys.stdout.flush()  # a reader that went away is noticed here, where it is handled
+            return status
     except CancelledError as error:
         _complain(error)
         return EXIT_ERROR
