@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -138,6 +139,7 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     place = tmp_path_factory.mktemp("d")
     yield place
     kill_machines(place)
+    shutil.rmtree(place)
 
 
 @dataclass(frozen=True)
@@ -197,6 +199,7 @@ def kept(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kept]:
     progress = [(int(done), int(total)) for done, total, *_ in (line.split() for line in steps)]
     yield Kept(directory, uri_line.split()[1], progress, before)
     kill_machines(directory)
+    shutil.rmtree(directory)
 
 
 def drawn(text: str) -> tuple[dict[str, str], str]:

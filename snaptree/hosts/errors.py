@@ -51,6 +51,14 @@ _HINTS: tuple[tuple[str, str], ...] = (
         'Failed to get "write" lock',
         "Another QEMU process has this image open: another machine uses it, or a helper was left running.",
     ),
+    (
+        "nesting too deep",
+        "libvirt 10.8 to 11.10 starts no machine on more than 25 layers (mended in 12.0): the chain must be shorter.",
+    ),
+    (
+        "libvirt_iohelper",
+        "libvirt's helper that writes saved memory is not installed: on Debian 13 it is in libvirt-daemon-common.",
+    ),
     ("already exists", "Choose another name, or move the existing file away."),
 )
 
@@ -113,7 +121,28 @@ def _is_unreachable(message: str) -> bool:
     return "Failed to connect socket" in message or "unable to connect to" in message.lower()
 
 
+# What keeps an embedded driver (hosts/embedded.py) from opening.
+_EMBEDDED_HINTS: tuple[tuple[str, str], ...] = (
+    (
+        "Failed to acquire pid file",
+        "Another process has this directory open, such as virsh or another SnapTree: end that one first.",
+    ),
+    (
+        "already open with path",
+        "A process can open one embedded driver: start another SnapTree for the other directory.",
+    ),
+    (
+        "Failed to parse user",
+        "Run by root, libvirt's QEMU driver wants that account: install libvirt-daemon-system, or use an ordinary "
+        "user's account.",
+    ),
+)
+
+
 def _open_hint(code: int, message: str, uri: str) -> str:
+    for sign, hint in _EMBEDDED_HINTS:
+        if sign in message:
+            return hint
     if code in _DENIED:
         return "Check the user name and password, or join the group that may manage libvirt (often 'libvirt')."
     if _is_unreachable(message):

@@ -12,6 +12,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 from snaptree.hosts import embedded
+from snaptree.hosts.connection import Connection
 from snaptree.hosts.embedded import MAX_ROOT, kill_machines, place_on_cpus, prepare_root, release_root
 from snaptree.model.errors import SnapTreeError
 from tests.kit.machines import EmbeddedHost
@@ -69,6 +70,29 @@ def test_a_root_that_cannot_be_written_is_said(tmp_path: Path) -> None:
 
 
 @pytest.mark.qemu
+def test_a_second_root_in_one_process_is_explained(host: EmbeddedHost, tmp_path: Path) -> None:
+    with pytest.raises(SnapTreeError, match="start another SnapTree for the other directory"):
+        Connection(prepare_root(tmp_path)).open()
+
+
+@pytest.mark.qemu
+def test_a_root_in_use_by_virsh_is_explained(tmp_path: Path) -> None:
+    uri = prepare_root(tmp_path)
+    with subprocess.Popen(
+        ["virsh", "--connect", uri], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as virsh:
+        assert virsh.stdin is not None
+        assert virsh.stdout is not None
+        virsh.stdin.write("echo ready\n")
+        virsh.stdin.flush()
+        while "ready" not in (line := virsh.stdout.readline()):
+            assert line, "it ended"
+        done = _in_a_process_of_its_own(_OPEN, tmp_path)
+        virsh.stdin.close()
+    assert "end that one first" in done.stdout
+
+
+@pytest.mark.qemu
 def test_machines_start_where_sys_is_not_mounted(host: EmbeddedHost, monkeypatch: pytest.MonkeyPatch) -> None:
     """In clean chroots libvirt 11 finds no CPUs; naming them must be right for every libvirt."""
     monkeypatch.setattr(embedded, "_ONLINE_CPUS", Path("/nowhere"))
@@ -120,15 +144,26 @@ def test_other_children_are_left_to_those_who_started_them(
 
 def test_the_log_of_the_embedded_driver_stays_off_stderr(tmp_path: Path) -> None:
     """What concerns the user reaches them as an error; libvirt's own chatter does not."""
-    program = (
-        "import sys, pathlib, snaptree.hosts.embedded as embedded, snaptree.hosts.connection as connection\n"
-        "host = connection.Connection(embedded.prepare_root(pathlib.Path(sys.argv[1])))\n"
-        "host.open(); host.close()\n"
-    )
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("LIBVIRT_")}
-    done = subprocess.run(
-        [sys.executable, "-c", program, str(tmp_path)],
-        env=environment, cwd=Path(__file__).parent.parent.parent, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    done = _in_a_process_of_its_own(_OPEN, tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
+
+
+_OPEN = """
+import pathlib, sys
+from snaptree.hosts.connection import Connection
+from snaptree.hosts.embedded import prepare_root
+from snaptree.model.errors import SnapTreeError
+try:
+    Connection(prepare_root(pathlib.Path(sys.argv[1]))).open()
+except SnapTreeError as error:
+    print(error)
+"""
+
+
+def _in_a_process_of_its_own(program: str, directory: Path) -> subprocess.CompletedProcess[str]:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("LIBVIRT_")}
+    return subprocess.run(
+        [sys.executable, "-c", program, str(directory)],
+        env=environment, cwd=Path(__file__).parent.parent.parent, capture_output=True, text=True, check=False,
+    )  # fmt: skip

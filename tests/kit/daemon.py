@@ -4,7 +4,7 @@ It always runs in session mode without privileges: as the user who runs the test
 run by root can't be kept apart from the computer's own machines: /var/lib/libvirt and /run/libvirt are compiled into
 it, and only its sockets can be moved. Every XDG directory is private, so it finds no machines but those of the test.
 
-Seen to work, as root and as an ordinary user: libvirtd 9.0 (Debian 12), virtqemud 11.3 (Debian 13).
+Seen to work, as root and as an ordinary user: libvirtd 9.0 (Debian 12) and 11.3 (Debian 13), without /sys as well.
 
 Connect by `qemu+unix:///session?socket=...` only: in a process that has opened the embedded driver, as these tests'
 has, `qemu:///session` would end up there.
