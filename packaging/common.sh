@@ -71,7 +71,7 @@ packages_apt() {
         echo libxcb-keysyms1 libxcb-shape0 libwayland-cursor0 libwayland-egl1
         ;;
     demo) echo libvirt-daemon-driver-qemu qemu-system-x86 qemu-utils ;;
-    tests) echo libvirt-clients libvirt-daemon ;;
+    tests) echo libvirt-clients libvirt-daemon xvfb ;;
     esac
 }
 
@@ -83,7 +83,7 @@ packages_dnf() {
         echo xcb-util-keysyms xcb-util-image xcb-util-renderutil libwayland-cursor libwayland-egl dejavu-sans-fonts
         ;;
     demo) echo libvirt-daemon-driver-qemu qemu-system-x86-core qemu-img ;;
-    tests) echo libvirt-client libvirt-daemon ;;
+    tests) echo libvirt-client libvirt-daemon xorg-x11-server-Xvfb ;;
     esac
 }
 
@@ -95,7 +95,7 @@ packages_zypper() {
         echo libxcb-keysyms1 libxcb-shape0 libwayland-cursor0 libwayland-egl1 dejavu-fonts
         ;;
     demo) echo libvirt-daemon-driver-qemu qemu-x86 qemu-tools ;;
-    tests) echo libvirt-client libvirt-daemon ;;
+    tests) echo libvirt-client libvirt-daemon xorg-x11-server-Xvfb ;;
     esac
 }
 
@@ -106,7 +106,8 @@ packages_pacman() {
         echo libglvnd fontconfig dbus libxkbcommon-x11 xcb-util-cursor xcb-util-wm xcb-util-keysyms
         echo xcb-util-image xcb-util-renderutil wayland ttf-dejavu
         ;;
-    demo | tests) echo libvirt qemu-system-x86 qemu-img ;;
+    demo) echo libvirt qemu-system-x86 qemu-img ;;
+    tests) echo xorg-server-xvfb ;;
     esac
 }
 
