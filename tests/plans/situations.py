@@ -124,6 +124,25 @@ class SituationBuilder:
         changed = [replace(each, **fields) if each.name == name else each for each in tree]
         return self.having(tree=SnapshotTree.build(changed, tree.current))
 
+    def renamed(self, name: str, new: str) -> SituationBuilder:
+        """Give a snapshot a name that we would not: other tools do."""
+        tree = self._situation.tree
+        changed = [
+            replace(
+                each,
+                name=new if each.name == name else each.name,
+                parent=new if each.parent == name else each.parent,
+            )
+            for each in tree
+        ]
+        self.having(tree=SnapshotTree.build(changed, new if tree.current == name else tree.current))
+        for path, image in self._situation.layers.images.items():
+            entries = tuple(
+                replace(entry, name=new) if entry.name == name else entry for entry in image.internal_snapshots
+            )
+            self.image(path, internal_snapshots=entries)
+        return self
+
     def current(self, name: str | None) -> SituationBuilder:
         return self.having(tree=SnapshotTree.build(self._situation.tree, name))
 

@@ -1,0 +1,896 @@
+"""Each rule: a situation in which it speaks, naming what it is about, and a neighbouring one in which it is silent."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+
+import pytest
+
+from snaptree.model.estate import (
+    Annotations,
+    DiskSnapshot,
+    DomainState,
+    InternalSnapshot,
+    SnapshotDisk,
+)
+from snaptree.plans.facts import Facts
+from snaptree.plans.intention import Capture, Delete, Intention, Revert, Take, TakeBack
+from snaptree.plans.plan import (
+    Action,
+    DeleteSnapshot,
+    Finding,
+    RevertToSnapshot,
+    Step,
+)
+from snaptree.plans.planner import make_plan
+from snaptree.plans.rule import Case, Rule, Verdict
+from snaptree.plans.rules import RULES, why_not
+from snaptree.plans.rules_plan import RULES as PLANNERS_OWN
+from snaptree.plans.situation import Situation, glance
+from snaptree.plans.take import take_step
+from tests.plans.situations import DEBIAN_12, MIB, NOW, SituationBuilder, a_machine, disk
+
+BY_ID = {rule.id: rule for rule in RULES}
+RUNNING, OFF, PAUSED = DomainState.RUNNING, DomainState.OFF, DomainState.PAUSED
+BEFORE_9_9 = 9_008_000
+
+
+@dataclass(frozen=True)
+class Row:
+    """`rule` speaks when `intention` is asked of `speaks`, with all of `says`; not of `silent`."""
+
+    rule: str
+    intention: Intention
+    speaks: SituationBuilder
+    says: tuple[str, ...]
+    silent: SituationBuilder
+    silent_intention: Intention | None = None
+
+
+def ask(rule: Rule, intention: Intention, situation: Situation) -> Finding | None:
+    """What one rule says about the single step of an intention."""
+    facts = Facts(situation)
+    step: Step
+    match intention:
+        case Take():
+            step = take_step(intention, situation)
+            wants_memory = intention.capture is Capture.DISKS_AND_MEMORY
+            return rule.judge(Case(situation, facts, Action.TAKE, step.name, step, wants_memory=wants_memory))
+        case Revert():
+            step = RevertToSnapshot(intention.snapshot, intention.state_after, situation.tree.current)
+            return rule.judge(Case(situation, facts, Action.REVERT, step.name, step))
+        case Delete():
+            name = intention.snapshots[0]
+            step = DeleteSnapshot(name, situation.tree.children(name), merges=False)
+            return rule.judge(Case(situation, facts, Action.DELETE, name, step, batch=intention.snapshots))
+        case TakeBack():
+            raise AssertionError("not a single step")
+
+
+def external(name: str = "new") -> Take:
+    return Take(name=name, capture=Capture.DISKS)
+
+
+def with_memory(name: str = "new") -> Take:
+    return Take(name=name, capture=Capture.DISKS_AND_MEMORY)
+
+
+def internal(name: str = "new") -> Take:
+    return Take(name=name, capture=Capture.INTERNAL)
+
+
+def delete(*names: str) -> Delete:
+    return Delete(names)
+
+
+def chain_of(count: int, **machine: int) -> SituationBuilder:
+    """A machine with that many layers."""
+    builder = a_machine(**machine)  # type: ignore[arg-type]  # only `version` is given
+    for number in range(1, count):
+        builder.external(f"s{number}")
+    return builder
+
+
+def entry(name: str, number: str = "7") -> tuple[InternalSnapshot, ...]:
+    return (InternalSnapshot(number, name, 0, NOW),)
+
+
+def dependants(path: str, *machines: str) -> MappingProxyType[str, frozenset[str]]:
+    return MappingProxyType({path: frozenset(machines)})
+
+
+def forked() -> SituationBuilder:
+    """a -> b (not in use), a -> c (current)."""
+    return a_machine().external("a").external("b").revert("a").external("c")
+
+
+def branched() -> SituationBuilder:
+    """a -> b -> c (neither in use), a -> d (current)."""
+    return a_machine().external("a").external("b").external("c").revert("a").external("d")
+
+
+BASE = "/images/vda.qcow2"
+
+ANY = [
+    Row("read-only-connection", external(), a_machine().host(read_only=True), ("read-only",), a_machine()),
+    Row("unknown-driver", external(), a_machine().host(driver="VBOX"), ("VBOX",), a_machine().host(driver="TEST")),
+    Row("state-unknown", external(), a_machine(state=DomainState.UNKNOWN), ("web-01",), a_machine()),
+    Row("block-job-running", external(), a_machine(state=RUNNING, block_jobs=("vda",)), ("vda", "web-01"), a_machine()),
+    Row(
+        "orphaned-delete-job",
+        external(),
+        a_machine().external("a").snapshot("a", delete_in_progress=True).state(PAUSED).having(block_jobs=("vda",)),
+        ("vda", "web-01", "virsh destroy"),
+        a_machine().external("a").state(PAUSED).having(block_jobs=("vda",)),
+    ),
+    Row("managed-save", external(), a_machine().domain(has_managed_save=True), ("web-01",), a_machine()),
+    Row(
+        "managed-save",
+        external(),
+        a_machine().domain(has_managed_save=True),
+        ("managedsave-remove",),
+        a_machine().domain(has_managed_save=True),
+        silent_intention=internal(),
+    ),
+    Row(
+        "managed-save",
+        delete("a"),
+        a_machine().external("a").domain(has_managed_save=True),
+        ("web-01",),
+        a_machine().internal("a").domain(has_managed_save=True),
+    ),
+    Row(
+        "managed-save",
+        Revert("a"),
+        a_machine().internal("a").domain(has_managed_save=True),
+        ("web-01",),
+        a_machine().internal("a"),
+    ),
+    Row("transient-machine", external(), a_machine().domain(is_persistent=False), ("web-01",), a_machine()),
+    Row(
+        "unreadable-snapshot",
+        Revert("a"),
+        a_machine().external("a").snapshot("a", problem="it has no <domain>."),
+        ("“a”", "no <domain>"),
+        a_machine().external("a"),
+    ),
+    Row(
+        "mixed-snapshot",
+        delete("a"),
+        a_machine(disk("vda"), disk("vdb"))
+        .external("a")
+        .snapshot(
+            "a",
+            disks=(
+                SnapshotDisk("vda", DiskSnapshot.EXTERNAL, BASE, "/images/vda.a"),
+                SnapshotDisk("vdb", DiskSnapshot.INTERNAL, "/images/vdb.qcow2"),
+            ),
+        ),
+        ("“a”",),
+        a_machine(disk("vda"), disk("vdb")).external("a"),
+    ),
+]
+
+TAKE = [
+    Row("name-not-allowed", external("a b"), a_machine(), ("“a b”",), a_machine(), external("a-b")),
+    Row("name-not-allowed", external("x" * 101), a_machine(), ("101",), a_machine(), external("x" * 100)),
+    Row("name-not-allowed", internal("17"), a_machine(), ("“17”", "number"), a_machine(), external("17")),
+    Row("name-taken", external("a"), a_machine().external("a"), ("“a”", "web-01"), a_machine().external("b")),
+    Row(
+        "name-in-image",
+        internal("old"),
+        a_machine().image(BASE, internal_snapshots=entry("old")),
+        (BASE, "“old”"),
+        a_machine().image(BASE, internal_snapshots=entry("other")),
+    ),
+    Row(
+        "file-exists",
+        external("a"),
+        a_machine(existing_files=frozenset({BASE, "/images/vda.a"})),
+        ("/images/vda.a",),
+        a_machine(),
+    ),
+    Row(
+        "file-exists",
+        with_memory("a"),
+        a_machine(state=RUNNING, existing_files=frozenset({BASE, "/images/vda.a.mem"})),
+        ("/images/vda.a.mem",),
+        a_machine(state=RUNNING),
+    ),
+    Row(
+        "file-name-too-long",
+        external("a" * 50),
+        a_machine(disk(path="/images/" + "b" * 220 + ".qcow2")),
+        ("b" * 220,),
+        a_machine(disk(path="/images/" + "b" * 120 + ".qcow2")),
+    ),
+    Row(
+        "nothing-to-hold",
+        external(),
+        a_machine(disk("sda", device="cdrom", read_only=True, format="raw", path="/images/install.iso")),
+        ("web-01",),
+        a_machine(),
+    ),
+    Row(
+        "unknown-disk",
+        Take(name="a", capture=Capture.DISKS, excluded_disks=("vdz",)),
+        a_machine(),
+        ("vdz", "vda"),
+        a_machine(disk("vda"), disk("vdz")),
+    ),
+    Row("internal-needs-qcow2", internal(), a_machine(disk(format="raw")), ("vda", "raw"), a_machine()),
+    Row(
+        "internal-needs-a-file",
+        internal(),
+        a_machine(disk("vda"), disk("vdb", type="network", path=None)),
+        ("vdb", "network"),
+        a_machine(disk("vda"), disk("vdb", type="block", path="/dev/vg/b")),
+    ),
+    Row(
+        "internal-needs-all-disks",
+        Take(name="a", capture=Capture.INTERNAL, excluded_disks=("vdb",)),
+        a_machine(disk("vda"), disk("vdb")),
+        ("vdb",),
+        a_machine(disk("vda"), disk("vdb", read_only=True)),
+    ),
+    Row(
+        "uefi-internal",
+        internal(),
+        a_machine(version=DEBIAN_12, has_pflash=True),
+        ("web-01", "9.0.0"),
+        a_machine(version=9_003_000, has_pflash=True),
+    ),
+    Row(
+        "uefi-internal-running",
+        internal(),
+        a_machine(version=10_000_000, state=RUNNING, has_pflash=True),
+        ("web-01", "10.0.0"),
+        a_machine(version=10_000_000, has_pflash=True),
+    ),
+    Row(
+        "uefi-internal-raw-nvram",
+        internal(),
+        a_machine(state=RUNNING, has_pflash=True, nvram_format="raw"),
+        ("web-01",),
+        a_machine(state=RUNNING, has_pflash=True, nvram_format="qcow2"),
+    ),
+    Row(
+        "nvram-not-saved",
+        internal(),
+        a_machine(has_pflash=True, nvram_format="raw"),
+        ("web-01",),
+        a_machine(state=RUNNING, has_pflash=True, nvram_format="qcow2"),
+    ),
+    Row(
+        "external-needs-a-file",
+        external(),
+        a_machine(disk("vda"), disk("vdb", type="network", path=None)),
+        ("vdb", "network"),
+        a_machine(disk("vda"), disk("vdb")),
+    ),
+    Row(
+        "external-passthrough",
+        external(),
+        a_machine(disk(device="lun"), state=RUNNING),
+        ("vda",),
+        a_machine(disk(device="lun")),
+    ),
+    Row("external-shared-disk", external(), a_machine(disk(shareable=True)), ("vda",), a_machine()),
+    Row("external-transient-disk", external(), a_machine(disk(transient=True)), ("vda",), a_machine()),
+    Row("external-sd-card", external(), a_machine(disk(bus="sd"), state=RUNNING), ("vda",), a_machine(disk(bus="sd"))),
+    Row(
+        "machine-suspended",
+        external(),
+        a_machine(state=DomainState.SUSPENDED),
+        ("web-01", "dompmwakeup"),
+        a_machine(state=PAUSED),
+    ),
+    Row(
+        "quiesce-without-agent",
+        Take(name="a", capture=Capture.DISKS, quiesce=True),
+        a_machine(state=RUNNING),
+        ("web-01",),
+        a_machine(state=RUNNING, has_agent=True),
+    ),
+    Row(
+        "quiesce-not-running",
+        Take(name="a", capture=Capture.DISKS, quiesce=True),
+        a_machine(state=PAUSED, has_agent=True),
+        ("web-01", "paused"),
+        a_machine(state=RUNNING, has_agent=True),
+    ),
+    Row(
+        "quiesce-with-memory",
+        Take(name="a", capture=Capture.DISKS_AND_MEMORY, quiesce=True),
+        a_machine(state=RUNNING, has_agent=True),
+        ("frozen",),
+        a_machine(state=RUNNING, has_agent=True),
+        Take(name="a", capture=Capture.DISKS, quiesce=True),
+    ),
+    Row("test-driver-external", external(), a_machine().host(driver="TEST"), ("test driver",), a_machine()),
+    Row(
+        "checkpoints-off",
+        external(),
+        a_machine(checkpoints=("monday",)),
+        ("monday", "web-01"),
+        a_machine(state=RUNNING, checkpoints=("monday",)),
+    ),
+    Row(
+        "no-space-for-memory",
+        with_memory(),
+        a_machine(state=RUNNING, free_bytes=MappingProxyType({"/images": 511 * MIB})),
+        ("/images", "511 MiB", "512 MiB"),
+        a_machine(state=RUNNING, free_bytes=MappingProxyType({"/images": 512 * MIB})),
+    ),
+    Row(
+        "no-space-for-memory",
+        internal(),
+        a_machine(state=RUNNING, free_bytes=MappingProxyType({"/images": 511 * MIB})),
+        ("/images",),
+        a_machine(free_bytes=MappingProxyType({"/images": 511 * MIB})),
+    ),
+    Row(
+        "chain-too-deep",
+        external(),
+        chain_of(200, version=12_000_000),
+        ("vda", "201"),
+        chain_of(199, version=12_000_000),
+    ),
+    Row("long-chain", external(), chain_of(24), ("vda", "25"), chain_of(23)),
+    Row("too-deep-to-start-again", external(), chain_of(25), ("26", "11.3.0"), chain_of(24)),
+    Row("no-way-back", external(), a_machine(version=DEBIAN_12), ("9.0.0",), a_machine()),
+    Row("external-on-internal", external(), a_machine().internal("a"), ("“a”", BASE, "“new”"), a_machine()),
+    Row("internal-on-external", internal(), a_machine().external("a"), ("“a”", "“new”"), a_machine().internal("a")),
+    Row("no-memory-to-save", with_memory(), a_machine(), ("web-01",), a_machine(state=RUNNING)),
+    Row(
+        "disk-left-out",
+        Take(name="a", capture=Capture.DISKS, excluded_disks=("vdb",)),
+        a_machine(disk("vda"), disk("vdb")),
+        ("vdb", "“a”"),
+        a_machine(disk("vda"), disk("vdb", device="cdrom")),
+    ),
+]
+
+REVERT = [
+    Row(
+        "external-revert-unsupported",
+        Revert("a"),
+        a_machine(version=DEBIAN_12).external("a"),
+        ("“a”", "9.0.0"),
+        a_machine(version=DEBIAN_12).internal("a"),
+    ),
+    Row(
+        "internal-revert-broken",
+        Revert("a"),
+        a_machine().internal("a").host(internal_revert_broken=True),
+        ("11.3.0",),
+        a_machine().external("a").host(internal_revert_broken=True),
+    ),
+    Row(
+        "revert-without-current",
+        Revert("a"),
+        a_machine().external("a").current(None),
+        ("web-01",),
+        a_machine().internal("a").current(None),
+    ),
+    Row(
+        "current-does-not-own-disks",
+        Revert("a"),
+        a_machine().external("a").external("b").current("a"),
+        ("“a”",),
+        a_machine().external("a").external("b"),
+    ),
+    Row(
+        "recorded-overlays-wrong",
+        Revert("b"),
+        branched().revert("a").snapshot("a", revert_overlays=()),
+        ("“a”", "/images/vda.a", "/images/vda.1"),
+        branched().revert("a"),
+    ),
+    Row(
+        "memory-file-missing",
+        Revert("a"),
+        a_machine(state=RUNNING).external("a", memory=True).having(missing_files=frozenset({"/images/vda.a.mem"})),
+        ("/images/vda.a.mem", "“a”"),
+        a_machine(state=RUNNING).external("a", memory=True),
+    ),
+    Row(
+        "not-in-image",
+        Revert("a"),
+        a_machine().internal("a").image(BASE, internal_snapshots=()),
+        (BASE, "“a”"),
+        a_machine().internal("a"),
+    ),
+    Row(
+        "named-like-an-id",
+        Revert("1"),
+        a_machine()
+        .internal("a")
+        .internal("1x")
+        .image(BASE, internal_snapshots=(*entry("a", "1"), *entry("1", "2")))
+        .renamed("1x", "1"),
+        ("“1”", "“a”", BASE),
+        a_machine().internal("1x").image(BASE, internal_snapshots=entry("1", "1")).renamed("1x", "1"),
+    ),
+    Row(
+        "twice-in-image",
+        Revert("a"),
+        a_machine().internal("a").image(BASE, internal_snapshots=(*entry("a", "1"), *entry("a", "2"))),
+        (BASE, "“a”"),
+        a_machine().internal("a"),
+    ),
+    Row(
+        "name-breaks-monitor",
+        Revert("<b>"),
+        a_machine(version=DEBIAN_12, state=RUNNING).internal("a").renamed("a", "<b>"),
+        ("“<b>”", "9.0.0"),
+        a_machine(version=DEBIAN_12).internal("a").renamed("a", "<b>"),
+    ),
+    Row(
+        "disk-type-blocks-revert",
+        Revert("a"),
+        a_machine()
+        .external("a")
+        .having(recorded_disks=MappingProxyType({"a": (disk(), disk("sda", device="cdrom", type="block"))})),
+        ("sda", "cdrom", "block", "“a”"),
+        a_machine().external("a"),
+    ),
+    Row(
+        "snapshot-of-sleep",
+        Revert("a"),
+        a_machine().internal("a").snapshot("a", state=DomainState.SUSPENDED),
+        ("“a”",),
+        a_machine().internal("a"),
+    ),
+    Row(
+        "bitmaps-block-revert",
+        Revert("a"),
+        a_machine().internal("a").image(BASE, has_bitmaps=True),
+        (BASE,),
+        a_machine().external("a").image(BASE, has_bitmaps=True),
+    ),
+    Row(
+        "bitmaps-block-revert",
+        Revert("a"),
+        a_machine().internal("a").having(checkpoints=("monday",)),
+        ("monday", "web-01"),
+        a_machine().internal("a"),
+    ),
+    Row(
+        "half-deleted",
+        Revert("b"),
+        a_machine().external("a").external("b").snapshot("a", delete_in_progress=True),
+        ("“b”",),
+        a_machine().external("a").external("b").snapshot("b", delete_in_progress=True),
+    ),
+    Row("too-deep-to-go-back", Revert("s25"), chain_of(26), ("26", "“s25”"), chain_of(26), Revert("s24")),
+    Row(
+        "too-deep-to-leave",
+        Revert("s1"),
+        chain_of(28).state(RUNNING),
+        ("28", "web-01"),
+        chain_of(28),
+    ),
+    Row("present-state-is-lost", Revert("a"), a_machine().external("a").external("b"), ("“b”",), a_machine()),
+    Row(
+        "ends-shut-off",
+        Revert("a"),
+        a_machine(state=RUNNING).external("a"),
+        ("“a”", "web-01"),
+        a_machine(state=RUNNING).external("a", memory=True),
+    ),
+    Row(
+        "machine-restarts",
+        Revert("a"),
+        a_machine().external("a").state(RUNNING),
+        ("web-01",),
+        a_machine().external("a"),
+    ),
+    Row("settings-replaced", Revert("a"), a_machine().external("a"), ("“a”", "web-01"), a_machine()),
+    Row(
+        "disks-not-rolled-back",
+        Revert("a"),
+        a_machine(disk("vda"), disk("vdb")).external("a", excluded=("vdb",)),
+        ("vdb", "“a”"),
+        a_machine(disk("vda"), disk("vdb")).external("a"),
+    ),
+    Row(
+        "disks-dropped",
+        Revert("a"),
+        a_machine().external("a").having(disks=(disk(path="/images/vda.a"), disk("vdb"))),
+        ("vdb", "/images/vdb.qcow2", "“a”"),
+        a_machine().external("a"),
+    ),
+    Row(
+        "checkpoints-break",
+        Revert("a"),
+        a_machine().external("a").having(checkpoints=("monday",)),
+        ("monday",),
+        a_machine().external("a"),
+    ),
+    Row(
+        "layer-left-behind",
+        Revert("i"),
+        a_machine().external("a").internal("i").revert("a"),
+        ("/images/vda.1",),
+        a_machine().external("a").internal("i").revert("a").internal("j"),
+    ),
+]
+
+DELETE = [
+    Row(
+        "delete-without-current",
+        delete("a"),
+        a_machine().external("a").current(None),
+        ("web-01",),
+        a_machine().internal("a").current(None),
+    ),
+    Row(
+        "delete-with-wrong-current",
+        delete("b"),
+        a_machine().external("a").external("b").current("a"),
+        ("“a”", "“b”"),
+        a_machine().external("a").external("b"),
+    ),
+    Row("current-with-children", delete("a"), branched().revert("a"), ("“a”", "“b”"), branched()),
+    Row("fork", delete("a"), forked(), ("“a”", "“b”", "“c”"), a_machine().external("a").external("b")),
+    Row("branch-not-in-use", delete("b"), branched(), ("“b”", "“c”"), branched(), delete("c")),
+    Row(
+        "unrecorded-branch",
+        delete("a"),
+        a_machine().external("a").external("b").external("c").revert("b").external("d"),
+        ("“c”", "“a”"),
+        a_machine()
+        .external("a")
+        .external("b")
+        .external("c")
+        .revert("b")
+        .external("d")
+        .having(recorded_disks=MappingProxyType({"c": (disk(records_chain=True),)})),
+    ),
+    Row(
+        "leaf-not-in-use",
+        delete("b"),
+        forked().host(external_snapshots=False, libvirt_version=DEBIAN_12),
+        ("“b”",),
+        forked(),
+    ),
+    Row(
+        "layers-made-while-off",
+        delete("a"),
+        a_machine(version=DEBIAN_12).external("a").external("b"),
+        ("“a”", "9.0.0"),
+        a_machine(version=DEBIAN_12).external("a").external("b").state(RUNNING),
+    ),
+    Row(
+        "parent-is-internal",
+        delete("b"),
+        a_machine().internal("a").external("b"),
+        ("“a”", "“b”"),
+        a_machine().external("a").external("b"),
+    ),
+    Row(
+        "finish-interrupted-delete",
+        delete("a"),
+        a_machine().external("a").external("b").snapshot("a", delete_in_progress=True),
+        ("“a”", "“b”"),
+        a_machine().external("a").external("b").snapshot("a", delete_in_progress=True),
+        delete("b"),
+    ),
+    Row(
+        "image-not-in-use",
+        delete("a"),
+        a_machine(state=RUNNING).internal("a").external("b"),
+        ("“a”", BASE),
+        a_machine().internal("a").external("b"),
+    ),
+    Row(
+        "name-breaks-job",
+        delete("a_b"),
+        a_machine(state=RUNNING).internal("a").renamed("a", "a_b"),
+        ("“a_b”", "11.3.0"),
+        a_machine(version=DEBIAN_12, state=RUNNING).internal("a").renamed("a", "a_b"),
+    ),
+    Row(
+        "checkpoints-need-it-running",
+        delete("a"),
+        a_machine().external("a").having(checkpoints=("monday",)),
+        ("monday",),
+        a_machine().external("a").state(RUNNING).having(checkpoints=("monday",)),
+    ),
+    Row(
+        "disk-cannot-merge",
+        delete("a"),
+        a_machine().external("a").having(disks=(disk(path="/images/vda.a", bus="sd"),)),
+        ("vda", "SD card"),
+        a_machine().external("a"),
+    ),
+    Row("too-deep-to-merge", delete("s3"), chain_of(26), ("26", "25"), chain_of(25)),
+    Row(
+        "pinned",
+        delete("a", "b"),
+        a_machine().internal("a").internal("b").snapshot("a", annotations=Annotations(pinned=True)),
+        ("“a”",),
+        a_machine().internal("a").internal("b"),
+    ),
+    Row(
+        "pinned-alone",
+        delete("a"),
+        a_machine().internal("a").snapshot("a", annotations=Annotations(pinned=True)),
+        ("“a”",),
+        a_machine().internal("a"),
+    ),
+    Row("cannot-be-cancelled", delete("a"), a_machine().external("a"), ("merge",), a_machine().internal("a")),
+    Row(
+        "starts-qemu",
+        delete("a"),
+        a_machine().external("a"),
+        ("web-01",),
+        a_machine(state=RUNNING).external("a"),
+    ),
+    Row(
+        "none-current-after",
+        delete("b"),
+        a_machine().external("a").current(None).external("b"),
+        ("“a”", "web-01"),
+        a_machine().external("a").external("b"),
+    ),
+    Row(
+        "merge-may-fill-disk",
+        delete("a"),
+        a_machine().external("a").having(free_bytes=MappingProxyType({"/images": 9 * MIB})),
+        ("/images", BASE, "10 MiB", "9 MiB"),
+        a_machine().external("a").having(free_bytes=MappingProxyType({"/images": 10 * MIB})),
+    ),
+]
+
+FILES = [
+    Row(
+        "layer-in-use",
+        delete("b"),
+        a_machine().external("a").external("b").current("a"),
+        ("/images/vda.a",),
+        a_machine().external("a").external("b"),
+    ),
+    Row(
+        "layer-holds-snapshot",
+        Revert("c"),
+        branched().revert("a").snapshot("a", revert_overlays=()),
+        ("/images/vda.a", "“b”"),
+        branched().revert("a"),
+    ),
+    Row(
+        "internal-snapshot-inside",
+        delete("a"),
+        a_machine().external("a").internal("i"),
+        ("/images/vda.a", "“i”"),
+        a_machine().external("a").external("b"),
+    ),
+    Row(
+        "internal-snapshot-inside",
+        delete("a"),
+        a_machine().external("a").image("/images/vda.a", internal_snapshots=entry("by-hand")),
+        ("/images/vda.a", "“by-hand”", "qemu-img snapshot -d"),
+        a_machine().external("a").image(BASE, internal_snapshots=entry("by-hand")),
+    ),
+    Row(
+        "internal-snapshot-inside",
+        Revert("a"),
+        a_machine().external("a").image("/images/vda.a", internal_snapshots=entry("by-hand")),
+        ("/images/vda.a", "“by-hand”"),
+        a_machine().external("a"),
+    ),
+    Row(
+        "removed-layer-has-overlays",
+        delete("a"),
+        a_machine().external("a").image("/images/clone.qcow2", backing="/images/vda.a"),
+        ("/images/vda.a", "/images/clone.qcow2"),
+        a_machine().external("a"),
+    ),
+    Row(
+        "removed-layer-has-overlays",
+        Revert("a"),
+        a_machine()
+        .external("a")
+        .having(overlays_on=MappingProxyType({"/images/vda.a": frozenset({"/images/clone.qcow2"})})),
+        ("/images/vda.a", "/images/clone.qcow2"),
+        a_machine().external("a"),
+    ),
+    Row(
+        "written-image-has-overlays",
+        delete("a"),
+        a_machine().external("a").image("/images/clone.qcow2", backing=BASE),
+        (BASE, "/images/clone.qcow2"),
+        a_machine().external("a"),
+    ),
+    Row(
+        "written-image-has-overlays",
+        Revert("a"),
+        a_machine().internal("a").external("b"),
+        (BASE, "/images/vda.b"),
+        a_machine().internal("a").internal("b"),
+    ),
+    Row(
+        "written-image-holds-snapshot",
+        Revert("i"),
+        a_machine().internal("i").external("e"),
+        (BASE, "“e”"),
+        a_machine().external("e").internal("i"),
+    ),
+    Row(
+        "machines-depend",
+        delete("a"),
+        a_machine().external("a").having(dependants=dependants(BASE, "db-01", "ci-01")),
+        ("ci-01 and db-01", BASE),
+        a_machine().external("a").having(dependants=dependants("/images/other.qcow2", "db-01")),
+    ),
+    Row(
+        "machines-depend",
+        Revert("a"),
+        a_machine().internal("a").having(dependants=dependants(BASE, "db-01")),
+        ("db-01", BASE),
+        a_machine().external("a").having(dependants=dependants(BASE, "db-01")),
+    ),
+    Row(
+        "unreadable-machines-may-depend",
+        delete("a"),
+        a_machine().external("a").having(unreadable_domains=("db-01",)),
+        ("db-01", BASE),
+        a_machine().external("a").external("b").having(unreadable_domains=("db-01",)),
+        delete("b"),
+    ),
+    Row(
+        "unreadable-machines",
+        delete("b"),
+        a_machine().external("a").external("b").having(unreadable_domains=("db-01",)),
+        ("db-01", "/images/vda.a", "/images/vda.b"),
+        a_machine().external("a").external("b"),
+    ),
+    Row(
+        "unread-image",
+        delete("a"),
+        a_machine().external("a").image("/images/vda.a", problem="permission denied"),
+        ("/images/vda.a", "permission denied"),
+        a_machine().external("a"),
+    ),
+    Row(
+        "layer-missing",
+        Revert("b"),
+        a_machine().external("a").external("b").missing("/images/vda.a"),
+        ("/images/vda.a", "“b”"),
+        a_machine().external("a").external("b").missing("/images/vda.a"),
+        Revert("a"),
+    ),
+    Row(
+        "layer-missing",
+        delete("b"),
+        a_machine().external("a").external("b").missing(BASE),
+        (BASE,),
+        a_machine().external("a").external("b"),
+    ),
+    Row(
+        "content-changed",
+        Revert("a"),
+        a_machine().external("a").external("b").chain("vda", "/images/vda.b", BASE),
+        ("“a”", BASE, "--metadata"),
+        a_machine().external("a").external("b"),
+    ),
+    Row(
+        "content-changed",
+        Revert("a"),
+        a_machine().external("a").chain("vda", BASE),
+        ("“a”", BASE),
+        a_machine().external("a"),
+    ),
+    Row(
+        "content-changed",
+        Revert("e"),
+        a_machine().internal("i").external("e").revert("i").external("f"),
+        ("“e”", BASE),
+        a_machine().internal("i").external("e").revert("i").external("f"),
+        Revert("f"),
+    ),
+    Row(
+        "merge-not-as-recorded",
+        delete("a"),
+        a_machine().external("a").external("b").chain("vda", "/images/vda.b", BASE),
+        ("“a”", "/images/vda.a", BASE, "vda"),
+        a_machine().external("a").external("b"),
+    ),
+    Row(
+        "disk-gone",
+        delete("a"),
+        a_machine(disk("vda"), disk("vdb")).external("a").having(disks=(disk(path="/images/vda.a"),)),
+        ("vdb", "“a”"),
+        a_machine(disk("vda"), disk("vdb")).external("a"),
+    ),
+]
+
+ROWS = [*ANY, *TAKE, *REVERT, *DELETE, *FILES]
+
+
+def _title(row: Row) -> str:
+    return f"{row.rule}-{type(row.intention).__name__.lower()}"
+
+
+@pytest.mark.parametrize("row", ROWS, ids=_title)
+def test_it_speaks_and_names_what_it_is_about(row: Row) -> None:
+    finding = ask(BY_ID[row.rule], row.intention, row.speaks.build())
+    assert finding is not None
+    for word in row.says:
+        assert word in f"{finding.reason} {finding.remedy}"
+
+
+@pytest.mark.parametrize("row", ROWS, ids=_title)
+def test_it_is_silent_next_door(row: Row) -> None:
+    intention, situation = row.silent_intention or row.intention, row.silent.build()
+    assert ask(BY_ID[row.rule], intention, situation) is None
+
+
+@pytest.mark.parametrize("row", [row for row in ROWS if BY_ID[row.rule].verdict is Verdict.REFUSE], ids=_title)
+def test_a_refusal_reaches_the_plan(row: Row) -> None:
+    intention = row.intention
+    if isinstance(intention, Revert):
+        intention = replace(intention, take_safety_snapshot=False)
+    plan = make_plan(intention, row.speaks.build())
+    assert plan.is_refused
+    assert not plan.steps
+    assert plan.undo is None
+    assert row.rule in {refusal.rule for refusal in plan.refusals}
+
+
+def test_every_rule_has_a_row() -> None:
+    always = {"delete-is-final"}  # speaks for every delete: see test_delete
+    assert {rule.id for rule in RULES} - {rule.id for rule in PLANNERS_OWN} - always == {row.rule for row in ROWS}
+
+
+def test_ids_are_stable_names() -> None:
+    assert len(BY_ID) == len(RULES)
+    for rule in RULES:
+        assert rule.id == rule.id.lower().strip("-")
+        assert rule.id.replace("-", "").isalnum()
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.id)
+def test_sentences_are_sentences(rule: Rule) -> None:
+    assert rule.reason.endswith((".", "{problem}"))
+    assert not rule.remedy or rule.remedy.endswith((".", "{remedy}"))
+    assert rule.remedy or rule.verdict is Verdict.WARN
+    assert rule.source
+
+
+@pytest.mark.parametrize("row", [row for row in ROWS if not isinstance(row.intention, Take)], ids=_title)
+def test_what_a_window_says_no_to_no_plan_allows(row: Row) -> None:
+    """A greyed action is greyed for a reason that planning would give too, even with a safety snapshot first."""
+    situation = row.speaks.build()
+    assert isinstance(row.intention, Revert | Delete)
+    name = row.intention.snapshot if isinstance(row.intention, Revert) else row.intention.snapshots[0]
+    action = Action.REVERT if isinstance(row.intention, Revert) else Action.DELETE
+    intention = row.intention if isinstance(row.intention, Revert) else Delete((name,))
+    for layers in (None, situation.layers):
+        at_a_glance = glance(situation.host, situation.domain, situation.tree, layers)
+        reason = why_not(action, at_a_glance, name)
+        if reason is not None:
+            plan = make_plan(intention, situation)
+            assert reason.rule in {refusal.rule for refusal in plan.refusals}
+
+
+def test_a_hostile_name_stays_one_line_and_harmless() -> None:
+    name = "a\nb\u202ec'; rm -rf /"
+    situation = a_machine().internal("a").snapshot("a", problem="odd").renamed("a", name).build()
+    finding = ask(BY_ID["unreadable-snapshot"], Revert(name), situation)
+    assert finding is not None
+    assert "\n" not in finding.reason + finding.remedy
+    assert "\u202e" not in finding.reason + finding.remedy
+    assert "'a\\nb" in finding.remedy, "a shell must take it as one word"
+
+
+def test_many_names_are_counted() -> None:
+    builder = a_machine()
+    for number in range(8):
+        builder.external("s").renamed("s", f"s{number}")
+    situation = builder.having(dependants=dependants(BASE, *(f"vm-{number}" for number in range(8)))).build()
+    finding = ask(BY_ID["machines-depend"], delete("s0"), situation)
+    assert finding is not None
+    assert "vm-0, vm-1, vm-2 and 5 more" in finding.reason
