@@ -128,7 +128,7 @@ def _web_server(site: Site) -> None:
             annotations=taken_by,
         )
         # Sundays bring the logs of a week, hours bring little.
-        web.write(1 if kind == "Hourly" else random_size.choice((1, 2, 2, 3, 5)) + (8 if moment.weekday() == 6 else 0))
+        web.write(1 if kind == "Hourly" else random_size.choice((1, 2, 2, 3, 5)) + (6 if moment.weekday() == 6 else 0))
         if number == 20:
             web.take(
                 "before-php-8-3",
@@ -221,7 +221,7 @@ def _build_runner(site: Site) -> None:
 def _golden_template(site: Site) -> None:
     """A template, and two machines whose disks stand on its image."""
     golden = _Author(site, "golden-debian", "Template")
-    golden.write(22)
+    golden.write(18)
     golden.internal("installed", timedelta(days=75), "Debian, nothing else")
     golden.write(8)
     golden.internal(
