@@ -53,7 +53,7 @@ def describe_step(step: Step) -> str:
         case DeleteSnapshot():
             return f"Delete {quoted(step.name)}" + (" and merge its layer" if step.merges else "")
         case RemoveLeftover():
-            return f"Remove {plain(step.path)}: {step.why}"
+            return f"Remove {plain(step.path)}: {plain(step.why)}"
 
 
 def _how_taken(step: TakeSnapshot) -> str:

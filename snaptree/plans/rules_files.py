@@ -123,9 +123,8 @@ def _layer_missing(case: Case) -> Evidence | None:
             if disk.frozen is not None:
                 missing.update(case.facts.missing_in_stack(disk.frozen))
     for merge in case.effect.merges:
-        for layers in (case.facts.chains.get(merge.target, ()), (merge.into,)):
-            for layer in layers:
-                missing.update(case.facts.missing_in_stack(layer))
+        missing.update(case.facts.missing_in_stack(merge.into))
+        missing.update(case.facts.missing.intersection(case.facts.chains.get(merge.target, ())))
     return found(files=files_named(missing)) if missing else None
 
 

@@ -162,6 +162,11 @@ class SituationBuilder:
         others = [chain for chain in self._situation.layers.chains if chain.target != target]
         for upper, lower in zip(layers, [*layers[1:], None], strict=True):
             self.image(upper, backing=lower)
+        self.having(
+            disks=tuple(
+                replace(given, path=layers[0]) if given.target == target else given for given in self._situation.disks
+            )
+        )
         return self._set_layers(chains=(*others, DiskChain(target, layers, problem)))
 
     def _set_layers(self, **fields: Any) -> SituationBuilder:

@@ -1,0 +1,94 @@
+"""Names that we give, and where new files go."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from snaptree.plans.naming import (
+    file_name_is_too_long,
+    memory_path,
+    name_problem,
+    overlay_path,
+    revert_overlay_path,
+    suggest_name,
+)
+from snaptree.plans.wording import files_named, listed, plain, quoted, version
+
+NOW = 1_700_000_000
+
+
+@pytest.mark.parametrize("name", ["a", "7", "before-upgrade", "x" * 100, "A-1-b"])
+def test_good_names(name: str) -> None:
+    assert name_problem(name) == ""
+
+
+@pytest.mark.parametrize(
+    "name", ["", "-a", ".a", "a b", "a_b", "a/b", "a\n", "ä", "<b>", "x" * 101, "a.b", "\u202eabc", "é" * 200]
+)
+def test_names_that_break_something(name: str) -> None:
+    problem = name_problem(name)
+    assert problem.endswith(".")
+    assert "\n" not in problem
+
+
+def test_only_inside_an_image_a_number_is_no_name() -> None:
+    assert name_problem("17") == ""
+    assert "number" in name_problem("17", internal=True)
+    assert name_problem("17a", internal=True) == ""
+
+
+def test_suggested_names_tell_the_local_time_and_are_free() -> None:
+    local = datetime.fromtimestamp(NOW).astimezone()
+    first = suggest_name((), NOW)
+    assert first == f"snapshot-{local:%Y-%m-%d-%H%M%S}"
+    assert name_problem(first) == ""
+    assert suggest_name((first,), NOW) == f"{first}-2"
+    assert suggest_name((first, f"{first}-2"), NOW, is_free=lambda name: not name.endswith("-3")) == f"{first}-4"
+
+
+@pytest.mark.parametrize(
+    ("active", "taken", "overlay"),
+    [
+        ("/images/web-01.qcow2", (), "/images/web-01.new"),
+        ("/images/web-01.IMG", (), "/images/web-01.new"),
+        ("/images/web-01", (), "/images/web-01.new"),
+        ("/images/web.example.org", (), "/images/web.example.org.new"),
+        ("/images/web-01.daily-3", ("daily-3",), "/images/web-01.new"),
+        ("/images/web-01.1700000000", (), "/images/web-01.new"),
+        ("/images/.qcow2", (), "/images/.qcow2.new"),
+        ("/images/web-01.v2", ("v1",), "/images/web-01.v2.new"),
+    ],
+)
+def test_overlays_lie_beside_the_active_layer(active: str, taken: tuple[str, ...], overlay: str) -> None:
+    assert overlay_path(active, "new", taken) == overlay
+
+
+def test_other_files() -> None:
+    assert memory_path("/images/web-01.new") == "/images/web-01.new.mem"
+    assert revert_overlay_path("/images/web-01.daily", NOW) == f"/images/web-01.{NOW}"
+    assert revert_overlay_path("/images/web-01", NOW) == f"/images/web-01.{NOW}"
+    assert file_name_is_too_long("/d/" + "ä" * 124)
+    assert not file_name_is_too_long("/d/" + "ä" * 123)
+
+
+@given(st.text())
+def test_plain_text_stays_on_its_line(text: str) -> None:
+    shown = plain(text)
+    assert shown.isprintable()
+    assert plain(shown) == shown
+
+
+def test_words() -> None:
+    assert listed([]) == ""
+    assert listed(["a"]) == "a"
+    assert listed(["a", "b"]) == "a and b"
+    assert listed("abcd") == "a, b, c and d"
+    assert listed("abcde") == "a, b, c and 2 more"
+    assert files_named(["/b", "/a", "/b"]) == "/a and /b"
+    assert quoted("a\tb") == "“a\\tb”"
+    assert version(11_003_000) == "11.3.0"
+    assert version(9_000_012) == "9.0.12"

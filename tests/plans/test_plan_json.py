@@ -1,0 +1,138 @@
+"""Plans as JSON and in the journal."""
+
+from __future__ import annotations
+
+import json
+from types import MappingProxyType
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from snaptree.model.estate import Consistency, DiskSnapshot, MemorySnapshot
+from snaptree.model.figures import Confidence, Figure, unknown
+from snaptree.plans.intention import Capture, Delete, Revert, Take
+from snaptree.plans.plan import (
+    Action,
+    DeleteSnapshot,
+    Finding,
+    Forecast,
+    Plan,
+    RemoveLeftover,
+    RevertToSnapshot,
+    StateAfter,
+    Step,
+    TakeSnapshot,
+    Undo,
+)
+from snaptree.plans.plan_json import describe_step, plan_from_record, plan_to_json, plan_to_record
+from snaptree.plans.planner import make_plan
+from tests.plans.situations import a_machine
+
+_texts = st.text(max_size=8)
+_names = st.lists(_texts, max_size=3).map(tuple)
+_seconds = st.none() | st.floats(0, 1e6)
+_figures = st.builds(unknown, _texts) | st.builds(
+    Figure, st.integers(0, 2**62), st.sampled_from(sorted(set(Confidence) - {Confidence.UNKNOWN})), _texts
+)
+_findings = st.builds(Finding, _texts, _texts, _texts)
+_steps: st.SearchStrategy[Step] = st.one_of(
+    st.builds(
+        TakeSnapshot,
+        name=_texts,
+        description=_texts,
+        memory=st.sampled_from(MemorySnapshot),
+        memory_file=st.none() | _texts,
+        disks=st.dictionaries(_texts, st.sampled_from(DiskSnapshot), max_size=2).map(MappingProxyType),
+        overlays=st.dictionaries(_texts, _texts, max_size=2).map(MappingProxyType),
+        quiesce=st.booleans(),
+        consistency=st.sampled_from(Consistency),
+        expected_current=st.none() | _texts,
+        safety=st.booleans(),
+    ),
+    st.builds(RevertToSnapshot, _texts, st.sampled_from(StateAfter), st.none() | _texts),
+    st.builds(DeleteSnapshot, _texts, _names, st.booleans()),
+    st.builds(RemoveLeftover, _texts, _texts),
+)
+_plans = st.builds(
+    Plan,
+    action=st.sampled_from(Action),
+    host_uri=_texts,
+    domain_uuid=_texts,
+    domain=_texts,
+    snapshots=_names,
+    steps=st.lists(_steps, max_size=3).map(tuple),
+    forecast=st.builds(Forecast, _figures, _figures, _figures, _seconds, _seconds),
+    warnings=st.lists(_findings, max_size=2).map(tuple),
+    refusals=st.lists(_findings, max_size=2).map(tuple),
+    undo=st.none() | st.builds(Undo, _texts, st.none() | _texts, _names),
+    expected_chains=st.dictionaries(_texts, _names, max_size=2).map(MappingProxyType),
+)
+
+
+@given(_plans)
+def test_the_journal_gives_back_what_it_was_given(plan: Plan) -> None:
+    assert plan_from_record(json.loads(json.dumps(plan_to_record(plan)))) == plan
+
+
+@pytest.mark.parametrize(
+    "damage", [{"version": 99}, {"version": None}, {"action": "dance"}, {"steps": [{"kind": "?"}]}]
+)
+def test_records_of_other_versions_are_told_apart(damage: dict[str, object]) -> None:
+    record = plan_to_record(make_plan(Take("a"), a_machine().build()))
+    with pytest.raises((ValueError, KeyError, TypeError)):
+        plan_from_record(record | damage)
+
+
+@given(_plans)
+def test_every_document_has_the_same_keys(plan: Plan) -> None:
+    document = plan_to_json(plan)
+    json.dumps(document)
+    assert list(document) == [
+        "action", "domain", "snapshots", "steps", "forecast", "warnings", "refusals", "undo",
+    ]  # fmt: skip
+    assert list(document["forecast"]) == ["copies", "frees", "peak_extra", "seconds", "pause_seconds"]
+    assert all({"kind", "says"} <= set(step) for step in document["steps"])
+    assert all(set(warning) == {"rule", "reason"} for warning in document["warnings"])
+    assert all(set(refusal) == {"rule", "reason", "remedy"} for refusal in document["refusals"])
+
+
+@given(_steps)
+def test_every_step_has_one_line_of_words(step: Step) -> None:
+    assert describe_step(step).isprintable()
+
+
+def test_documents_of_real_plans() -> None:
+    machine = a_machine().external("a").external("b")
+    revert = plan_to_json(make_plan(Revert("a"), machine.build()))
+    assert [step["kind"] for step in revert["steps"]] == ["take", "revert"]
+    assert revert["undo"] is True
+    refused = plan_to_json(make_plan(Delete(("a",)), machine.domain(has_managed_save=True).build()))
+    assert refused["steps"] == []
+    assert refused["refusals"][0]["rule"] == "managed-save"
+    assert refused["undo"] is False
+
+
+@pytest.mark.parametrize(
+    ("step", "says"),
+    [
+        (RevertToSnapshot("a", StateAfter.AS_CAPTURED, None), "Revert to “a”"),
+        (RevertToSnapshot("a", StateAfter.PAUSED, None), "Revert to “a” and leave the machine paused"),
+        (DeleteSnapshot("a", (), merges=True), "Delete “a” and merge its layer"),
+        (DeleteSnapshot("a", (), merges=False), "Delete “a”"),
+        (RemoveLeftover("/images/a.mem", "nobody needs it"), "Remove /images/a.mem: nobody needs it"),
+    ],
+)
+def test_sentences_of_steps(step: Step, says: str) -> None:
+    assert describe_step(step) == says
+
+
+def test_a_snapshot_is_described_by_what_it_holds() -> None:
+    from snaptree.model.estate import DomainState
+    from snaptree.plans.take import take_step
+
+    running = a_machine(state=DomainState.RUNNING).build()
+    says = {capture: describe_step(take_step(Take("a", capture=capture), running)) for capture in Capture}
+    assert says[Capture.DISKS] == "Take the snapshot “a” (disks only, as after a power cut, new layer)"
+    assert says[Capture.DISKS_AND_MEMORY] == "Take the snapshot “a” (disks and memory, new layer)"
+    assert says[Capture.INTERNAL] == "Take the snapshot “a” (disks and memory, inside the image)"

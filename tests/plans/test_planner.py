@@ -1,0 +1,377 @@
+"""Plans as users meet them: what happens in which order, what it costs, and how it is taken back."""
+
+from __future__ import annotations
+
+from types import MappingProxyType
+
+import pytest
+
+from snaptree.model.errors import SnapTreeError, VanishedError
+from snaptree.model.estate import Consistency, DiskSnapshot, DomainState, MemorySnapshot
+from snaptree.model.figures import Confidence, exact
+from snaptree.plans.aftermath import after
+from snaptree.plans.intention import Capture, Delete, Revert, Take, TakeBack
+from snaptree.plans.plan import (
+    DeleteSnapshot,
+    Plan,
+    RemoveLeftover,
+    RevertToSnapshot,
+    StateAfter,
+    TakeSnapshot,
+)
+from snaptree.plans.planner import make_plan
+from snaptree.plans.situation import Situation
+from snaptree.plans.take import take_step
+from tests.plans.situations import DEBIAN_12, MIB, SituationBuilder, a_machine, disk
+
+RUNNING = DomainState.RUNNING
+
+
+def the_take(plan: Plan) -> TakeSnapshot:
+    step = plan.steps[0]
+    assert isinstance(step, TakeSnapshot)
+    return step
+
+
+def steps(plan: Plan) -> list[str]:
+    """The steps in short: "take a", "revert b", "delete c", "merge d", "remove /e"."""
+    words = []
+    for step in plan.steps:
+        match step:
+            case TakeSnapshot():
+                words.append(f"take {'safety' if step.safety else step.name}")
+            case RevertToSnapshot():
+                words.append(f"revert {step.name}")
+            case DeleteSnapshot():
+                words.append(f"{'merge' if step.merges else 'delete'} {step.name}")
+            case RemoveLeftover():
+                words.append(f"remove {step.path}")
+    return words
+
+
+def carried_out(plan: Plan, situation: Situation) -> Situation:
+    assert not plan.is_refused, plan.refusals
+    for step in plan.steps:
+        situation = after(situation, step)
+    return situation
+
+
+def rules(plan: Plan) -> set[str]:
+    return {warning.rule for warning in plan.warnings}
+
+
+# Taking
+
+
+def test_an_external_snapshot_names_every_file() -> None:
+    machine = a_machine(disk("vda"), disk("sda", device="cdrom", path="/iso/debian.iso", read_only=True), state=RUNNING)
+    plan = make_plan(Take("daily", capture=Capture.DISKS_AND_MEMORY), machine.build())
+    step = the_take(plan)
+    assert step.overlays == {"vda": "/images/vda.daily"}
+    assert step.memory_file == "/images/vda.daily.mem"
+    assert step.disks == {"vda": DiskSnapshot.EXTERNAL, "sda": DiskSnapshot.NO}
+    assert step.memory is MemorySnapshot.EXTERNAL
+    assert step.consistency is Consistency.MEMORY
+    assert plan.expected_chains["vda"] == ("/images/vda.qcow2",)
+    assert plan.forecast.peak_extra.bytes is not None
+    assert plan.forecast.peak_extra.bytes >= 512 * MIB
+
+
+def test_names_do_not_grow_with_the_chain() -> None:
+    step = the_take(make_plan(Take("c"), a_machine().external("a").external("b").build()))
+    assert step.overlays == {"vda": "/images/vda.c"}
+
+
+def test_disks_that_differ_by_their_suffix_get_files_of_their_own() -> None:
+    machine = a_machine(disk("vda", path="/d/x.qcow2"), disk("vdb", path="/d/x.img", format="raw"))
+    overlays = the_take(make_plan(Take("a"), machine.build())).overlays
+    assert len(set(overlays.values())) == 2
+
+
+@pytest.mark.parametrize(
+    ("machine", "kind"),
+    [
+        (a_machine(), "internal"),
+        (a_machine(state=RUNNING), "internal"),
+        (a_machine().internal("a"), "internal"),
+        (a_machine().external("a"), "external"),
+        (a_machine().internal("a").external("b"), "external"),
+        (a_machine().external("a").current(None), "external"),
+        (a_machine(disk(format="raw")), "external"),
+        (a_machine(disk("vda"), disk("vdb", format="raw")).internal("a"), "external"),
+        (a_machine(state=RUNNING, has_pflash=True, nvram_format="raw"), "external"),
+        (a_machine(dependants=MappingProxyType({"/images/vda.qcow2": frozenset({"clone"})})), "external"),
+        (a_machine(disk(type="network", path=None)), "internal"),
+    ],
+)
+def test_the_best_kind_follows_the_tree_and_what_the_machine_allows(machine: SituationBuilder, kind: str) -> None:
+    step = take_step(Take("new"), machine.build())
+    assert (DiskSnapshot.EXTERNAL in step.disks.values()) == (kind == "external")
+
+
+def test_the_best_snapshot_of_a_running_machine_saves_its_memory() -> None:
+    assert the_take(make_plan(Take("a"), a_machine(state=RUNNING).build())).memory is MemorySnapshot.INTERNAL
+    running = a_machine().external("a").state(RUNNING).build()
+    assert the_take(make_plan(Take("b"), running)).memory is MemorySnapshot.EXTERNAL
+
+
+def test_freezing_asks_for_disks_only() -> None:
+    step = the_take(make_plan(Take("a", quiesce=True), a_machine(state=RUNNING, has_agent=True).build()))
+    assert step.quiesce
+    assert step.memory is MemorySnapshot.NO
+    assert step.consistency is Consistency.FILESYSTEM
+
+
+def test_the_test_driver_gets_what_it_can() -> None:
+    machine = a_machine(state=RUNNING).host(driver="TEST")
+    plan = make_plan(Take("a"), machine.build())
+    assert not plan.is_refused
+    assert the_take(plan).memory is MemorySnapshot.INTERNAL
+
+
+def test_taking_is_undone_by_deleting_if_libvirt_can() -> None:
+    plan = make_plan(Take("a", capture=Capture.DISKS), a_machine().build())
+    assert plan.undo is not None
+    assert plan.undo.delete == ("a",)
+    # libvirt would not merge an external snapshot into an image that holds its parent.
+    stuck = make_plan(Take("b", capture=Capture.DISKS), a_machine().internal("a").build())
+    assert stuck.undo is None
+    assert "external-on-internal" in rules(stuck)
+
+
+def test_a_snapshot_without_a_name_gets_one_whose_files_are_free() -> None:
+    situation = a_machine().external("a").build()
+    first = the_take(make_plan(Take(), situation))
+    taken = a_machine().external("a").having(existing_files=frozenset(first.overlays.values())).build()
+    assert the_take(make_plan(Take(), taken)).name == f"{first.name}-2"
+
+
+# Reverting
+
+
+def test_a_revert_keeps_the_present_state_first() -> None:
+    situation = a_machine().external("a").external("b").build()
+    plan = make_plan(Revert("a"), situation)
+    assert steps(plan) == ["take safety", "revert a"]
+    safety = the_take(plan)
+    assert safety.name.startswith("before-revert-")
+    revert = plan.steps[1]
+    assert isinstance(revert, RevertToSnapshot)
+    assert revert.expected_current == safety.name
+    assert "present-state-is-lost" not in rules(plan)
+    assert plan.forecast.frees == exact(0)
+
+
+@pytest.mark.parametrize(
+    "machine",
+    [
+        a_machine().external("a").external("b"),
+        a_machine().internal("a").internal("b"),
+        a_machine(state=RUNNING).external("a", memory=True).external("b"),
+        a_machine(state=RUNNING).internal("a"),
+        a_machine().external("a").external("b").revert("a").external("c"),
+        a_machine(disk("vda"), disk("vdb")).external("a"),
+    ],
+)
+def test_a_revert_can_be_taken_back(machine: SituationBuilder) -> None:
+    before = machine.build()
+    plan = make_plan(Revert("a"), before)
+    assert plan.undo is not None
+    reverted = carried_out(plan, before)
+    assert reverted.tree.current == "a"
+    back = make_plan(TakeBack(plan.undo.revert_to, plan.undo.delete), reverted)
+    restored = carried_out(back, reverted)
+    assert restored.tree.current == before.tree.current
+    assert dict(restored.tree.parents) == dict(before.tree.parents)
+    assert restored.domain.state == before.domain.state
+    assert [chain.layers for chain in restored.layers.chains] == [chain.layers for chain in before.layers.chains]
+    assert back.undo is None
+
+
+def test_without_a_safety_snapshot_the_loss_is_named() -> None:
+    plan = make_plan(Revert("a", take_safety_snapshot=False), a_machine().external("a").external("b").build())
+    assert steps(plan) == ["revert a"]
+    assert plan.undo is None
+    (loss,) = [warning.reason for warning in plan.warnings if warning.rule == "present-state-is-lost"]
+    assert "“b”" in loss
+    assert plan.forecast.frees == exact(10 * MIB)
+
+
+def test_if_the_present_state_can_not_be_kept_that_is_said() -> None:
+    crowded = a_machine(state=RUNNING).external("a").having(free_bytes=MappingProxyType({"/images": MIB})).build()
+    plan = make_plan(Revert("a"), crowded)
+    assert [refusal.rule for refusal in plan.refusals] == ["no-safety-snapshot"]
+    assert "/images" in plan.refusals[0].reason
+    assert "without a safety snapshot" in plan.refusals[0].remedy
+    assert not make_plan(Revert("a", take_safety_snapshot=False), crowded).is_refused
+
+
+def test_what_forbids_the_revert_is_said_before_the_safety_snapshot_is_thought_of() -> None:
+    asleep = a_machine().external("a").domain(has_managed_save=True).build()
+    assert [refusal.rule for refusal in make_plan(Revert("a"), asleep).refusals] == ["managed-save"]
+
+
+@pytest.mark.parametrize(
+    "machine",
+    [
+        a_machine().external("a").external("b").current(None),
+        a_machine().external("a").external("b").external("c").current("a"),
+        a_machine().external("a").external("b").revert("a").snapshot("a", revert_overlays=()),
+        a_machine()
+        .external("a")
+        .having(overlays_on=MappingProxyType({"/images/vda.a": frozenset({"/images/clone.qcow2"})})),
+    ],
+)
+def test_a_safety_snapshot_makes_a_dangerous_revert_safe(machine: SituationBuilder) -> None:
+    situation = machine.build()
+    assert not make_plan(Revert("a"), situation).is_refused
+    assert make_plan(Revert("a", take_safety_snapshot=False), situation).is_refused
+
+
+def test_what_a_safety_snapshot_can_not_mend_is_refused_with_it_too() -> None:
+    """The new snapshot would freeze the very layer that was committed into, and hide that it was written to."""
+    situation = a_machine().external("a").chain("vda", "/images/vda.qcow2").build()
+    assert [refusal.rule for refusal in make_plan(Revert("a"), situation).refusals] == ["content-changed"]
+
+
+def test_the_state_to_end_in_is_passed_on() -> None:
+    plan = make_plan(Revert("a", state_after=StateAfter.RUNNING), a_machine(state=RUNNING).external("a").build())
+    revert = plan.steps[-1]
+    assert isinstance(revert, RevertToSnapshot)
+    assert revert.state_after is StateAfter.RUNNING
+    assert "ends-shut-off" not in rules(plan)
+
+
+def test_debian_12_reverts_internal_snapshots_and_says_no_to_external_ones() -> None:
+    internal = make_plan(Revert("a"), a_machine(version=DEBIAN_12).internal("a").build())
+    assert steps(internal) == ["take safety", "revert a"]
+    external = make_plan(Revert("a"), a_machine(version=DEBIAN_12).external("a").build())
+    assert external.refusals[0].rule == "external-revert-unsupported"
+
+
+# Deleting
+
+
+def test_the_line_in_use_is_merged_from_the_root_down() -> None:
+    situation = a_machine().external("a").external("b").external("c").build()
+    plan = make_plan(Delete(("c", "a", "b")), situation)
+    assert steps(plan) == ["merge a", "merge b", "merge c"]
+    assert plan.snapshots == ("a", "b", "c")
+    assert carried_out(plan, situation).layers.chains[0].layers == ("/images/vda.qcow2",)
+    assert plan.forecast.copies.bytes == 30 * MIB, "each layer once"
+    assert plan.forecast.copies.confidence is Confidence.UPPER_BOUND
+    assert plan.forecast.peak_extra.bytes == 10 * MIB
+    assert plan.undo is None
+    assert "delete-is-final" in rules(plan)
+
+
+def test_branches_not_in_use_go_from_the_leaves_up() -> None:
+    situation = a_machine().external("a").external("b").external("c").revert("a").external("d").build()
+    plan = make_plan(Delete(("b",), subtree=True), situation)
+    assert steps(plan) == ["delete c", "delete b"]
+    assert plan.forecast.copies == exact(0)
+    assert plan.forecast.frees == exact(20 * MIB), "c froze b's overlay, b froze a's"
+
+
+def test_a_fork_can_be_deleted_with_its_branches() -> None:
+    situation = a_machine().external("a").external("b").external("c").revert("b").external("d").build()
+    plan = make_plan(Delete(("b",), subtree=True), situation)
+    assert steps(plan) == ["delete c", "merge b", "merge d"]
+    assert make_plan(Delete(("b",)), situation).refusals[0].rule == "fork"
+
+
+def test_internal_snapshots_go_before_the_layer_that_they_live_in() -> None:
+    situation = a_machine().external("a").internal("b").internal("c").build()
+    plan = make_plan(Delete(("a",), subtree=True), situation)
+    assert not plan.is_refused
+    assert steps(plan)[-1] == "merge a"
+    assert plan.forecast.frees.bytes is None, "what an internal snapshot frees needs an analysis"
+    alone = make_plan(Delete(("a",)), situation)
+    assert alone.refusals[0].rule == "internal-snapshot-inside"
+
+
+def test_each_of_several_is_judged_where_the_ones_before_leave_the_machine() -> None:
+    """Deleting the only internal snapshot lets its external child be merged."""
+    situation = a_machine().internal("a").external("b").build()
+    assert make_plan(Delete(("b",)), situation).refusals[0].rule == "parent-is-internal"
+    assert steps(make_plan(Delete(("b", "a")), situation)) == ["delete a", "merge b"]
+
+
+def test_a_plan_that_can_not_be_finished_does_not_begin() -> None:
+    situation = a_machine().external("a").external("b").revert("a").external("c").internal("i").build()
+    plan = make_plan(Delete(("a", "b", "c")), situation)
+    assert plan.is_refused
+    assert plan.steps == ()
+    assert {refusal.rule for refusal in plan.refusals} >= {"internal-snapshot-inside"}
+
+
+def test_old_libvirt_leaves_the_memory_file_behind() -> None:
+    machine = a_machine(version=DEBIAN_12, state=RUNNING).external("a", memory=True)
+    assert steps(make_plan(Delete(("a",)), machine.build())) == ["merge a", "remove /images/vda.a.mem"]
+    new = a_machine(state=RUNNING).external("a", memory=True)
+    plan = make_plan(Delete(("a",)), new.build())
+    assert steps(plan) == ["merge a"]
+    assert plan.forecast.frees.bytes == 210 * MIB, "the layer and the saved memory"
+
+
+def test_a_leaf_without_a_parent_leaves_its_layer_behind() -> None:
+    """Two roots: the first one's layer is nobody's any more once it is deleted, if nothing stands on it."""
+    machine = a_machine().external("a").chain("vda", "/images/other.qcow2").external("b")
+    machine.image("/images/vda.a", is_missing=True, problem="gone", backing=None)
+    orphan = machine.current(None).snapshot("b", parent=None).current("b").build()
+    plan = make_plan(Delete(("a",)), orphan)
+    assert steps(plan) == ["delete a", "remove /images/vda.qcow2"]
+    far_away = machine.host(is_local=False).build()
+    remote = make_plan(Delete(("a",)), far_away)
+    assert steps(remote) == ["delete a"]
+    assert "leftover-stays" in rules(remote)
+    shared = machine.host(is_local=True).having(
+        dependants=MappingProxyType({"/images/vda.qcow2": frozenset({"clone"})})
+    )
+    kept = make_plan(Delete(("a",)), shared.build())
+    assert steps(kept) == ["delete a"]
+    assert any("clone" in warning.reason for warning in kept.warnings)
+
+
+# Taking back
+
+
+def test_undoing_a_snapshot_deletes_it() -> None:
+    situation = a_machine().external("a").build()
+    assert steps(make_plan(TakeBack(None, ("a",)), situation)) == ["merge a"]
+
+
+def test_a_safety_snapshot_that_can_not_be_deleted_stays() -> None:
+    situation = a_machine().external("a").external("safety").revert("a").build()
+    shared = a_machine().external("a").external("safety").revert("a")
+    shared.having(dependants=MappingProxyType({"/images/vda.a": frozenset({"clone"})}))
+    assert steps(make_plan(TakeBack("safety", ("safety",)), situation)) == ["revert safety", "merge safety"]
+    plan = make_plan(TakeBack("safety", ("safety",)), shared.build())
+    assert steps(plan) == ["revert safety"]
+    (stays,) = [warning for warning in plan.warnings if warning.rule == "undo-keeps-snapshot"]
+    assert "clone" in stays.reason
+
+
+def test_undo_of_what_somebody_deleted_meanwhile() -> None:
+    situation = a_machine().external("a").build()
+    with pytest.raises(VanishedError, match="“safety”"):
+        make_plan(TakeBack("safety", ("safety",)), situation)
+
+
+@pytest.mark.parametrize("intention", [Revert("b"), Delete(("b",)), Delete(("a", "b"))])
+def test_a_snapshot_that_is_gone_is_said_to_be(intention: Revert | Delete) -> None:
+    with pytest.raises(VanishedError, match="web-01 has no snapshot named “b”"):
+        make_plan(intention, a_machine().external("a").build())
+
+
+def test_deleting_nothing_is_asked_back() -> None:
+    with pytest.raises(SnapTreeError, match="No snapshot was named"):
+        make_plan(Delete(()), a_machine().external("a").build())
+
+
+def test_deep_trees_are_planned_too() -> None:
+    machine = a_machine(version=12_000_000)
+    for number in range(180):
+        machine.external(f"s{number}")
+    plan = make_plan(Delete(("s10", "s90", "s170")), machine.build())
+    assert steps(plan) == ["merge s10", "merge s90", "merge s170"]
