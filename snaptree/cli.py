@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run `snaptree` and return its exit status: 0 done, 1 an error, 2 wrong usage, 3 a refusal."""
     options = _parser().parse_args(arguments)
     try:
-        with _stopped_by_sigterm():
+        with _stopped_by_signals():
             status = int(options.run(options))
             sys.stdout.flush()  # a reader that went away is noticed here, where it is handled
             return status
@@ -58,8 +58,8 @@ def _complain(error: SnapTreeError) -> None:
 
 
 @contextmanager
-def _stopped_by_sigterm() -> Iterator[None]:
-    """Let SIGTERM unwind like Ctrl+C, so that a throw-away demo estate is cleaned away."""
+def _stopped_by_signals() -> Iterator[None]:
+    """Let SIGTERM and a closed terminal unwind like Ctrl+C, so that a throw-away demo estate is cleaned away."""
 
     def stop(_signal: int, _frame: object) -> None:
         raise KeyboardInterrupt
@@ -67,11 +67,12 @@ def _stopped_by_sigterm() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, stop)
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGHUP)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 # Arguments

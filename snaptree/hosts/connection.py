@@ -130,11 +130,9 @@ class Connection:
         if _is_embedded(self.uri):
             _embedded.close(handle)
             return
-        try:
-            handle.unregisterCloseCallback()
-            handle.close()
-        except libvirt.libvirtError:
-            return  # already broken: there is nothing left to close
+        for let_go in (handle.unregisterCloseCallback, handle.close):
+            with suppress(libvirt.libvirtError):  # a broken link has nothing left to let go of
+                let_go()
 
     @property
     def host(self) -> Host:

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any
 
 import libvirt
 from natsort import natsorted
 
 from snaptree.hosts.connection import Connection
-from snaptree.hosts.domain_xml import parse, read_definition
 from snaptree.hosts.errors import explain, explained
 from snaptree.hosts.snapshot_xml import read_snapshot
 from snaptree.model.errors import CancelledError
 from snaptree.model.estate import Domain, DomainState, Snapshot
 from snaptree.model.tree import SnapshotTree
-from snaptree.plans.situation import Disk
 
 _STATES = {
     libvirt.VIR_DOMAIN_RUNNING: DomainState.RUNNING,
@@ -161,34 +157,3 @@ def _batches(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
     iterator = iter(items)
     while batch := list(itertools.islice(iterator, size)):
         yield batch
-
-
-@dataclass(frozen=True, slots=True)
-class Fingerprint:
-    """What tells cheaply whether a machine's snapshots changed: names, current, and (if asked for) their XML."""
-
-    names: frozenset[str]
-    current: str | None
-    contents: str = ""
-    """A digest over every snapshot's XML, empty if it was not asked for."""
-
-
-def fingerprint(connection: Connection, uuid: str, *, with_contents: bool = False) -> Fingerprint:
-    """Look whether snapshots changed: two calls, and one more for each snapshot `with_contents`."""
-    domain = connection.domain(uuid)
-    with explained("looking for changed snapshots"):
-        handles = domain.listAllSnapshots()
-        names = frozenset(handle.getName() for handle in handles)
-        current = current_name(domain)
-        digest = hashlib.blake2b(digest_size=16)
-        if with_contents:
-            for handle in sorted(handles, key=lambda handle: str(handle.getName())):
-                digest.update(handle.getXMLDesc().encode())
-    return Fingerprint(names, current, digest.hexdigest() if with_contents else "")
-
-
-def read_disks(connection: Connection, uuid: str) -> tuple[Disk, ...]:
-    """The machine's disks as it has them now."""
-    domain = connection.domain(uuid)
-    with explained("reading the machine's disks"):
-        return read_definition(parse(domain.XMLDesc())).disks

@@ -96,9 +96,12 @@ def _dependants(
         except libvirt.libvirtError as error:
             if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
                 continue  # gone since it was listed
+            if error.get_error_code() == libvirt.VIR_ERR_OPERATION_TIMEOUT:
+                unreadable.append(name)  # busy for long, as while its memory is being saved
+                continue
             raise
         reached, problem = _reach(images, named)
-        if problem and not (reached & ours):
+        if problem:
             unreadable.append(name)
         for path in reached & ours:
             users.setdefault(path, set()).add(name)

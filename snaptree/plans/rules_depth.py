@@ -2,8 +2,8 @@
 
 libvirt's JSON reader of these versions stops at 32 levels, and QEMU describes each layer one level further down.
 Seen on 11.3.0: with more than 25 layers a machine does not start, with more than 27 a running one can't be asked about
-its disks, so that deletes fail, and reverts after they have stopped it. Merging several layers of a running machine at
-once still works.
+its disks, so that deletes fail, and reverts after they have stopped it; when the daemon restarts, it takes up a running
+machine of 42 layers by killing it. Merging several layers of a running machine at once still works.
 """
 
 from __future__ import annotations
