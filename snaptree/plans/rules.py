@@ -5,7 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from snaptree.model.estate import Snapshot
-from snaptree.plans import rules_any, rules_delete, rules_depth, rules_files, rules_plan, rules_revert, rules_take
+from snaptree.plans import (
+    rules_any,
+    rules_delete,
+    rules_depth,
+    rules_files,
+    rules_names,
+    rules_plan,
+    rules_revert,
+    rules_take,
+)
 from snaptree.plans.facts import Facts
 from snaptree.plans.plan import Action, Finding
 from snaptree.plans.rule import Case, Rule, Verdict
@@ -16,6 +25,7 @@ RULES: tuple[Rule, ...] = (
     *rules_take.RULES,
     *rules_revert.RULES,
     *rules_delete.RULES,
+    *rules_names.RULES,
     *rules_files.RULES,
     *rules_depth.RULES,
     *rules_plan.RULES,

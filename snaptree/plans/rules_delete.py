@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import posixpath
-import re
 
-from snaptree.plans.facts import LIBVIRT_9_9, LIBVIRT_10_9, internal_images, is_external
+from snaptree.plans.facts import LIBVIRT_9_9, internal_images, is_external
 from snaptree.plans.plan import Action
 from snaptree.plans.rule import QEMU, TEST, Case, Evidence, Rule, Verdict, actions, first, found
 from snaptree.plans.situation import Known
@@ -110,12 +109,6 @@ def _has_unrecorded_layers(case: Case, name: str) -> bool:
         and case.facts.below.get(case.facts.key(disk.frozen), "unknown") is not None
         for disk in case.tree[name].disks
     )
-
-
-def _name_breaks_job(case: Case) -> Evidence | None:
-    if case.internal is None or not case.is_active:
-        return None
-    return None if re.fullmatch(r"[A-Za-z0-9-]+", case.internal.name) else found()
 
 
 def _checkpoints_off(case: Case) -> Evidence | None:
@@ -302,18 +295,6 @@ RULES = (
         source="libvirt 11: 'disk image for internal snapshot is not the same as disk image currently used by VM';"
         " 9.0 only forgets the snapshot and leaves its data behind",
         needs=Known.LAYERS,
-    ),
-    Rule(
-        id="name-breaks-job",
-        actions=_DELETE,
-        verdict=Verdict.REFUSE,
-        condition=_name_breaks_job,
-        reason="The name {snapshot} has characters other than letters, digits and dashes, and libvirt {libvirt}"
-        " can't delete such internal snapshots while {vm} runs.",
-        remedy="Shut {vm} down first.",
-        source="lab on 11.3 and 12.8: 'Invalid job ID'",
-        needs=Known.TREE,
-        since=LIBVIRT_10_9,
     ),
     Rule(
         id="checkpoints-need-it-running",

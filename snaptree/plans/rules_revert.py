@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import re
-
-from snaptree.model.estate import DiskSnapshot, DomainState, Image, MemorySnapshot
+from snaptree.model.estate import DiskSnapshot, DomainState
 from snaptree.plans.facts import (
-    LIBVIRT_10_10,
     disk_of,
-    internal_images,
     is_external,
     memory_file_of,
     takes_writes,
 )
 from snaptree.plans.plan import Action, StateAfter
-from snaptree.plans.rule import QEMU, TEST, Case, Evidence, Rule, Verdict, actions, first, found
+from snaptree.plans.rule import QEMU, TEST, Case, Evidence, Rule, Verdict, actions, found
+from snaptree.plans.rules_names import images_inside
 from snaptree.plans.situation import Disk, Known
 from snaptree.plans.wording import files_named, listed, plain, quoted
 
@@ -58,51 +55,13 @@ def _memory_file_missing(case: Case) -> Evidence | None:
     return found(file=plain(file)) if file is not None and file in case.situation.missing_files else None
 
 
-def _images_inside(case: Case) -> list[tuple[str, Image]]:
-    """The images inside which the snapshot should lie, where they could be read."""
-    if case.internal is None:
-        return []
-    images = [(path, case.facts.image(path)) for path in internal_images(case.internal)]
-    return [(path, image) for path, image in images if image is not None and not image.problem]
-
-
 def _not_in_image(case: Case) -> Evidence | None:
     without = [
         path
-        for path, image in _images_inside(case)
+        for path, image in images_inside(case)
         if all(entry.name != case.name for entry in image.internal_snapshots)
     ]
     return found(files=files_named(without)) if without else None
-
-
-def _named_like_an_id(case: Case) -> Evidence | None:
-    return first(
-        found(file=plain(path), other=quoted(entry.name))
-        for path, image in _images_inside(case)
-        for entry in image.internal_snapshots
-        if entry.id == case.name and entry.name != case.name
-    )
-
-
-def _twice_in_image(case: Case) -> Evidence | None:
-    twice = [
-        path
-        for path, image in _images_inside(case)
-        if sum(entry.name == case.name for entry in image.internal_snapshots) > 1
-    ]
-    return found(files=files_named(twice)) if twice else None
-
-
-def _name_breaks_monitor(case: Case) -> Evidence | None:
-    if case.internal is None or case.internal.memory is MemorySnapshot.NO:
-        return None
-    return found() if re.search(r"""[<>&"'\\\s]""", case.internal.name) else None
-
-
-def _name_breaks_job(case: Case) -> Evidence | None:
-    if case.internal is None or case.internal.memory is MemorySnapshot.NO:
-        return None
-    return None if re.fullmatch(r"[A-Za-z0-9-]+", case.internal.name) else found()
 
 
 def _recorded_disks(case: Case) -> tuple[Disk, ...]:
@@ -127,7 +86,7 @@ def _suspended_snapshot(case: Case) -> Evidence | None:
 def _bitmaps(case: Case) -> Evidence | None:
     if case.internal is None:
         return None
-    images = [path for path, image in _images_inside(case) if image.has_bitmaps]
+    images = [path for path, image in images_inside(case) if image.has_bitmaps]
     if images:
         return found(what=f"{files_named(images)} holds dirty bitmaps (marks of incremental backups)")
     if case.situation.checkpoints:
@@ -295,41 +254,6 @@ RULES = (
         " {snapshot_arg} --metadata).",
         source="libvirt stops the machine before QEMU looks for the snapshot",
         needs=Known.LAYERS,
-    ),
-    Rule(
-        id="named-like-an-id",
-        actions=_REVERT,
-        verdict=Verdict.REFUSE,
-        condition=_named_like_an_id,
-        reason="In {file}, {snapshot} is also the number of another snapshot, {other}, and QEMU would bring that one"
-        " back.",
-        remedy="Copy the content of {snapshot} by its real number (qemu-img convert -l"
-        " snapshot.name={snapshot_arg}), or delete {other} first if nobody needs it.",
-        source="lab on 9.0, 11.3 and 12.8: internal named 1 while id 1 is another: wrong content",
-        needs=Known.LAYERS,
-    ),
-    Rule(
-        id="twice-in-image",
-        actions=_REVERT,
-        verdict=Verdict.REFUSE,
-        condition=_twice_in_image,
-        reason="{files} holds more than one snapshot named {snapshot}, and nobody can say which of them would come"
-        " back.",
-        remedy="Look at them with qemu-img snapshot -l, and delete the wrong one by its number.",
-        source="QEMU takes the first entry of that name",
-        needs=Known.LAYERS,
-    ),
-    Rule(
-        id="name-breaks-monitor",
-        actions=_REVERT,
-        verdict=Verdict.REFUSE,
-        condition=_name_breaks_monitor,
-        reason="The name {snapshot} has characters that libvirt {libvirt} garbles on the way to QEMU: it would stop"
-        " {vm} and then fail.",
-        remedy="Copy the snapshot to a new machine (qemu-img convert -l), or update libvirt to 10.10 or later.",
-        source="lab on 9.0: names with <>&\"': created, but the revert fails and kills the machine",
-        needs=Known.TREE,
-        until=LIBVIRT_10_10,
     ),
     Rule(
         id="disk-type-blocks-revert",
