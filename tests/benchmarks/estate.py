@@ -1,8 +1,8 @@
 """Machines with very many snapshots, made fast: their metadata is redefined, their images are written as files.
 
 Everything that libvirt, virsh, virt-manager and SnapTree read is really there: the machine is an ordinary one, its
-snapshots have all that a real one's XML has, the snapshot tables are in the qcow2 images, the layers are on the disk.
-Only the guest's data is missing.
+snapshots have all that a real one's XML has (3.5 KB each), the snapshot tables are in the qcow2 images, the layers are
+on the disk. Only the guest's data is missing.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _MACHINE = """
   <name>{name}</name>
   <description>Runs what a department depends on; ask before you stop it.</description>
   <memory unit='MiB'>{memory}</memory><vcpu>2</vcpu>
-  <os><type arch='x86_64' machine='q35'>hvm</type><boot dev='hd'/></os>
+  <os><type arch='x86_64' machine='pc'>hvm</type><boot dev='hd'/></os>
   <features><acpi/><apic/></features>
   <clock offset='utc'><timer name='rtc' tickpolicy='catchup'/><timer name='hpet' present='no'/></clock>
   <on_crash>destroy</on_crash>
