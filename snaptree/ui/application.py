@@ -17,7 +17,16 @@ from typing import TYPE_CHECKING
 # the window's thread.
 os.environ["QT_NO_GLIB"] = "1"
 
-from PySide6.QtCore import QEventLoop, QObject, QTimer, Signal, Slot
+from PySide6.QtCore import (
+    QEventLoop,
+    QMessageLogContext,
+    QObject,
+    QTimer,
+    QtMsgType,
+    Signal,
+    Slot,
+    qInstallMessageHandler,
+)
 from PySide6.QtWidgets import QApplication
 
 from snaptree import __version__
@@ -43,6 +52,7 @@ DESKTOP_ID = "org.snaptree.SnapTree"
 _CLOSES_WITHIN_SECONDS = 15.0
 _SIGNAL_POLL_MS = 200
 _PICTURE_WITHIN_SECONDS = 60.0
+_SWITCH_SECONDS = 0.001
 _SETTLE_MS = 400
 
 _log = logging.getLogger("snaptree")
@@ -75,6 +85,14 @@ def save_screenshot(uris: Sequence[str], path: Path) -> None:
     Raises SnapTreeError if the file can't be written.
     """
     os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")
+    before = qInstallMessageHandler(_leave_out_size_hints)
+    try:
+        _draw_window(uris, path)
+    finally:
+        qInstallMessageHandler(before)
+
+
+def _draw_window(uris: Sequence[str], path: Path) -> None:
     application = make_application()
     session = Session(application, Settings(), [HostRequest(uri) for uri in uris])
     session.window.resize(1280, 800)
@@ -85,6 +103,12 @@ def save_screenshot(uris: Sequence[str], path: Path) -> None:
     finally:
         session.window.close()
         session.close()
+
+
+def _leave_out_size_hints(_kind: QtMsgType, _context: QMessageLogContext, message: str | None) -> None:
+    """Qt's offscreen platform complains with every window that nobody can be told how large it may be."""
+    if "propagateSizeHints" not in (message or ""):
+        sys.stderr.write(f"{message}\n")
 
 
 def render_window_png(window: MainWindow, path: Path) -> None:
@@ -99,6 +123,8 @@ def make_application() -> QApplication:
     existing = QApplication.instance()
     if isinstance(existing, QApplication):
         return existing
+    # Python's threads pass the interpreter on after 5 ms otherwise, and painting asks for it again and again.
+    sys.setswitchinterval(_SWITCH_SECONDS)
     application = QApplication(["snaptree"])
     application.setApplicationName("snaptree")
     application.setApplicationDisplayName("SnapTree")
@@ -110,6 +136,8 @@ def make_application() -> QApplication:
 
 class Session(QObject):
     """One window with its hosts, from the first paint until everything is closed."""
+
+    _loaded = Signal()
 
     def __init__(
         self,
@@ -127,7 +155,10 @@ class Session(QObject):
         self._journal: Journal | None = None
         self.estate = Estate(self)
         self.window = MainWindow(self.estate, settings, Theme(application, settings.theme))
-        self.window.painted.connect(self._open_hosts)
+        self._is_closed = False
+        self._loader = threading.Thread(target=self._load, name="load")
+        self.window.painted.connect(self._loader.start)
+        self._loaded.connect(self._open_hosts)
         self.window.host_wanted.connect(self._add_host)
         self.window.host_removed.connect(self._remove_host)
         if self._demo is not None:
@@ -140,6 +171,9 @@ class Session(QObject):
 
     def close(self) -> None:
         """Disconnect from all hosts, wait for their threads, and take the demo estate down."""
+        self._is_closed = True
+        if self._loader.ident is not None:
+            self._loader.join()
         if self._demo is not None:
             self._demo.cancel()
         self.estate.close()
@@ -152,9 +186,16 @@ class Session(QObject):
             self._journal.close()
         self.window.deleteLater()
 
+    def _load(self) -> None:
+        """On a thread: the window is on screen, and need not wait for libvirt and numpy to be loaded."""
+        import snaptree.jobs.host_backend  # noqa: F401  loaded for those who need it from now on
+
+        self._loaded.emit()
+
     @Slot()
     def _open_hosts(self) -> None:
-        """The window is on screen: now there is time to load libvirt."""
+        if self._is_closed:
+            return
         for request in self._requests:
             self._open(request)
         if self._demo is not None:

@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from snaptree.plans.plan import Action, Finding
-from snaptree.plans.rules import why_not
-from snaptree.plans.situation import glance
 from snaptree.plans.wording import plain
 
 if TYPE_CHECKING:
@@ -55,6 +53,10 @@ def _refused(action: Action, selection: Selection) -> Finding | None:
     machine = selection.machine
     if machine is None or machine.host.host is None:
         return None
+    # Here, because the window is painted before there is anything to judge.
+    from snaptree.plans.rules import why_not
+    from snaptree.plans.situation import glance
+
     if machine.tree is None:
         return Finding("not-read", "The snapshots of this machine have not been read yet.")
     layers = None if machine.costs is None else machine.costs.layers

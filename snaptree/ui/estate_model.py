@@ -25,7 +25,10 @@ if TYPE_CHECKING:
 _GATHER_MS = 80
 """Changes within this time are shown together: at the start, every machine reports its tree and its costs."""
 
-_natural = natsort_keygen()
+
+natural = natsort_keygen()
+"""A key that sorts `web-2` before `web-10`."""
+
 
 Index = QModelIndex | QPersistentModelIndex
 
@@ -85,7 +88,7 @@ def found(name: str, note: str, search: str) -> bool:
 def _host_row(entry: HostEntry, search: str, order: Order) -> HostRow:
     every = entry.machines()
     shown = [machine for machine in every if not search or matches(machine, search)]
-    shown.sort(key=lambda machine: _natural(machine.domain.name))
+    shown.sort(key=lambda machine: natural(machine.domain.name))
     if order is not Order.NAME:
         # Two stable passes: the largest first, and what is not known last.
         measure = _MEASURES[order]

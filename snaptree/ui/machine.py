@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import cached_property
+from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
 
 from snaptree.model.estate import Consistency, SnapshotKind
@@ -17,11 +18,13 @@ if TYPE_CHECKING:
 
     from snaptree.jobs.host_backend import CostReading, HostStatus, TreeReading
     from snaptree.model.errors import SnapTreeError
-    from snaptree.model.estate import Domain
+    from snaptree.model.estate import Domain, Snapshot
     from snaptree.model.tree import SnapshotTree
 
 DEEP_CHAIN = 30
 """Layers from which on a chain is worth a warning: each one slows the guest's reads, and libvirt ends at 200."""
+
+_SAMPLE = 500
 
 _NOT_READ = unknown("not read yet")
 
@@ -93,14 +96,19 @@ class Machine:
     @cached_property
     def usual_kind(self) -> SnapshotKind | None:
         """The kind that most of its snapshots have: said once, so that only the others need a badge."""
-        counts = Counter(snapshot.kind for snapshot in self.tree or ())
+        counts = Counter(snapshot.kind for snapshot in self._sample)
         return counts.most_common(1)[0][0] if counts else None
 
     @cached_property
     def usual_consistency(self) -> Consistency | None:
         """What most of its snapshots give a reverted guest."""
-        counts = Counter(snapshot.consistency for snapshot in self.tree or ())
+        counts = Counter(snapshot.consistency for snapshot in self._sample)
         return counts.most_common(1)[0][0] if counts else None
+
+    @property
+    def _sample(self) -> Iterator[Snapshot]:
+        """Snapshots from all over the tree: some hundred say what is usual as well as thousands."""
+        return islice(self.tree or (), 0, None, 1 + (self.snapshot_count or 0) // _SAMPLE)
 
     @cached_property
     def troubles(self) -> tuple[Trouble, ...]:

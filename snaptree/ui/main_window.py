@@ -75,7 +75,7 @@ class MainWindow(QMainWindow):
         self.activity = Activity(self)
         self.commands = Commands(estate, settings, self.activity, self)
         self._gather = QTimer(self, singleShot=True, interval=_GATHER_MS)
-        self._gather.timeout.connect(self._show_chosen)
+        self._gather.timeout.connect(self._show_news)
         self._lay_out()
         self._build_menus()
         self._connect()
@@ -261,6 +261,12 @@ class MainWindow(QMainWindow):
         self._selection_changed()
         self._offer_undo()
 
+    def _show_news(self) -> None:
+        """Show what is chosen again, if anything about it is news."""
+        machine = self.machine
+        if machine is None or machine is not self.page.machine:
+            self._show_chosen()
+
     def _selection_changed(self) -> None:
         selection = self.selection()
         self.actions_.offer(selection)
@@ -310,7 +316,7 @@ class MainWindow(QMainWindow):
     def _machine_changed(self, machine_id: MachineId) -> None:
         if machine_id == self._chosen:
             # The first reading is shown at once.
-            shown = self.page.view.snapshot_model.shown.machine
+            shown = self.page.machine
             if shown is None or shown.id != machine_id or shown.tree is None:
                 self._show_chosen()
             elif not self._gather.isActive():

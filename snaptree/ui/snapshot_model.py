@@ -7,7 +7,6 @@ from enum import Enum, IntEnum
 from time import time
 from typing import TYPE_CHECKING, Any
 
-from natsort import natsort_keygen
 from PySide6.QtCore import QAbstractTableModel, QModelIndex, QObject, QPersistentModelIndex, Qt, QTimer
 
 from snaptree.model.estate import Consistency
@@ -16,7 +15,7 @@ from snaptree.model.folding import NOW, Fold, Now, RowId, VisibleRows, fold
 from snaptree.model.lanes import LaneLayout, LaneRow, lay_out
 from snaptree.plans.wording import plain, quoted
 from snaptree.ui import words
-from snaptree.ui.estate_model import found
+from snaptree.ui.estate_model import found, natural
 from snaptree.ui.text import tooltip
 
 if TYPE_CHECKING:
@@ -36,7 +35,6 @@ _SURELY_DATA = 1 << 20
 """Bytes per disk that the tables of an empty overlay never reach (64 TiB of disk take 0.6 MiB)."""
 
 _NOT_READ = unknown("not read yet")
-_natural = natsort_keygen()
 
 # Added up once: Qt's flags are slow to combine, and views ask for them with every cell.
 _FOLD_FLAGS = Qt.ItemFlag.ItemIsEnabled | Qt.ItemFlag.ItemNeverHasChildren
@@ -362,7 +360,7 @@ class SnapshotModel(QAbstractTableModel):
             case Column.AGE:
                 return lambda name: -tree[name].created
             case Column.NOTE:
-                return lambda name: _natural(tree[name].description.casefold()) if tree[name].description else None
+                return lambda name: natural(tree[name].description.casefold()) if tree[name].description else None
             case _:
                 return lambda name: self._bytes(name, column)
 
@@ -394,7 +392,9 @@ class SnapshotModel(QAbstractTableModel):
 def _visible(tree: SnapshotTree, shown: Shown) -> VisibleRows:
     if not shown.folds:
         return fold(tree, unfolded=tree.snapshots)
-    keep = {snapshot.name for snapshot in tree if found(snapshot.name, snapshot.description, shown.search)}
+    keep: set[str] = set()
+    if shown.search:
+        keep = {snapshot.name for snapshot in tree if found(snapshot.name, snapshot.description, shown.search)}
     visible = fold(tree, keep=keep, unfolded=shown.unfolded)
     # What is selected may get into a fold when the tree grows. Else it must not count: folds would change by clicks.
     hidden = shown.selected.intersection(name for hides in visible.folds for name in hides.hidden)

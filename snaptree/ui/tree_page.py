@@ -86,6 +86,11 @@ class TreePage(QWidget):
 
     # What is shown
 
+    @property
+    def machine(self) -> Machine | None:
+        """The machine that is shown."""
+        return self._machine
+
     def show_no_host(self) -> None:
         """The window has no host yet."""
         self._set(None, None)

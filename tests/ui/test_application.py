@@ -148,3 +148,10 @@ sys.exit(application.run_window(demo=True))
     while list(base.iterdir()) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert list(base.iterdir()) == []
+
+
+def test_the_first_paint_waits_for_nothing_that_it_does_not_need() -> None:
+    slow = ["libvirt", "numpy", "snaptree.hosts", "snaptree.jobs", "snaptree.plans.rules"]
+    program = f"import sys, snaptree.ui.application; print(*[name for name in {slow} if name in sys.modules])"
+    found = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True, cwd=TREE)
+    assert found.stdout.split() == []
