@@ -7,6 +7,7 @@ with other things; they are what counts. Nothing here passes or fails: the aims 
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import platform
 import subprocess
@@ -85,6 +86,7 @@ def main() -> None:
             say(f"{title} ...")
             if comparisons := list(measure(sizes)):
                 print_table(title, comparisons)
+        gc.collect()  # Qt's settings are written when they are let go of: not into a directory that is gone
         say(f"Load at the end, of {os.cpu_count()} processors: {os.getloadavg()[0]:.1f}. Ratios hold, times do not.")
 
 
