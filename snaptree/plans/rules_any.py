@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from snaptree.model.estate import DomainState, SnapshotKind
+from snaptree.model.estate import DomainState, MemorySnapshot, SnapshotKind
 from snaptree.plans.plan import Action
 from snaptree.plans.rule import QEMU, TEST, Case, Evidence, Rule, Verdict, actions, found
 from snaptree.plans.situation import Known
-from snaptree.plans.wording import listed
+from snaptree.plans.wording import listed, quoted
 
 _ANY_DRIVER: frozenset[str] = frozenset()
 _CHANGES = actions(Action.TAKE, Action.REVERT, Action.DELETE)
@@ -60,6 +60,16 @@ def _unreadable_snapshot(case: Case) -> Evidence | None:
 
 def _mixed(case: Case) -> Evidence | None:
     return found() if case.snapshot is not None and case.snapshot.kind is SnapshotKind.MIXED else None
+
+
+def _images_inactive(case: Case) -> Evidence | None:
+    """Paused, and its memory was last saved while it was paused: QEMU then lets go of the images until it resumes."""
+    if case.situation.domain.state is not DomainState.PAUSED or case.current is None:
+        return None
+    saved_paused = case.current.memory is MemorySnapshot.EXTERNAL and case.current.state is DomainState.PAUSED
+    if not saved_paused or not (case.takes_external or case.effect.merges):
+        return None
+    return found(current=quoted(case.current.name))
 
 
 RULES = (
@@ -125,6 +135,17 @@ RULES = (
         " does not know, and its file systems would be damaged.",
         remedy="Start {vm}, or throw the saved state away (virsh managedsave-remove {vm_arg}).",
         source="lab on 9.0, 11.3 and 12.8: managed save, external snapshot, start: the machine writes to the old disk",
+        needs=Known.TREE,
+    ),
+    Rule(
+        id="paused-since-memory-snapshot",
+        actions=actions(Action.TAKE, Action.DELETE),
+        verdict=Verdict.WARN,
+        condition=_images_inactive,
+        reason="{vm} was paused when {current} saved its memory. If it was not resumed since, its QEMU keeps its"
+        " hands off the images, and this fails without doing harm.",
+        remedy="Resume {vm} for a moment first.",
+        source="lab on libvirt 11.3 with QEMU 10.0: block-commit: 'Inactive node can't be a backing child of active'",
         needs=Known.TREE,
     ),
     Rule(

@@ -147,6 +147,13 @@ ANY = [
         ("web-01",),
         a_machine().internal("a"),
     ),
+    Row(
+        "paused-since-memory-snapshot",
+        delete("a"),
+        a_machine(state=PAUSED).external("a", memory=True),
+        ("web-01", "“a”"),
+        a_machine(state=RUNNING).external("a", memory=True).state(PAUSED),
+    ),
     Row("transient-machine", external(), a_machine().domain(is_persistent=False), ("web-01",), a_machine()),
     Row(
         "unreadable-snapshot",
