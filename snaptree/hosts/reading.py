@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -28,8 +27,10 @@ _STATES = {
     libvirt.VIR_DOMAIN_PMSUSPENDED: DomainState.SUSPENDED,
 }
 
-# PERFORMANCE.md, "Reading": near, more threads only stall the window; far, one connection serves 64 at once.
-_IN_FLIGHT_NEAR = 8
+# Near, a few threads keep the daemon busy, and handing over single snapshots costs more than reading them; far away
+# the link is what takes long, and one connection serves 64 requests at once.
+_IN_FLIGHT_NEAR = 4
+_CHUNK_NEAR = 16
 _IN_FLIGHT_FAR = 64
 FIRST_PART_SECONDS = 0.1
 
@@ -111,10 +112,8 @@ def read_tree(
         current = current_name(domain)
     snapshots: list[Snapshot] = []
     next_part_at, next_part_size = time.monotonic() + FIRST_PART_SECONDS, 0
-    for name, xml in _read_all(connection, handles, cancelled):
-        snapshots.append(read_snapshot(name, xml))
-        if texts is not None:
-            texts[name] = xml
+    for chunk in _read_all(connection, handles, texts, cancelled):
+        snapshots += chunk
         if on_part is not None and len(snapshots) >= next_part_size and time.monotonic() >= next_part_at:
             on_part(SnapshotTree.build(snapshots, current))
             next_part_size = 2 * len(snapshots)
@@ -131,29 +130,34 @@ def current_name(domain: Any) -> str | None:
         raise
 
 
-def _read_all(connection: Connection, handles: list[Any], cancelled: Callable[[], bool]) -> Iterator[tuple[str, str]]:
-    """Name and XML in the order of the handles; a snapshot that vanished meanwhile is left out."""
-    in_flight = _IN_FLIGHT_NEAR if connection.host.is_local else _IN_FLIGHT_FAR
+def _read_all(
+    connection: Connection, handles: list[Any], texts: dict[str, str] | None, cancelled: Callable[[], bool]
+) -> Iterator[list[Snapshot]]:
+    """Snapshots in the order of the handles, some at a time; one that vanished meanwhile is left out."""
 
-    def read(handle: Any) -> tuple[str, str] | None:
+    def read(chunk: Sequence[Any]) -> list[Snapshot]:
         if cancelled():
             raise CancelledError("Reading the snapshots was cancelled.")
-        try:
-            return handle.getName(), handle.getXMLDesc()
-        except libvirt.libvirtError as error:
-            if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN_SNAPSHOT:
-                return None
-            raise explain(error, "reading a snapshot") from error
+        return [snapshot for handle in chunk if (snapshot := _read_snapshot(handle, texts)) is not None]
 
-    with ThreadPoolExecutor(in_flight, thread_name_prefix="snaptree-read") as pool:
-        for batch in _batches(handles, 4 * in_flight):
-            for found in pool.map(read, batch):
-                if found is not None:
-                    yield found
+    near = connection.host.is_local
+    size = _CHUNK_NEAR if near else 1
+    chunks = [handles[start : start + size] for start in range(0, len(handles), size)]
+    threads = min(_IN_FLIGHT_NEAR if near else _IN_FLIGHT_FAR, len(chunks))
+    if threads < 2:
+        yield from map(read, chunks)
+        return
+    with ThreadPoolExecutor(threads, thread_name_prefix="snaptree-read") as pool:
+        yield from pool.map(read, chunks)
 
 
-def _batches(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
-    """Bounded batches, so that a cancelled reading leaves no long queue behind (itertools.batched is 3.12's)."""
-    iterator = iter(items)
-    while batch := list(itertools.islice(iterator, size)):
-        yield batch
+def _read_snapshot(handle: Any, texts: dict[str, str] | None) -> Snapshot | None:
+    try:
+        name, xml = handle.getName(), handle.getXMLDesc()
+    except libvirt.libvirtError as error:
+        if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN_SNAPSHOT:
+            return None
+        raise explain(error, "reading a snapshot") from error
+    if texts is not None:
+        texts[name] = xml
+    return read_snapshot(name, xml)

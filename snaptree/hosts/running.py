@@ -20,7 +20,7 @@ from snaptree.hosts.layers import live_chains
 from snaptree.hosts.reading import current_name, never
 from snaptree.hosts.snapshot_xml import read_snapshot, take_xml, with_annotations
 from snaptree.model.errors import CancelledError, SnapTreeError, VanishedError
-from snaptree.model.estate import Annotations, DiskSnapshot, MemorySnapshot
+from snaptree.model.estate import Annotations, DiskSnapshot, MemorySnapshot, SnapshotKind
 from snaptree.plans.operation import Operation, OperationState, Progress
 from snaptree.plans.plan import (
     DeleteSnapshot,
@@ -276,7 +276,8 @@ class _Run:
                         f"Not reverted: {path}, which {step.name} needs, is missing.",
                         hint="Bring the file back, or choose another snapshot. The machine was left as it is.",
                     )
-        _space_out_reverts(self._operation.plan.domain_uuid)
+        if snapshot.kind is not SnapshotKind.INTERNAL:
+            _space_out_reverts(self._operation.plan.domain_uuid)
         flags = {
             StateAfter.AS_CAPTURED: 0,
             StateAfter.RUNNING: libvirt.VIR_DOMAIN_SNAPSHOT_REVERT_RUNNING,

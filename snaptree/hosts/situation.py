@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import re
 import shutil
 import time
@@ -9,7 +10,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
-from xml.sax.saxutils import unescape
 
 import libvirt
 
@@ -25,7 +25,6 @@ from snaptree.plans.situation import Disk, Situation
 
 # Every attribute by which libvirt's XML can name an image, in machines, snapshots and save files alike.
 _PATHS = re.compile(r"""<(?:source|mirror)\b[^>]*?\s(?:file|dev)=(?:'([^']*)'|"([^"]*)")""")
-_FROM_XML = {"&apos;": "'", "&quot;": '"'}
 
 _MAXIMUM_FILES_LOOKED_AT = 5_000
 """In each directory, when looking for overlays that no machine mentions."""
@@ -116,7 +115,7 @@ def _named_images(domain: Any) -> Iterator[str]:
     texts += [snapshot.getXMLDesc() for snapshot in domain.listAllSnapshots()]
     for text in texts:
         for single, double in _PATHS.findall(text):
-            yield unescape(single or double, _FROM_XML)
+            yield html.unescape(single or double)
 
 
 def _reach(images: Images, named: set[str]) -> tuple[set[str], bool]:

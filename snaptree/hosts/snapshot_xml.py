@@ -28,7 +28,7 @@ ET.register_namespace("snaptree", ANNOTATIONS_NAMESPACE)
 def read_snapshot(name: str, xml: str) -> Snapshot:
     """Read one snapshot. Never raises: XML that can't be read gives a snapshot whose `problem` says so."""
     try:
-        root = parse(xml)
+        root = _parse_what_matters(xml)
     except SnapTreeError as error:
         return Snapshot(
             name=name, parent=None, created=0, state=DomainState.UNKNOWN, problem=f"{error.summary} {error.details}"
@@ -54,6 +54,26 @@ def read_snapshot(name: str, xml: str) -> Snapshot:
         delete_in_progress=root.find(".//snapshotDeleteInProgress") is not None,
         problem="" if domain is not None else "it does not say what its machine looked like (no <domain>)",
     )
+
+
+_DEVICES = "\n    <devices>"
+_END_OF_DISK = "\n      </disk>"
+_END_OF_DOMAIN = "\n  </domain>"
+
+
+def _parse_what_matters(xml: str) -> ET.Element:
+    """Parse without what comes after the last disk of `<domain>`: more than half of the text, none of which is read.
+
+    libvirt's own indentation tells where that is. A text that is laid out otherwise is parsed whole.
+    """
+    devices = xml.find(_DEVICES)
+    disk = xml.rfind(_END_OF_DISK, devices, xml.find(_END_OF_DOMAIN, devices))
+    if devices < 0 or disk < 0:
+        return parse(xml)
+    try:
+        return parse(f"{xml[:disk]}{_END_OF_DISK}</devices></domain></domainsnapshot>")
+    except SnapTreeError:
+        return parse(xml)
 
 
 def recorded_disks(xml: str) -> tuple[Disk, ...]:

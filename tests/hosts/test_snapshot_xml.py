@@ -172,3 +172,20 @@ def test_what_is_asked_for_is_what_libvirt_reads(name: str, description: str, pa
     assert source is not None
     assert (vda.get("name"), vda.get("snapshot"), source.get("file")) == ("vda", "external", f"/vm/{path}")
     assert vdb.attrib == {"name": "vdb", "snapshot": "no"}
+
+
+LAID_OUT_BY_LIBVIRT = EXTERNAL.replace(
+    "    </devices>\n  </domain>",
+    "      <controller type='usb' index='0'/>\n      <disk_like/>\n    </devices>\n  </domain>",
+)
+
+
+def test_what_follows_the_last_disk_makes_no_difference() -> None:
+    whole = read_snapshot("before-upgrade", EXTERNAL)
+    assert read_snapshot("before-upgrade", LAID_OUT_BY_LIBVIRT) == whole
+    assert read_snapshot("before-upgrade", " ".join(LAID_OUT_BY_LIBVIRT.split())) == whole, "on one line"
+    in_metadata = LAID_OUT_BY_LIBVIRT.replace(
+        "<memory unit='KiB'>16384</memory>",
+        "<metadata><x:y xmlns:x='urn:x'>\n    <devices>\n      </devices>\n  </x:y></metadata><memory>16384</memory>",
+    )
+    assert read_snapshot("before-upgrade", in_metadata) == whole
