@@ -98,6 +98,7 @@ def after_take(situation: Situation, step: TakeSnapshot) -> Situation:
         disks=_on_overlays(situation.disks, step.overlays),
         recorded_disks=MappingProxyType({**situation.recorded_disks, step.name: _as_recorded(situation.disks)}),
         existing_files=situation.existing_files | {*step.overlays.values(), *memory_files},
+        images_let_go=_lets_go(snapshot.memory, situation.domain.state) or situation.images_let_go,
     )
 
 
@@ -163,13 +164,23 @@ def _on_overlays(disks: Iterable[Disk], overlays: Mapping[str, str]) -> tuple[Di
     )
 
 
+def _lets_go(memory: MemorySnapshot, state: DomainState) -> bool:
+    """To QEMU saving memory to a file is a migration, and loading it one too: images follow when it resumes."""
+    return memory is MemorySnapshot.EXTERNAL and state is DomainState.PAUSED
+
+
 # Reverting
 
 
 def after_revert(situation: Situation, step: RevertToSnapshot) -> Situation:
     """The situation once the machine is what it was at a snapshot."""
     target = situation.tree[step.name]
-    situation = replace(situation, domain=replace(situation.domain, state=_state_after(target, step.state_after)))
+    state = _state_after(target, step.state_after)
+    situation = replace(
+        situation,
+        domain=replace(situation.domain, state=state),
+        images_let_go=_lets_go(target.memory, state),
+    )
     if is_external(target):
         return _after_external_revert(situation, target)
     return replace(

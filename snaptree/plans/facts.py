@@ -348,13 +348,16 @@ class Facts:
 
     def _stands_on_line(self, target: str, layers: tuple[str, ...]) -> bool:
         for name in self._line_of_now():
-            disk = disk_of(self.situation.tree[name], target)
+            snapshot = self.situation.tree[name]
+            disk = disk_of(snapshot, target)
             if disk is None or disk.frozen is None or not layers:
                 continue
             frozen = self.key(disk.frozen)
             match disk.how:
                 case DiskSnapshot.EXTERNAL:
-                    return layers[1:2] == (frozen,)
+                    # Its own overlay is in use, or at least one on its layer. The first alone: merged by hand below.
+                    overlays = self.keys([disk.overlay, dict(snapshot.revert_overlays).get(target)])
+                    return layers[0] in overlays or layers[1:2] == (frozen,)
                 case DiskSnapshot.INTERNAL:
                     return layers[0] == frozen
                 case DiskSnapshot.MANUAL:

@@ -9,6 +9,7 @@ from snaptree.plans.situation import Known
 from snaptree.plans.wording import listed, quoted
 
 _ANY_DRIVER: frozenset[str] = frozenset()
+_QEMU_10 = 10_000_000
 _CHANGES = actions(Action.TAKE, Action.REVERT, Action.DELETE)
 
 
@@ -62,12 +63,23 @@ def _mixed(case: Case) -> Evidence | None:
     return found() if case.snapshot is not None and case.snapshot.kind is SnapshotKind.MIXED else None
 
 
-def _images_inactive(case: Case) -> Evidence | None:
-    """Paused, and its memory was last saved while it was paused: QEMU then lets go of the images until it resumes."""
-    if case.situation.domain.state is not DomainState.PAUSED or case.current is None:
+def _touches_images(case: Case) -> bool:
+    return case.take is not None or bool(case.effect.merges)
+
+
+def _images_let_go(case: Case) -> Evidence | None:
+    situation = case.situation
+    holds = situation.images_let_go and situation.host.hypervisor_version >= _QEMU_10 and _touches_images(case)
+    return found() if holds else None
+
+
+def _images_maybe_let_go(case: Case) -> Evidence | None:
+    """Paused, and paused already when its memory was saved; nobody can say whether it was resumed between."""
+    situation = case.situation
+    if situation.domain.state is not DomainState.PAUSED or case.current is None or situation.images_let_go:
         return None
     saved_paused = case.current.memory is MemorySnapshot.EXTERNAL and case.current.state is DomainState.PAUSED
-    if not saved_paused or not (case.takes_external or case.effect.merges):
+    if not saved_paused or situation.host.hypervisor_version < _QEMU_10 or not _touches_images(case):
         return None
     return found(current=quoted(case.current.name))
 
@@ -138,15 +150,24 @@ RULES = (
         needs=Known.TREE,
     ),
     Rule(
-        id="paused-since-memory-snapshot",
+        id="images-let-go",
+        actions=actions(Action.TAKE, Action.DELETE),
+        verdict=Verdict.REFUSE,
+        condition=_images_let_go,
+        reason="{vm} will be paused with its memory just saved or loaded; until it resumes, its QEMU does not touch"
+        " the images.",
+        remedy="Resume {vm} for a moment, and go on then.",
+        source="lab on libvirt 11.3 with QEMU 10.0: 'Inactive node can't be a backing child of active'",
+    ),
+    Rule(
+        id="images-maybe-let-go",
         actions=actions(Action.TAKE, Action.DELETE),
         verdict=Verdict.WARN,
-        condition=_images_inactive,
-        reason="{vm} was paused when {current} saved its memory. If it was not resumed since, its QEMU keeps its"
-        " hands off the images, and this fails without doing harm.",
+        condition=_images_maybe_let_go,
+        reason="{vm} was paused when {current} saved its memory. If it was not resumed since, its QEMU does not"
+        " touch the images, and this fails without doing harm.",
         remedy="Resume {vm} for a moment first.",
-        source="lab on libvirt 11.3 with QEMU 10.0: block-commit: 'Inactive node can't be a backing child of active'",
-        needs=Known.TREE,
+        source="lab on libvirt 11.3 with QEMU 10.0: 'Inactive node can't be a backing child of active'",
     ),
     Rule(
         id="transient-machine",

@@ -189,6 +189,16 @@ RULES = (
         mended_by_safety_snapshot=True,
     ),
     Rule(
+        id="machines-depend",
+        actions=_BOTH,
+        verdict=Verdict.REFUSE,
+        condition=_machines_depend,
+        reason="{machines} reads {file} as its own base. Changing it here would damage that machine's disks, even"
+        " while it is off.",
+        remedy="Keep {snapshot}, or first make {machines} independent (virsh blockpull, or a full copy of its disk).",
+        source="lab on 9.0, 11.3 and 12.8: a clone that is off is corrupted; locks protect running machines only",
+    ),
+    Rule(
         id="internal-snapshot-inside",
         actions=_BOTH,
         verdict=Verdict.REFUSE,
@@ -230,16 +240,6 @@ RULES = (
         source="lab on 9.0, 11.3 and 12.8: internal, then external, revert to the internal: wrong content, said to"
         " be OK",
         needs=Known.TREE,
-    ),
-    Rule(
-        id="machines-depend",
-        actions=_BOTH,
-        verdict=Verdict.REFUSE,
-        condition=_machines_depend,
-        reason="{machines} reads {file} as its own base. Changing it here would damage that machine's disks, even"
-        " while it is off.",
-        remedy="Keep {snapshot}, or first make {machines} independent (virsh blockpull, or a full copy of its disk).",
-        source="lab on 9.0, 11.3 and 12.8: a clone that is off is corrupted; locks protect running machines only",
     ),
     Rule(
         id="unreadable-machines-may-depend",

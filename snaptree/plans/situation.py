@@ -79,6 +79,9 @@ class Situation:
     """Saved-memory files that snapshots name and that do not exist."""
     free_bytes: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
     """Directory -> bytes free for it, where that is known."""
+    images_let_go: bool = False
+    """QEMU is paused and has let go of its images since its memory was saved or loaded, until it resumes. Only known
+    where a plan itself leads to it."""
     memory_bytes: int = 0
     """RAM of the machine now, in bytes."""
     now: int = 0

@@ -423,7 +423,7 @@ class PretendLibvirt:
                 dependants.setdefault(layer, set()).add(machine)
         images = {path: self._image(path) for path in self._named_images()}
         return Situation(
-            host=Host("qemu:///pretend", "pretend", "QEMU", version, 10_000_000, False, True, version >= 9_009_000),
+            host=Host("qemu:///pretend", "pretend", "QEMU", version, 7_002_000, False, True, version >= 9_009_000),
             domain=Domain("7c0e4a3c-0000-4000-8000-000000000001", "pretend", self.state, True),
             tree=SnapshotTree.build([self._snapshot(name) for name in self.snapshots], self.current),
             layers=DomainLayers(

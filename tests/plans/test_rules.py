@@ -148,9 +148,16 @@ ANY = [
         a_machine().internal("a"),
     ),
     Row(
-        "paused-since-memory-snapshot",
+        "images-let-go",
         delete("a"),
         a_machine(state=PAUSED).external("a", memory=True),
+        ("web-01",),
+        a_machine(state=RUNNING).external("a", memory=True),
+    ),
+    Row(
+        "images-maybe-let-go",
+        delete("a"),
+        a_machine(state=PAUSED).external("a", memory=True).having(images_let_go=False),
         ("web-01", "“a”"),
         a_machine(state=RUNNING).external("a", memory=True).state(PAUSED),
     ),
