@@ -29,6 +29,8 @@ class Actions(QObject):
         self._purposes: dict[QAction, str] = {}
         self.reasons: dict[Action, Finding | None] = {}
         """Why each changing action is off now; None for those that are on."""
+        self.held: Finding | None = None
+        """Why nothing may be changed for the time being."""
         standard = QKeySequence.StandardKey
         self.take = self._add("&Take…", "take", "Take a snapshot of the machine as it is now", "Ctrl+N")
         self.revert = self._add("&Revert", "revert", "Make the machine what it was at this snapshot", "Ctrl+R")
@@ -66,7 +68,7 @@ class Actions(QObject):
     def offer(self, selection: Selection) -> None:
         """Switch the changing actions on or off for a selection, and say why in their tooltips."""
         for kind, action in self._changing.items():
-            reason = why_off(kind, selection)
+            reason = self.held or why_off(kind, selection)
             self.reasons[kind] = reason
             action.setEnabled(reason is None)
             if reason is None:

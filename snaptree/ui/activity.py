@@ -201,9 +201,8 @@ def _detail(operation: Operation) -> str:
                 return "Done, and taken back since"
             return f"Done in {took}"
         case _:
-            said = f"{error.summary} {error.hint}".strip() if error is not None else ""
-            done = f"{operation.steps_done} of {len(operation.plan.steps)} steps were done"
-            return ". ".join(part.rstrip(".") for part in (operation.state.value.capitalize(), said, done) if part)
+            said = f"{error.summary} {error.hint}".strip() if error is not None else operation.state.value.capitalize()
+            return f"{said.rstrip('.')}. {operation.steps_done} of {len(operation.plan.steps)} steps were done."
 
 
 class Activity(QWidget):

@@ -31,6 +31,7 @@ from PySide6.QtWidgets import QApplication
 
 from snaptree import __version__
 from snaptree.model.errors import CancelledError, SnapTreeError
+from snaptree.plans.plan import Finding
 from snaptree.ui import icons
 from snaptree.ui.error_dialog import show_error
 from snaptree.ui.estate import Estate
@@ -55,6 +56,8 @@ _PICTURE_WITHIN_SECONDS = 60.0
 _SWITCH_SECONDS = 0.001
 _SETTLE_MS = 400
 
+_BEING_BUILT = Finding("demo", "The demo estate is still being built.", "It takes some seconds.")
+
 _log = logging.getLogger("snaptree")
 
 
@@ -63,14 +66,15 @@ def run_window(
 ) -> int:
     """Open the window and return its exit status when it is closed.
 
-    Without `uris` and demo it shows the hosts that the user added, and libvirt's default host if there are none.
+    Without `uris` and demo it shows the user's own hosts; at the first start that is libvirt's default host.
     """
     application = make_application()
     settings = Settings()
     requests = [HostRequest(uri, read_only) for uri in uris]
     if not requests and not demo:
-        default = os.environ.get("LIBVIRT_DEFAULT_URI") or "qemu:///system"
-        requests = settings.hosts or [HostRequest(default, read_only)]
+        if not settings.hosts:
+            settings.hosts = [HostRequest(os.environ.get("LIBVIRT_DEFAULT_URI") or "qemu:///system")]
+        requests = [HostRequest(host.uri, host.read_only or read_only) for host in settings.hosts]
     session = Session(application, settings, requests, demo=demo, demo_directory=demo_directory)
     with _errors_are_shown(session.window), _signals_close(session):
         session.window.show()
@@ -163,9 +167,9 @@ class Session(QObject):
         self.window.host_removed.connect(self._remove_host)
         if self._demo is not None:
             self._demo.prepared.connect(self._open_demo)
-            self._demo.went_on.connect(self.window.page.show_demo_progress)
-            self._demo.built.connect(self.window.page.show_demo_built)
-            self._demo.failed.connect(self.window.page.show_demo_failed)
+            self._demo.went_on.connect(self._demo_went_on)
+            self._demo.built.connect(self._demo_built)
+            self._demo.failed.connect(self._demo_failed)
         if requests or demo:
             self.window.page.show_starting()
 
@@ -204,17 +208,25 @@ class Session(QObject):
     def _open_demo(self, uri: str) -> None:
         self._open(HostRequest(uri), "Demo estate")
 
+    def _demo_went_on(self, doing: str, done: int, total: int) -> None:
+        self.window.page.show_demo_progress(doing, done, total)
+        self.window.hold_changes(_BEING_BUILT)
+
+    def _demo_built(self) -> None:
+        self.window.page.show_demo_built()
+        self.window.hold_changes(None)
+
+    def _demo_failed(self, error: SnapTreeError) -> None:
+        self.window.page.show_demo_failed(error)
+        self.window.hold_changes(None)
+
     def _add_host(self, request: HostRequest) -> None:
-        self._settings.hosts = [*self._remembered(), request]
+        self._settings.hosts = [*self._settings.hosts, request]
         self._open(request)
 
     def _remove_host(self, uri: str) -> None:
-        self._settings.hosts = [request for request in self._remembered() if request.uri != uri]
+        self._settings.hosts = [request for request in self._settings.hosts if request.uri != uri]
         self.estate.remove(uri)
-
-    def _remembered(self) -> list[HostRequest]:
-        """The user's hosts; the first one added joins the host that was there by default."""
-        return self._settings.hosts
 
     def _open(self, request: HostRequest, label: str = "") -> None:
         from snaptree.jobs.host_backend import HostBackend

@@ -9,7 +9,6 @@ from PySide6.QtCore import QObject
 
 from snaptree.model.errors import SnapTreeError
 from snaptree.plans.intention import Delete, Intention, Revert
-from snaptree.plans.wording import listed
 from snaptree.ui import words
 from snaptree.ui.error_dialog import show_error
 from snaptree.ui.plan_dialog import Choice, PlanDialog
@@ -76,8 +75,13 @@ class Commands(QObject):
         below = _descendants(machine.tree, snapshots)
         choice = None
         if below:
-            names = listed(in_sentence(name) for name in below)
-            choice = Choice(f"With all that descends: {names}", is_ticked=False, apply=_with_subtree)
+            verb = "descends" if len(below) == 1 else "descend"
+            choice = Choice(
+                f"And {words.count(len(below), 'snapshot')} that {verb} from there",
+                is_ticked=False,
+                apply=_with_subtree,
+                explanation="\n".join(below),
+            )
         self._open(
             PlanDialog(
                 self._planner(machine),

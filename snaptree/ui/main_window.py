@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
     from snaptree.jobs.host_backend import CredentialsRequest
     from snaptree.plans.operation import Operation
+    from snaptree.plans.plan import Finding
     from snaptree.ui.estate import Estate, HostEntry
     from snaptree.ui.machine import Machine
     from snaptree.ui.theme import Theme
@@ -230,6 +231,12 @@ class MainWindow(QMainWindow):
         """Show a machine, or a host by its address."""
         self.estate_view.list.choose(where)
         self._choose(where)
+
+    def hold_changes(self, reason: Finding | None) -> None:
+        """Switch all changing actions off for a reason, or back on."""
+        if reason != self.actions_.held:
+            self.actions_.held = reason
+            self._selection_changed()
 
     def selection(self) -> Selection:
         """What is selected in the tree."""

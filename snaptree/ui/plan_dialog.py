@@ -12,7 +12,7 @@ from snaptree.model.errors import SnapTreeError
 from snaptree.plans.plan import Plan
 from snaptree.ui.labels import PlainLabel
 from snaptree.ui.plan_view import PlanView
-from snaptree.ui.text import menu_text, window_title
+from snaptree.ui.text import tooltip, window_title
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,8 +26,10 @@ class Choice:
     """A tick box in the preview; changing it changes the intention, and a new plan is made."""
 
     text: str
+    """Ours: names of others would make the dialog as wide as they are long."""
     is_ticked: bool
     apply: Callable[[Intention, bool], Intention]
+    explanation: str = ""
 
 
 class PlanDialog(QDialog):
@@ -61,7 +63,8 @@ class PlanDialog(QDialog):
         heading.setObjectName("heading")
         layout.addWidget(heading)
         if choice is not None:
-            self.tick = QCheckBox(menu_text(choice.text), self)
+            self.tick = QCheckBox(choice.text, self)
+            self.tick.setToolTip(tooltip(choice.explanation))
             self.tick.setChecked(choice.is_ticked)
             self.tick.toggled.connect(self._choice_changed)
             layout.addWidget(self.tick)

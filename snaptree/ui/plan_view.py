@@ -108,7 +108,7 @@ class PlanView(QScrollArea):
             layout.addWidget(SectionTitle("What it costs", page))
             layout.addLayout(_forecast(plan.forecast, page))
             if plan.undo is not None:
-                layout.addWidget(Notice("info", plan.undo.text, "", page))
+                layout.addWidget(Notice("info", "This can be undone.", plan.undo.text, page))
             else:
                 layout.addWidget(Notice("warning", "This can't be undone.", "", page))
         self._show(page, layout)

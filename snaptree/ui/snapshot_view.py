@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _MEASURED_ROWS = 100
 """Names measured to find a good width for the column: enough, and quick."""
 _LETTERS_OF_NAME = 20
-_LETTERS_OF_NOTE = 16
+_LETTERS_OF_NOTE = 12
 """What is left to notes at least, where there is room at all."""
 _LEAST_NOTE = 60
 """Pixels that notes keep however narrow the window is."""

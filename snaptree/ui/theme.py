@@ -195,4 +195,5 @@ def _palette(colours: Colours) -> QPalette:
 
 def _style_sheet(colours: Colours) -> str:
     names = {name: value.name() for name in Colours.__slots__ if isinstance(value := getattr(colours, name), QColor)}
+    names["tick"] = resources.path("icons/tick-dark.svg" if colours is DARK else "icons/tick-light.svg").as_posix()
     return Template(resources.path("style.qss").read_text(encoding="utf-8")).substitute(names)

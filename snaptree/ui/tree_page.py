@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from PySide6.QtCore import QEvent, QTimer, Signal, SignalInstance
 from PySide6.QtWidgets import QHBoxLayout, QLabel, QStackedWidget, QVBoxLayout, QWidget
 
+from snaptree.model.errors import ConnectionLostError
 from snaptree.plans.wording import plain
 from snaptree.ui import icons, words
 from snaptree.ui.banner import Banners
@@ -185,7 +186,7 @@ class TreePage(QWidget):
             return
         is_read_only = status.host is not None and status.host.read_only
         if str(status.phase) == "lost" or (str(status.phase) == "failed" and self._machine is not None):
-            text = status.error.summary if status.error is not None else "The connection was lost."
+            text = _what_is_wrong(status)
             if status.retry_at is not None:
                 seconds = max(0, round(status.retry_at - time()))
                 text += f" Next try in {seconds} s." if seconds else " Trying…"
@@ -258,6 +259,16 @@ class TreePage(QWidget):
         self._state.setPixmap(
             icons.pixmap(state_icon(state), state_colour(state, colours), icons.SIZE, self.devicePixelRatioF())
         )
+
+
+def _what_is_wrong(status: HostStatus) -> str:
+    """One sentence or two: a connection that was lost is called so, also while it can't be had again."""
+    lost = "The connection was lost."
+    if status.error is None:
+        return lost
+    if str(status.phase) == "lost" and not isinstance(status.error, ConnectionLostError):
+        return f"{lost} {status.error.summary}"
+    return status.error.summary
 
 
 def _facts(machine: Machine) -> str:

@@ -459,3 +459,19 @@ def test_a_picture_of_the_window_is_written(host: EmbeddedHost, machine: Machine
     assert (picture.width(), picture.height()) == (1280, 800)
     colours = {picture.pixelColor(x, y).rgb() for x in range(300, 900, 2) for y in range(100, 300, 2)}
     assert len(colours) > 20, "the tree is on it"
+
+
+def test_a_subtree_is_deleted_when_that_is_ticked(driver: Driver, machine: Machine) -> None:
+    driver.view.select(["first"])
+    driver.window.actions_.delete.trigger()
+    dialog = driver.plan_dialog()
+    assert dialog.tick is not None
+    assert "1 snapshot that descends" in dialog.tick.text()
+    assert "second" in read_tooltip(dialog.tick.toolTip())
+    dialog.tick.setChecked(True)
+    assert not dialog.run_button.isEnabled(), "the plan before is no longer what would be run"
+    driver.until(dialog.run_button.isEnabled)
+    dialog.run_button.click()
+    driver.last_operation()
+    driver.until(lambda: not driver.names() or driver.names() == ["Now"])
+    assert list(machine.tree()) == []
