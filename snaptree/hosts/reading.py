@@ -27,9 +27,9 @@ _STATES = {
     libvirt.VIR_DOMAIN_PMSUSPENDED: DomainState.SUSPENDED,
 }
 
-# Near, a few threads keep the daemon busy, and handing over single snapshots costs more than reading them; far away
+# Near, some threads keep the daemon busy, and handing over single snapshots costs more than reading them; far away
 # the link is what takes long, and one connection serves 64 requests at once.
-_IN_FLIGHT_NEAR = 4
+_IN_FLIGHT_NEAR = 8
 _CHUNK_NEAR = 16
 _IN_FLIGHT_FAR = 64
 FIRST_PART_SECONDS = 0.1
