@@ -108,7 +108,9 @@ class SnapshotDelegate(QStyledItemDelegate):
             self._paint_bar(painter, inner, row_id, colours.bar_selected if is_selected else colours.bar)
         is_loud = column in FIGURES and text not in (words.UNKNOWN, words.NONE) and not isinstance(row_id, Fold)
         painter.setPen(colours.text if is_loud else colours.dim)
-        _draw(painter, inner, text, _RIGHT if column in FIGURES else _LEFT)
+        # Names and figures differ at their ends, but prose is read from its beginning.
+        elide = Qt.TextElideMode.ElideRight if column is Column.NOTE else Qt.TextElideMode.ElideMiddle
+        _draw(painter, inner, text, _RIGHT if column in FIGURES else _LEFT, elide)
 
     def _paint_bar(self, painter: QPainter, rect: QRect, row_id: RowId, colour: QColor) -> None:
         """A bar behind the figure, as long as the snapshot is large."""
@@ -274,12 +276,14 @@ def _paint_badge(painter: QPainter, left: QPoint, badge: Badge, font: QFont, col
     return rect.right()
 
 
-def _draw(painter: QPainter, rect: QRect, text: str, side: int = _LEFT) -> int:
-    """Draw one line, elided in the middle if it must be, and return its width."""
+def _draw(
+    painter: QPainter, rect: QRect, text: str, side: int = _LEFT, elide: Qt.TextElideMode = Qt.TextElideMode.ElideMiddle
+) -> int:
+    """Draw one line, elided if it must be, and return its width."""
     metrics = painter.fontMetrics()
     width = metrics.horizontalAdvance(text)
     if width > rect.width():
-        text = metrics.elidedText(text, Qt.TextElideMode.ElideMiddle, rect.width())
+        text = metrics.elidedText(text, elide, rect.width())
         width = rect.width()
     painter.drawText(rect, side, text)
     return width
