@@ -13,7 +13,7 @@ from itertools import chain as all_of
 from itertools import pairwise
 
 from snaptree.model.estate import DiskSnapshot, Image, MemorySnapshot, Snapshot, SnapshotDisk, SnapshotKind
-from snaptree.plans.situation import Disk, Known, Situation
+from snaptree.plans.situation import Disk, Situation
 
 LIBVIRT_9_1 = 9_001_000
 """Deleting a snapshot removes its memory file."""
@@ -431,11 +431,6 @@ class Facts:
     def has_external(self) -> bool:
         """Whether any snapshot is external."""
         return any(is_external(snapshot) for snapshot in self.situation.tree)
-
-    @property
-    def knows_layers(self) -> bool:
-        """Whether images were read."""
-        return self.situation.known >= Known.LAYERS
 
 
 def memory_file_of(snapshot: Snapshot) -> str | None:

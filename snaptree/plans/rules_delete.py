@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import posixpath
 
+from snaptree.model.estate import DiskSnapshot
 from snaptree.plans.facts import LIBVIRT_9_9, internal_images, is_external
 from snaptree.plans.plan import Action
 from snaptree.plans.rule import QEMU, TEST, Case, Evidence, Rule, Verdict, actions, first, found
@@ -67,7 +68,7 @@ def _parent_is_internal(case: Case) -> Evidence | None:
     parents = [
         parent.name
         for disk in case.snapshot.disks
-        if disk.how.value == "external"
+        if disk.how is DiskSnapshot.EXTERNAL
         and (parent := case.facts.parent_for_disk(case.snapshot.name, disk.target)) is not None
         and not is_external(parent)
     ]
@@ -78,7 +79,7 @@ def _half_deleted_child(case: Case) -> Evidence | None:
     if case.external is None or not case.external.delete_in_progress:
         return None
     children = case.tree.children(case.external.name)
-    return found(children=snapshots_named(children)) if children else None
+    return found(children=snapshots_named(children) or "the same snapshot")
 
 
 def _image_not_in_use(case: Case) -> Evidence | None:
@@ -139,8 +140,7 @@ def _pinned(case: Case) -> Evidence | None:
 
 
 def _final(case: Case) -> Evidence | None:
-    names = [name for name in case.batch if name in case.tree] or [case.name or ""]
-    return found(names=snapshots_named(case.batch or names))
+    return found(names=snapshots_named(case.batch or (case.name or "",)))
 
 
 def _uncancellable(case: Case) -> Evidence | None:
@@ -182,8 +182,8 @@ RULES = (
         condition=_no_current,
         reason="libvirt knows no current snapshot of {vm}. Deleting an external one in this state crashes its"
         " daemon, or removes a layer in use.",
-        remedy="Redefine the snapshot that the disks descend from as current (virsh snapshot-create {vm_arg}"
-        " SNAPSHOT.xml --redefine --current).",
+        remedy="Redefine the snapshot that the disks descend from as current (virsh snapshot-dumpxml {vm_arg} NAME"
+        " --security-info > it.xml; virsh snapshot-create {vm_arg} it.xml --redefine --current).",
         source="lab on 11.3 and 12.8: delete of a non-leaf crashes the daemon, of the leaf in use loses data",
         needs=Known.TREE,
     ),
@@ -194,8 +194,8 @@ RULES = (
         condition=_not_owner,
         reason="libvirt takes {current} for the current snapshot of {vm}, but the layers in use do not descend from"
         " it. {owners} Deleting would remove the wrong layers.",
-        remedy="Redefine the snapshot that the disks descend from as current (virsh snapshot-create {vm_arg}"
-        " SNAPSHOT.xml --redefine --current).",
+        remedy="Redefine the snapshot that the disks descend from as current (virsh snapshot-dumpxml {vm_arg} NAME"
+        " --security-info > it.xml; virsh snapshot-create {vm_arg} it.xml --redefine --current).",
         source="lab on 11.3 and 12.8: current wrongly set to a non-leaf, delete the leaf in use: data lost",
         needs=Known.LAYERS,
     ),
@@ -204,9 +204,9 @@ RULES = (
         actions=_DELETE,
         verdict=Verdict.REFUSE,
         condition=_current_with_children,
-        reason="{snapshot} is the current snapshot and {children} descends from it, so its layer carries two"
-        " futures. libvirt does not delete such external snapshots.",
-        remedy="Delete {children} first, or revert to it: then only that future is left in use.",
+        reason="{snapshot} is the current snapshot and has descendants ({children}), so two futures stand on its"
+        " layer. libvirt does not delete such external snapshots.",
+        remedy="Delete what descends from it first, or revert to it: then only that future is left in use.",
         source="libvirt: 'deletion of active external snapshot that is not a leaf snapshot is not supported'",
         needs=Known.TREE,
     ),
@@ -215,9 +215,9 @@ RULES = (
         actions=_DELETE,
         verdict=Verdict.REFUSE,
         condition=_fork,
-        reason="{children} both stand on the layer of {snapshot}. libvirt does not delete external snapshots with"
-        " more than one child.",
-        remedy="Delete all but one of {children} first.",
+        reason="More than one snapshot stands on the layer of {snapshot}: {children}. libvirt does not delete such"
+        " external snapshots.",
+        remedy="Delete all but one of them first.",
         source="libvirt: 'deletion of external disk snapshots with multiple children snapshots not supported'",
         needs=Known.TREE,
     ),
@@ -226,9 +226,9 @@ RULES = (
         actions=_DELETE,
         verdict=Verdict.REFUSE,
         condition=_branch_not_in_use,
-        reason="{snapshot} lies on a branch that {vm} does not use now, and {children} stands on it. libvirt merges"
-        " layers in use only.",
-        remedy="Delete {children} too, or revert to a snapshot of that branch first.",
+        reason="{snapshot} lies on a branch that {vm} does not use now, and is not the last one there ({children}"
+        " descend from it). libvirt merges layers in use only.",
+        remedy="Delete what descends from it too, or revert to a snapshot of that branch first.",
         source="libvirt: 'deletion of non-leaf external snapshot that is not in active chain is not supported'",
         needs=Known.TREE,
     ),
@@ -237,8 +237,8 @@ RULES = (
         actions=_DELETE,
         verdict=Verdict.REFUSE,
         condition=_unrecorded_branch,
-        reason="{branch} descends from {snapshot} on a branch that {vm} does not use now, and libvirt has not"
-        " recorded the layers of that branch. Looking for them, its daemon crashes.",
+        reason="{snapshot} has descendants on a branch that {vm} does not use now ({branch}), and libvirt has not"
+        " recorded their layers. Looking for them, its daemon crashes.",
         remedy="Delete {branch} first, from the leaves up, or keep {snapshot}.",
         source="lab on 11.3: external s1, s2, s3 taken off, revert to s2, external s4, delete s1: segmentation fault"
         " in qemuSnapshotDiskHasBackingDisk",
@@ -268,8 +268,8 @@ RULES = (
         actions=_DELETE,
         verdict=Verdict.REFUSE,
         condition=_parent_is_internal,
-        reason="{snapshot} is external and its parent {parents} is internal. libvirt does not merge into an image"
-        " that holds the parent.",
+        reason="{snapshot} is external and stands on an internal one, {parents}. libvirt does not merge into an"
+        " image that holds the parent.",
         remedy="Delete {parents} first, while {vm} is off, then {snapshot}.",
         source="libvirt: 'deleting external snapshot that has internal snapshot as parent not supported'",
         needs=Known.TREE,
@@ -279,8 +279,8 @@ RULES = (
         actions=_DELETE,
         verdict=Verdict.REFUSE,
         condition=_half_deleted_child,
-        reason="A deletion of a child of {snapshot} ({children}) was cut short and has to be completed first.",
-        remedy="Delete the same child again.",
+        reason="An earlier deletion below {snapshot} was cut short and has to be completed first.",
+        remedy="Delete {children} again.",
         source="libvirt: 'snapshot disk was target of not completed snapshot delete'",
         needs=Known.TREE,
     ),

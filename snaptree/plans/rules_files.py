@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+from snaptree.model.estate import DiskSnapshot
 from snaptree.plans.facts import is_external
 from snaptree.plans.plan import Action
 from snaptree.plans.rule import Case, Evidence, Rule, Verdict, actions, first, found
@@ -133,11 +134,11 @@ def _content_changed(case: Case) -> Evidence | None:
     if case.snapshot is None:
         return None
     for disk in case.snapshot.disks:
-        if disk.frozen is None or disk.how.value not in ("external", "internal"):
+        if disk.frozen is None or disk.how not in (DiskSnapshot.EXTERNAL, DiskSnapshot.INTERNAL):
             continue
         stack = list(case.facts.stack(disk.frozen))
         # Inside an image, an internal snapshot is safe from writes to the image; not from writes to what lies below.
-        suspects = stack if disk.how.value == "external" else stack[1:]
+        suspects = stack if disk.how is DiskSnapshot.EXTERNAL else stack[1:]
         wrong = [
             layer
             for layer in suspects
@@ -182,7 +183,7 @@ RULES = (
         actions=_BOTH,
         verdict=Verdict.REFUSE,
         condition=_holds_frozen_snapshot,
-        reason="libvirt would remove {file}, which holds the content of {holders}.",
+        reason="libvirt would remove {file}, the layer that holds {holders}.",
         remedy="Take a new external snapshot first: libvirt then knows which layer is in use and removes that one.",
         source="lab on 11.3 and 12.8: REDEFINE with CURRENT on a reverted snapshot, then revert: data lost",
         needs=Known.TREE,
@@ -193,9 +194,10 @@ RULES = (
         actions=_BOTH,
         verdict=Verdict.REFUSE,
         condition=_machines_depend,
-        reason="{machines} reads {file} as its own base. Changing it here would damage that machine's disks, even"
-        " while it is off.",
-        remedy="Keep {snapshot}, or first make {machines} independent (virsh blockpull, or a full copy of its disk).",
+        reason="{file} is also the base of {machines}. Changing it here would damage disks there, even while that"
+        " machine is off.",
+        remedy="Keep {snapshot}, or first make {machines} independent of {file} (virsh blockpull, or a full copy of"
+        " the disk).",
         source="lab on 9.0, 11.3 and 12.8: a clone that is off is corrupted; locks protect running machines only",
     ),
     Rule(
@@ -203,8 +205,8 @@ RULES = (
         actions=_BOTH,
         verdict=Verdict.REFUSE,
         condition=_holds_internal_snapshot,
-        reason="libvirt would remove {file} with {internal} inside: that internal snapshot would be lost, though"
-        " libvirt would go on listing it.",
+        reason="libvirt would remove {file}, and with it what is inside: {internal}. It would go on listing that,"
+        " but the data would be gone.",
         remedy="Delete {internal} first if nobody needs it{how}, or keep {snapshot}.",
         source="lab on 9.0, 11.3 and 12.8: deleting an external snapshot loses the internal one in its overlay",
         needs=Known.TREE,
@@ -214,8 +216,8 @@ RULES = (
         actions=_BOTH,
         verdict=Verdict.REFUSE,
         condition=_overlays_on_unlinked,
-        reason="libvirt would remove {file}, and {overlays} stands on it and would be unusable.",
-        remedy="If nobody needs {overlays}, remove it first; otherwise keep {snapshot}.",
+        reason="libvirt would remove {file}, the base of {overlays}: what stands on it would be unusable.",
+        remedy="If nobody needs {overlays}, remove that first; otherwise keep {snapshot}.",
         source="a qcow2 image without its base is lost; libvirt does not look for others that stand on a layer",
         needs=Known.LAYERS,
     ),
@@ -224,9 +226,9 @@ RULES = (
         actions=_BOTH,
         verdict=Verdict.REFUSE,
         condition=_overlays_on_written,
-        reason="libvirt would write to {file}, and {overlays} stands on it: its content would change and its file"
-        " systems break.",
-        remedy="If nobody needs {overlays}, remove it first; otherwise keep {snapshot}, or copy it to a new machine.",
+        reason="libvirt would write to {file}, the base of {overlays}: what stands on it would change, and file"
+        " systems in it break.",
+        remedy="If nobody needs {overlays}, remove that first; otherwise keep {snapshot}, or copy it to a new machine.",
         source="lab on 9.0, 11.3 and 12.8: an internal revert below an overlay gives that overlay the wrong content",
         needs=Known.LAYERS,
     ),
@@ -235,7 +237,7 @@ RULES = (
         actions=_BOTH,
         verdict=Verdict.REFUSE,
         condition=_frozen_by_another,
-        reason="libvirt would overwrite {file}, which holds the content of {holders}.",
+        reason="libvirt would overwrite {file}, the layer that holds {holders}.",
         remedy="Delete {holders} first if nobody needs it, or copy {snapshot} to a new machine.",
         source="lab on 9.0, 11.3 and 12.8: internal, then external, revert to the internal: wrong content, said to"
         " be OK",
@@ -248,7 +250,7 @@ RULES = (
         condition=_unreadable_machines_may_depend,
         reason="The disks of {machines} can't be followed, so nobody can say whether they stand on {files}, which"
         " libvirt would change.",
-        remedy="Make the images of {machines} readable again, or undefine it if it is no longer needed.",
+        remedy="Make the images of {machines} readable again, or undefine what is no longer needed.",
         source="a base image is where clones of other machines start; a clone that is off would be corrupted silently",
     ),
     Rule(
@@ -256,8 +258,8 @@ RULES = (
         actions=_BOTH,
         verdict=Verdict.WARN,
         condition=_unreadable_machines,
-        reason="The disks of {machines} can't be followed. If one of them was made on {files}, which snapshots of"
-        " {vm} made, it would be damaged.",
+        reason="The disks of {machines} can't be followed. Anything there that was made on {files}, which snapshots"
+        " of {vm} made, would be damaged.",
         remedy="Make the images of {machines} readable again if you are not sure.",
         source="overlays that snapshots made are rarely anybody else's base, but may be",
     ),
@@ -277,7 +279,7 @@ RULES = (
         actions=_BOTH,
         verdict=Verdict.REFUSE,
         condition=_layer_missing,
-        reason="{files} is missing, and {snapshot} can't be brought back or merged without it. libvirt would stop"
+        reason="{snapshot} can't be brought back or merged, because this is missing: {files}. libvirt would stop"
         " {vm} before it notices.",
         remedy="Bring the file back from a backup, or choose another snapshot.",
         source="libvirt source: a revert stops QEMU before it opens the images",
@@ -290,8 +292,8 @@ RULES = (
         condition=_content_changed,
         reason="The layers below {snapshot} are not those it was taken on: {files} may hold other data by now, and"
         " libvirt would bring that back without a word.",
-        remedy="If a layer was merged by hand, {snapshot} no longer exists as it was: drop what libvirt recorded"
-        " (virsh snapshot-delete {vm_arg} {snapshot_arg} --metadata).",
+        remedy="If a layer was merged by hand, {snapshot} no longer exists as it was: drop what libvirt recorded,"
+        " that of its children first (virsh snapshot-delete {vm_arg} {snapshot_arg} --metadata).",
         source="lab on 11.3 and 12.8: stale after a manual blockcommit, revert: wrong content, silently",
         needs=Known.LAYERS,
     ),
@@ -302,8 +304,8 @@ RULES = (
         condition=_merge_not_as_recorded,
         reason="Deleting {snapshot} means merging {overlay} into {base}, but disk {disk} does not stand on them in"
         " this way now.",
-        remedy="If a layer was merged by hand, drop what libvirt recorded (virsh snapshot-delete {vm_arg}"
-        " {snapshot_arg} --metadata); its data stays where it is.",
+        remedy="If a layer was merged by hand, drop what libvirt recorded, that of its children first (virsh"
+        " snapshot-delete {vm_arg} {snapshot_arg} --metadata); the data stays where it is.",
         source="libvirt: 'failed to find parent disk source in backing chain'; layers merged by hand change what"
         " snapshots mean",
         needs=Known.LAYERS,

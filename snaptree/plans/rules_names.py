@@ -121,8 +121,8 @@ RULES = (
         actions=_REVERT,
         verdict=Verdict.REFUSE,
         condition=_twice_in_image,
-        reason="{files} holds more than one snapshot named {snapshot}, and nobody can say which of them would come"
-        " back.",
+        reason="There is more than one snapshot named {snapshot} in {files}, and nobody can say which of them would"
+        " come back.",
         remedy="Look at them with qemu-img snapshot -l, and delete the wrong one by its number.",
         source="QEMU takes the first entry of that name",
         needs=Known.LAYERS,

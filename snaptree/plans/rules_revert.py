@@ -195,7 +195,7 @@ RULES = (
         condition=_internal_broken,
         reason="libvirt {libvirt} as it is installed here can't revert to internal snapshots: it stops {vm} and then"
         " fails.",
-        remedy="Update libvirt on the host; 11.4 and the packages of distributions have the fix.",
+        remedy="Update libvirt on the host: later versions have the fix, and so have the packages of distributions.",
         source="GitLab #771: 11.2.0 and 11.3.0 as released; Debian's package has the fix since 11.3.0-2",
         needs=Known.TREE,
     ),
@@ -249,7 +249,7 @@ RULES = (
         actions=_REVERT,
         verdict=Verdict.REFUSE,
         condition=_not_in_image,
-        reason="{files} holds no snapshot {snapshot} any more, though libvirt lists it.",
+        reason="There is no snapshot {snapshot} in {files} any more, though libvirt lists it.",
         remedy="Choose another snapshot; what is left of {snapshot} can be dropped (virsh snapshot-delete {vm_arg}"
         " {snapshot_arg} --metadata).",
         source="libvirt stops the machine before QEMU looks for the snapshot",
@@ -341,8 +341,8 @@ RULES = (
         actions=_REVERT,
         verdict=Verdict.WARN,
         condition=_not_rolled_back,
-        reason="{disks} is not part of {snapshot}: it is not brought back to that moment, and libvirt puts a new"
-        " layer over the image that it had then.",
+        reason="Not part of {snapshot}: {disks}. What is there is not brought back to that moment, and libvirt puts"
+        " a new layer over the image of then.",
         remedy="",
         source="lab on 11.3 and 12.8: the excluded disk is also overlaid and then recorded as external",
     ),
@@ -351,7 +351,7 @@ RULES = (
         actions=_REVERT,
         verdict=Verdict.WARN,
         condition=_added_since,
-        reason="{disks} was added after {snapshot} was taken: {vm} will not have it any more. Its file {files} stays.",
+        reason="Added after {snapshot} was taken: {disks}. {vm} will not have that any more; the file {files} stays.",
         remedy="",
         source="lab on 11.3 and 12.8: a disk added later is dropped from the machine, its file stays",
     ),

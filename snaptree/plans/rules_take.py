@@ -266,8 +266,8 @@ RULES = (
         actions=_TAKE,
         verdict=Verdict.REFUSE,
         condition=_name_in_image,
-        reason="{files} already holds an internal snapshot named {snapshot}, which libvirt does not list. QEMU would"
-        " overwrite it.",
+        reason="An internal snapshot named {snapshot} lies in {files} already, which libvirt does not list. QEMU"
+        " would overwrite it.",
         remedy="Choose another name, or delete the old one if nobody needs it (qemu-img snapshot -d {snapshot_arg}"
         " FILE).",
         source="QEMU's savevm deletes an older snapshot of the same name",
@@ -278,7 +278,7 @@ RULES = (
         actions=_TAKE,
         verdict=Verdict.REFUSE,
         condition=_file_exists,
-        reason="{files} exists already, so a new layer can't be made there.",
+        reason="A new layer can't be made where a file exists already: {files}.",
         remedy="Choose another name, or move that file away if nothing needs it any more.",
         source="libvirt: 'external snapshot file for disk already exists and is not a block device'",
     ),
@@ -315,7 +315,7 @@ RULES = (
         actions=_TAKE,
         verdict=Verdict.REFUSE,
         condition=_disks(lambda disk: disk.format != "qcow2", DiskSnapshot.INTERNAL),
-        reason="Disk {disks} is {formats}: only qcow2 images can hold snapshots inside.",
+        reason="Only qcow2 images can hold snapshots inside, and {disks} has another format ({formats}).",
         remedy="Take an external snapshot instead (disks only, or disks and memory).",
         source="libvirt: 'internal snapshot for disk unsupported for storage type'",
     ),
@@ -324,7 +324,7 @@ RULES = (
         actions=_TAKE,
         verdict=Verdict.REFUSE,
         condition=_disks(lambda disk: disk.type not in ("file", "block"), DiskSnapshot.INTERNAL),
-        reason="Disk {disks} is of type {types}, which can't hold a snapshot inside.",
+        reason="Disks of type {types} can't hold snapshots inside: {disks}.",
         remedy="Use the snapshots of the storage itself for that disk.",
         source="libvirt: 'internal inactive snapshots are not supported on disks of this type'",
     ),
@@ -333,7 +333,7 @@ RULES = (
         actions=_TAKE,
         verdict=Verdict.REFUSE,
         condition=_internal_leaves_out,
-        reason="An internal snapshot must hold every disk that the guest can write to, and {disks} is left out.",
+        reason="An internal snapshot must hold every disk that the guest can write to. Left out: {disks}.",
         remedy="Leave no disk out, or take an external snapshot.",
         source="libvirt: 'internal and full system snapshots require all disks to be selected for snapshot'",
     ),
@@ -383,9 +383,9 @@ RULES = (
         actions=_TAKE,
         verdict=Verdict.REFUSE,
         condition=_disks(_has_no_path, DiskSnapshot.EXTERNAL),
-        reason="Disk {disks} is of type {types}: there is no directory beside it for a new layer, and libvirt would"
-        " not revert to such a snapshot.",
-        remedy="Leave that disk out, or use the snapshots of the storage itself.",
+        reason="Disks of type {types} have no directory beside them for a new layer, and libvirt would not revert to"
+        " such a snapshot: {disks}.",
+        remedy="Leave {disks} out, or use the snapshots of the storage itself.",
         source="libvirt: 'cannot generate external snapshot name', 'source disk is not a regular file'",
     ),
     Rule(
@@ -393,8 +393,8 @@ RULES = (
         actions=_TAKE,
         verdict=Verdict.REFUSE,
         condition=_when_active(_disks(lambda disk: disk.device == "lun", DiskSnapshot.EXTERNAL)),
-        reason="Disk {disks} is a SCSI device handed through to the guest, which can't be given a new layer.",
-        remedy="Leave that disk out.",
+        reason="A SCSI device handed through to the guest can't be given a new layer: {disks}.",
+        remedy="Leave {disks} out.",
         source="libvirt: 'external active snapshots are not supported on scsi passthrough devices'",
     ),
     Rule(
@@ -402,9 +402,8 @@ RULES = (
         actions=_TAKE,
         verdict=Verdict.REFUSE,
         condition=_disks(lambda disk: disk.shareable, DiskSnapshot.EXTERNAL),
-        reason="Disk {disks} is shared with other machines, which would go on writing to the layer that this"
-        " snapshot froze.",
-        remedy="Leave that disk out.",
+        reason="Shared with other machines, which would go on writing to the layer that this snapshot froze: {disks}.",
+        remedy="Leave {disks} out.",
         source="libvirt: 'shared access for disk requires use of supported storage format'",
     ),
     Rule(
@@ -412,8 +411,8 @@ RULES = (
         actions=_TAKE,
         verdict=Verdict.REFUSE,
         condition=_disks(lambda disk: disk.transient, DiskSnapshot.EXTERNAL),
-        reason="Disk {disks} is transient: its changes go when {vm} stops, and libvirt can't give it another layer.",
-        remedy="Leave that disk out.",
+        reason="The changes of a transient disk go when {vm} stops, and libvirt can't give it another layer: {disks}.",
+        remedy="Leave {disks} out.",
         source="libvirt: block jobs and snapshots are not supported on transient disks",
     ),
     Rule(
@@ -421,7 +420,7 @@ RULES = (
         actions=_TAKE,
         verdict=Verdict.REFUSE,
         condition=_when_active(_disks(lambda disk: disk.bus == "sd", DiskSnapshot.EXTERNAL)),
-        reason="Disk {disks} is an SD card, whose layers can't be changed while {vm} runs.",
+        reason="The layers of an SD card can't be changed while {vm} runs: {disks}.",
         remedy="Shut {vm} down first.",
         source="libvirt: block jobs are not supported on disks of bus 'sd'",
     ),
@@ -525,7 +524,7 @@ RULES = (
         actions=_TAKE,
         verdict=Verdict.WARN,
         condition=_external_on_internal,
-        reason="{files} holds {internal} inside. After freezing it with {snapshot}, going back to {internal} would"
+        reason="Inside {files}: {internal}. Once {snapshot} has frozen that layer, going back to {internal} would"
         " overwrite {snapshot} and is refused, and libvirt can't delete {snapshot} before {internal} is gone.",
         remedy="Take an internal snapshot instead, as the tree has them so far.",
         source="lab: internal, then external: revert to the internal one gives the external one the wrong content",
@@ -555,7 +554,7 @@ RULES = (
         actions=_TAKE,
         verdict=Verdict.WARN,
         condition=_excluded,
-        reason="{disks} is not part of {snapshot}: a revert does not bring it back to this moment, but gives it a"
+        reason="Not part of {snapshot}: {disks}. A revert does not bring that back to this moment, but gives it a"
         " new layer too.",
         remedy="Leave no disk out if {vm} is to come back as a whole.",
         source="lab on 11.3 and 12.8: an excluded disk is overlaid at the revert and then recorded as external",
