@@ -7,6 +7,7 @@ and happily unlinks and overwrites what libvirt would. `test_pretend_libvirt.py`
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
@@ -75,7 +76,7 @@ class Held:
 class PretendLibvirt:
     """One machine, off or paused, and other machines' clones on the same host."""
 
-    def __init__(self, disks: int = 1, base_format: str = "qcow2") -> None:
+    def __init__(self, disks: int = 1, base_format: str = "qcow2", *, paths: Mapping[str, str] | None = None) -> None:
         self.files: dict[str, File] = {}
         self.disks: dict[str, str] = {}
         self.snapshots: dict[str, Held] = {}
@@ -86,8 +87,8 @@ class PretendLibvirt:
         """Another machine -> its disk."""
         self.clock = 1_700_000_000
         self.token = 0
-        for target in ("vda", "vdb")[:disks]:
-            path = f"/images/{target}.{base_format}"
+        named = {target: f"/images/{target}.{base_format}" for target in ("vda", "vdb")[:disks]}
+        for target, path in (paths or named).items():
             self.files[path] = File(tuple(self._token() for _ in range(BLOCKS)), format=base_format)
             self.disks[target] = path
 

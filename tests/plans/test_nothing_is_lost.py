@@ -6,12 +6,11 @@ other people's hands and tools do; SnapTree's planner meets them, and its plans 
 
 from __future__ import annotations
 
-import os
 import random
 from collections.abc import Callable
 
 import pytest
-from hypothesis import HealthCheck, event, given, settings
+from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
 from snaptree.model.estate import DiskSnapshot, DomainState, MemorySnapshot
@@ -22,14 +21,8 @@ from snaptree.plans.planner import make_plan
 from snaptree.plans.take import take_step
 from tests.plans.pretend_libvirt import BLOCKS, CrashError, PretendLibvirt, RefusedError
 
-EXAMPLES = int(os.environ.get("SNAPTREE_EXAMPLES", "300"))
-
-settings.register_profile(
-    "plans",
-    max_examples=EXAMPLES,
-    deadline=None,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
-)
+EXAMPLES = 3 * settings().max_examples
+"""More than usual: they are small, and this is the property that matters most."""
 
 
 # Histories: what libvirt let people do, and what they did behind its back
@@ -194,7 +187,7 @@ class _Before:
 
 
 @pytest.mark.parametrize("version", [11_003_000])
-@settings(settings.get_profile("plans"))
+@settings(max_examples=EXAMPLES)
 @given(seed=st.integers(0, 2**48))
 def test_a_plan_that_is_not_refused_loses_nothing(version: int, seed: int) -> None:
     choose = random.Random(seed)
@@ -255,7 +248,7 @@ LOOKS_BROKEN = {
 }
 
 
-@settings(settings.get_profile("plans"), max_examples=EXAMPLES // 3)
+@settings(max_examples=EXAMPLES // 3)
 @given(seed=st.integers(0, 2**48))
 def test_a_machine_that_only_plans_changed_never_looks_broken(seed: int) -> None:
     """Disks that snapshots leave out are set aside: libvirt itself loses track of what a revert made of them."""
@@ -274,7 +267,7 @@ def test_a_machine_that_only_plans_changed_never_looks_broken(seed: int) -> None
             snapshot.records_chain = snapshot.records_chain or choose.random() < 0.5
 
 
-@settings(settings.get_profile("plans"))
+@settings(max_examples=EXAMPLES)
 @given(seed=st.integers(0, 2**48))
 def test_the_planner_foresees_what_libvirt_does(seed: int) -> None:
     """The situation simulated after each step is the one read afterwards, in all that rules look at."""
