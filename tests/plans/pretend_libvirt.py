@@ -198,6 +198,7 @@ class PretendLibvirt:
     # libvirt
 
     def run(self, step: Step) -> None:
+        """Carry out one step, two seconds later."""
         self.clock += 2
         match step:
             case TakeSnapshot():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
 import libvirt
@@ -60,6 +61,9 @@ class Pair:
 
     def revert(self, name: str) -> None:
         handle = self.machine.handle
+        while int(time.time()) <= self.pretend.clock:
+            # libvirt names the overlays of a revert after the second, and refuses a second one in it.
+            time.sleep(0.05)
         step = RevertToSnapshot(name, StateAfter.AS_CAPTURED, None)
         self.run(step, lambda: handle.revertToSnapshot(handle.snapshotLookupByName(name)))
 
@@ -75,7 +79,6 @@ class Pair:
         except libvirt.libvirtError:
             refused = True
         for path in map(str, self.machine.active_layers().values()):
-            # libvirt names the overlays of a revert after the second.
             if path.rpartition(".")[2].isdigit() and not refused:
                 self.pretend.clock = int(path.rpartition(".")[2]) - 2
         if refused:
