@@ -10,14 +10,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-import humanize
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from snaptree import words
 from snaptree.model.costs import DomainCosts, host_disk
 from snaptree.model.estate import Domain, DomainLayers, Host, Snapshot
-from snaptree.model.figures import Confidence, Figure
 from snaptree.model.folding import NOW, RowId, fold
 from snaptree.model.lanes import LaneRow, draw_row, lay_out
 from snaptree.model.tree import SnapshotTree
@@ -54,14 +53,6 @@ def print_json(value: Any) -> None:
     sys.stdout.write("\n")
 
 
-def figure_text(figure: Figure) -> str:
-    """A figure in words: `1.2 GiB`, `≤ 1.2 GiB`, `~1.2 GiB`, or `?`."""
-    if figure.bytes is None:
-        return "?"
-    size = humanize.naturalsize(figure.bytes, binary=True, format="%.1f")
-    return {Confidence.UPPER_BOUND: f"≤ {size}", Confidence.LIVE: f"~{size}"}.get(figure.confidence, size)
-
-
 def iso_time(seconds: float) -> str:
     """Seconds since 1970 as ISO 8601 in UTC."""
     return dt.datetime.fromtimestamp(seconds, dt.UTC).isoformat().replace("+00:00", "Z")
@@ -74,11 +65,6 @@ def plain(text: str) -> str:
 
 def _visible(character: str) -> str:
     return {"\n": "⏎", "\t": "⇥"}.get(character, f"\\x{ord(character):02x}")
-
-
-def age(created: int) -> str:
-    """How long ago, in words."""
-    return humanize.naturaltime(dt.timedelta(seconds=max(0, time.time() - created)), months=False)
 
 
 def _print_table(out: Console, table: Table) -> None:
@@ -129,8 +115,8 @@ def print_tree(out: Console, reading: DomainReading) -> None:
     """Print one machine's tree, drawn in lanes, oldest first."""
     domain, costs, tree = reading.domain, reading.costs, reading.tree
     out.print(
-        f"{plain(domain.name)}  ({domain.state.value}; {_count(len(tree), 'snapshot')}; "
-        f"disk {figure_text(costs.disk)}; saved memory {figure_text(costs.memory)})",
+        f"{plain(domain.name)}  ({domain.state.value}; {words.count(len(tree), 'snapshot')}; "
+        f"disk {words.figure(costs.disk)}; saved memory {words.figure(costs.memory)})",
         style="bold",
     )
     layout = lay_out(fold(tree, unfolded=tree.snapshots).rows, straight_to=NOW)
@@ -142,20 +128,21 @@ def print_tree(out: Console, reading: DomainReading) -> None:
         table.add_column(title, justify="right", no_wrap=True)
     table.add_column("Consistency", no_wrap=True)
     table.add_column("Note", overflow="ellipsis", no_wrap=True, ratio=1)
+    now = time.time()
     for row in layout:
         lanes = Text(_lanes_text(row, layout.width, tree.current), style="cyan")
         if not isinstance(row.id, str):
-            table.add_row(lanes + Text("Now", style="bold"), "", figure_text(costs.now), "", "", "", "")
+            table.add_row(lanes + Text("Now", style="bold"), "", words.figure(costs.now), "", "", "", "")
             continue
         snapshot = tree[row.id]
         cost = costs.snapshots[row.id]
         name = Text(plain(snapshot.name), style="bold" if snapshot.name == tree.current else "")
         table.add_row(
             lanes + name,
-            age(snapshot.created),
-            figure_text(cost.written),
-            figure_text(cost.frees),
-            "" if cost.memory.bytes == 0 else figure_text(cost.memory),
+            f"{words.age(now - snapshot.created)} ago",
+            words.figure(cost.written),
+            words.figure(cost.frees),
+            "" if cost.memory.bytes == 0 else words.figure(cost.memory),
             snapshot.consistency.value,
             plain(snapshot.description),
         )
@@ -200,7 +187,7 @@ def list_json(hosts: Iterable[Host], readings: Iterable[DomainReading]) -> list[
 def print_list(out: Console, hosts: Iterable[Host], readings: Iterable[DomainReading]) -> None:
     """Print hosts and their machines."""
     for host, machines in _by_host(hosts, readings):
-        disk = figure_text(host_disk(reading.costs for reading in machines))
+        disk = words.figure(host_disk(reading.costs for reading in machines))
         access = ", read-only" if host.read_only else ""
         out.print(f"{plain(host.uri)}  (libvirt {_version(host.libvirt_version)}{access}; disk {disk})", style="bold")
         table = Table(box=None, pad_edge=False, header_style="dim")
@@ -215,8 +202,8 @@ def print_list(out: Console, hosts: Iterable[Host], readings: Iterable[DomainRea
                 reading.domain.state.value,
                 str(len(reading.tree)),
                 str(reading.tree.depth),
-                figure_text(reading.costs.disk),
-                figure_text(reading.costs.memory),
+                words.figure(reading.costs.disk),
+                words.figure(reading.costs.memory),
                 plain(reading.tree.current or "—"),
             )
         _print_table(out, table)
@@ -234,10 +221,6 @@ def _version(number: int) -> str:
     return f"{number // 1_000_000}.{number // 1_000 % 1_000}.{number % 1_000}"
 
 
-def _count(number: int, thing: str) -> str:
-    return f"{number} {thing}{'' if number == 1 else 's'}"
-
-
 # Plans
 
 
@@ -250,8 +233,8 @@ def print_plan(out: Console, plan: Plan) -> None:
     if plan.steps:
         forecast = plan.forecast
         out.print(
-            f"Frees {figure_text(forecast.frees)}, copies {figure_text(forecast.copies)}, "
-            f"needs up to {figure_text(forecast.peak_extra)} meanwhile."
+            f"Frees {words.figure(forecast.frees)}, copies {words.figure(forecast.copies)}, "
+            f"needs up to {words.figure(forecast.peak_extra)} meanwhile."
         )
         out.print(f"Can be undone: {plain(plan.undo.text)}" if plan.undo else "This can't be undone.")
 

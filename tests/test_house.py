@@ -20,13 +20,21 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 ROOMS = ("model", "images", "plans", "hosts", "jobs", "ui")
 """Each may import from itself and from those to its left."""
 
-DOORS = {"cli", "terminal", "demo", "__main__"}
+DOORS = {"cli", "terminal", "words", "demo", "__main__"}
 """What stands beside the rooms: they may import from every room."""
 
 OPEN_TO_ALL = {"resources", "__version__"}
 """What belongs to no room and imports from none."""
 
-MAY_ENTER = {("ui", "demo"), ("cli", "terminal"), ("cli", "demo"), ("terminal", "demo"), ("__main__", "cli")}
+MAY_ENTER = {
+    ("ui", "demo"),
+    ("ui", "words"),
+    ("cli", "terminal"),
+    ("cli", "demo"),
+    ("terminal", "demo"),
+    ("terminal", "words"),
+    ("__main__", "cli"),
+}
 """Doors that open into each other, and from the window: (who imports, what)."""
 
 

@@ -17,11 +17,12 @@ from PySide6.QtWidgets import (
     QWidget,
 )
 
+from snaptree import words
 from snaptree.plans.operation import OperationState
 from snaptree.plans.plan import Action
 from snaptree.plans.plan_json import describe_step
 from snaptree.plans.wording import listed
-from snaptree.ui import icons, words
+from snaptree.ui import icons
 from snaptree.ui.labels import ElidedLabel, PlainLabel
 from snaptree.ui.text import in_sentence, tooltip
 from snaptree.ui.theme import colours_of

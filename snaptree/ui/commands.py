@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 from PySide6.QtCore import QObject
 
+from snaptree import words
 from snaptree.model.errors import SnapTreeError
 from snaptree.plans.intention import Delete, Intention, Revert
-from snaptree.ui import words
 from snaptree.ui.error_dialog import show_error
 from snaptree.ui.plan_dialog import Choice, PlanDialog
 from snaptree.ui.planning import Planner

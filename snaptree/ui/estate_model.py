@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 from natsort import natsort_keygen
 from PySide6.QtCore import QAbstractItemModel, QModelIndex, QObject, QPersistentModelIndex, Qt, QTimer
 
+from snaptree import words
 from snaptree.model.costs import host_disk
 from snaptree.model.figures import Figure, unknown
 from snaptree.plans.wording import plain
-from snaptree.ui import words
 from snaptree.ui.text import tooltip
 
 if TYPE_CHECKING:

@@ -16,10 +16,10 @@ from PySide6.QtWidgets import (
     QWidget,
 )
 
+from snaptree import words
 from snaptree.model.figures import NOTHING, Figure, total, unknown
 from snaptree.plans.plan import Action
 from snaptree.plans.wording import listed, plain, version
-from snaptree.ui import words
 from snaptree.ui.labels import ElidedLabel, PlainLabel, SectionTitle
 from snaptree.ui.layer_stack import LayerStack, stacks_of
 from snaptree.ui.machine import Severity

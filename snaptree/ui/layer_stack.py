@@ -17,10 +17,10 @@ from PySide6.QtWidgets import (
     QWidget,
 )
 
+from snaptree import words
 from snaptree.model.costs import layer_bytes
 from snaptree.model.estate import DiskSnapshot
 from snaptree.plans.wording import listed, plain, quoted
-from snaptree.ui import words
 from snaptree.ui.text import tooltip
 from snaptree.ui.theme import Colours, colours_of
 

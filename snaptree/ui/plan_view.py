@@ -16,11 +16,12 @@ from PySide6.QtWidgets import (
     QWidget,
 )
 
+from snaptree import words
 from snaptree.model.errors import SnapTreeError
 from snaptree.model.figures import Confidence, Figure
 from snaptree.plans.plan import Plan
 from snaptree.plans.plan_json import describe_step
-from snaptree.ui import icons, words
+from snaptree.ui import icons
 from snaptree.ui.labels import PlainLabel, SectionTitle
 from snaptree.ui.text import tooltip
 from snaptree.ui.theme import colours_of

@@ -8,9 +8,10 @@ from PySide6.QtCore import QModelIndex, QPersistentModelIndex, QPoint, QRect, QS
 from PySide6.QtGui import QColor, QFont, QFontMetrics, QPainter, QPainterPath, QPen
 from PySide6.QtWidgets import QStyle, QStyledItemDelegate, QStyleOptionViewItem, QTableView
 
+from snaptree import words
 from snaptree.model.estate import MemorySnapshot
 from snaptree.model.folding import Fold, Now
-from snaptree.ui import icons, words
+from snaptree.ui import icons
 from snaptree.ui.snapshot_model import FIGURES, Badge, Column, SnapshotModel, Tone
 from snaptree.ui.theme import Colours, colours_of
 

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from PySide6.QtCore import QAbstractTableModel, QModelIndex, QObject, QPersistentModelIndex, Qt, QTimer
 
+from snaptree import words
 from snaptree.model.estate import Consistency
 from snaptree.model.figures import NOTHING, Figure, total, unknown
 from snaptree.model.folding import NOW, Fold, Now, RowId, VisibleRows, fold
 from snaptree.model.lanes import LaneLayout, LaneRow, lay_out
 from snaptree.plans.wording import plain, quoted
-from snaptree.ui import words
 from snaptree.ui.estate_model import found, natural
 from snaptree.ui.text import tooltip
 

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 from PySide6.QtCore import QEvent, QTimer, Signal, SignalInstance
 from PySide6.QtWidgets import QHBoxLayout, QLabel, QStackedWidget, QVBoxLayout, QWidget
 
+from snaptree import words
 from snaptree.model.errors import ConnectionLostError
 from snaptree.plans.wording import plain
-from snaptree.ui import icons, words
+from snaptree.ui import icons
 from snaptree.ui.banner import Banners
 from snaptree.ui.estate_view import state_colour, state_icon
 from snaptree.ui.inspector import selection_sums

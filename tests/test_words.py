@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from snaptree import words
 from snaptree.model.estate import Consistency, DomainState, MemorySnapshot, SnapshotKind
 from snaptree.model.figures import Confidence, Figure, exact, unknown
-from snaptree.ui import words
 
 
 @pytest.mark.parametrize(
