@@ -264,13 +264,41 @@ class Facts:
     def _broken_links(self) -> Iterator[BrokenLink]:
         tree = self.situation.tree
         for snapshot in tree:
+            bases = self._bases_on.get(tree.parents[snapshot.name] or "", {})
             for disk in snapshot.disks:
-                if disk.frozen and disk.how is not DiskSnapshot.NO:
-                    bases = self._bases(tree.ancestors(snapshot.name), disk.target)
-                    yield from self._check_link(snapshot.name, disk.target, self.key(disk.frozen), bases)
+                if disk.frozen and disk.how is not DiskSnapshot.NO and disk.target in bases:
+                    yield from self._check_link(snapshot.name, disk.target, self.key(disk.frozen), bases[disk.target])
+        bases = self._bases_on.get(tree.current or "", {})
         for target, layers in self.chains.items():
-            if layers:
-                yield from self._check_link(None, target, layers[0], self._bases(self._line_of_now(), target))
+            if layers and target in bases:
+                yield from self._check_link(None, target, layers[0], bases[target])
+
+    @cached_property
+    def _bases_on(self) -> Mapping[str, Mapping[str, tuple[str, ...]]]:
+        """Snapshot -> disk -> the images that the disk may stand on afterwards; one that may stand on any is left out.
+
+        That is what the nearest external one froze. Or, if one on the way left the disk out, the image that the disk
+        had then: reverted to, that one got an overlay all the same.
+        """
+        tree = self.situation.tree
+        bases_on: dict[str, Mapping[str, tuple[str, ...]]] = {}
+        for snapshot in tree:
+            bases = bases_on.get(tree.parents[snapshot.name] or "", {})
+            changed: dict[str, tuple[str, ...]] = {}
+            for disk in snapshot.disks:
+                if disk.frozen is None:
+                    continue
+                frozen = self.key(disk.frozen)
+                if disk.how is DiskSnapshot.EXTERNAL:
+                    changed[disk.target] = (frozen,)
+                elif disk.how is DiskSnapshot.NO and disk.target in bases and frozen not in bases[disk.target]:
+                    changed[disk.target] = (*bases[disk.target], frozen)
+            bases_on[snapshot.name] = {**bases, **changed} if changed else bases
+        return bases_on
+
+    def _check_link(self, holder: str | None, target: str, image: str, bases: tuple[str, ...]) -> Iterator[BrokenLink]:
+        if image in self.below and self.below[image] not in bases:
+            yield BrokenLink(holder, target, image, bases[0], self.below[image])
 
     def _line_of_now(self) -> Iterator[str]:
         """The current snapshot and its ancestors, nearest first."""
@@ -278,27 +306,6 @@ class Facts:
         if current is not None:
             yield current
             yield from self.situation.tree.ancestors(current)
-
-    def _bases(self, line: Iterable[str], target: str) -> tuple[str, ...]:
-        """The images that a disk may stand on after these snapshots, the nearest given first; none if it may on any.
-
-        That is what the nearest external one froze. Or, if one on the way left the disk out, the image that the disk
-        had then: reverted to, that one got an overlay all the same.
-        """
-        left_out: list[str] = []
-        for name in line:
-            disk = disk_of(self.situation.tree[name], target)
-            if disk is None or disk.frozen is None:
-                continue
-            if disk.how is DiskSnapshot.EXTERNAL:
-                return (self.key(disk.frozen), *left_out)
-            if disk.how is DiskSnapshot.NO:
-                left_out.append(self.key(disk.frozen))
-        return ()
-
-    def _check_link(self, holder: str | None, target: str, image: str, bases: tuple[str, ...]) -> Iterator[BrokenLink]:
-        if bases and image in self.below and self.below[image] not in bases:
-            yield BrokenLink(holder, target, image, bases[0], self.below[image])
 
     @cached_property
     def doubtful(self) -> frozenset[str]:
