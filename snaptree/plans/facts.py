@@ -9,7 +9,6 @@ import posixpath
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import chain as all_of
 from itertools import pairwise
 
 from snaptree.model.estate import DiskSnapshot, Image, MemorySnapshot, Snapshot, SnapshotDisk, SnapshotKind
@@ -236,15 +235,12 @@ class Facts:
 
     # What was recorded, and what is
 
-    def base_of(self, name: str | None, target: str, *, or_itself: bool = False) -> Snapshot | None:
-        """The nearest ancestor that froze this disk: what `name` was taken on."""
-        tree = self.situation.tree
-        if name is None:
-            return None
-        for ancestor in all_of((name,) if or_itself else (), tree.ancestors(name)):
-            disk = disk_of(tree[ancestor], target)
+    def base_of_now(self, target: str) -> Snapshot | None:
+        """The nearest snapshot that froze this disk: what the running state stands on."""
+        for name in self._line_of_now():
+            disk = disk_of(self.situation.tree[name], target)
             if disk is not None and disk.how is DiskSnapshot.EXTERNAL:
-                return tree[ancestor]
+                return self.situation.tree[name]
         return None
 
     def parent_for_disk(self, name: str, target: str) -> Snapshot | None:

@@ -106,6 +106,8 @@ def plan_take_back(intention: TakeBack, situation: Situation) -> Plan:
         frees.append(_frees(draft.facts, target, keeps_present=False))
         draft.add(draft.case(RevertToSnapshot(target.name, StateAfter.AS_CAPTURED, situation.tree.current)))
     names = tuple(name for name in intention.delete if name in situation.tree)
+    if intention.revert_to is None and not names:
+        find_snapshot(situation, intention.delete[0] if intention.delete else "")
     forecast = Forecast(NOTHING, total(frees), NOTHING)
     if names and not draft.is_refused:
         trial = Draft(Action.UNDO, draft.situation)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from snaptree.model.estate import DiskSnapshot, DomainState
+from snaptree.model.estate import DiskSnapshot, DomainState, MemorySnapshot
 from snaptree.plans.facts import (
     disk_of,
     is_external,
@@ -123,6 +123,13 @@ def _restarts(case: Case) -> Evidence | None:
 
 def _settings(case: Case) -> Evidence | None:
     return found() if case.snapshot is not None else None
+
+
+def _nvram_stays(case: Case) -> Evidence | None:
+    if case.snapshot is None or not case.situation.has_pflash:
+        return None
+    was_saved = case.snapshot.memory is MemorySnapshot.INTERNAL and case.situation.nvram_format == "qcow2"
+    return None if was_saved else found()
 
 
 def _not_rolled_back(case: Case) -> Evidence | None:
@@ -335,6 +342,15 @@ RULES = (
         remedy="",
         source="a snapshot holds the machine's definition, and a revert installs it",
         needs=Known.TREE,
+    ),
+    Rule(
+        id="nvram-stays",
+        actions=_REVERT,
+        verdict=Verdict.WARN,
+        condition=_nvram_stays,
+        reason="The UEFI variables of {vm} (boot entries, Secure Boot keys) stay as they are now.",
+        remedy="",
+        source="lab on 9.0, 11.3 and 12.8; cloudstack#13013",
     ),
     Rule(
         id="disks-not-rolled-back",

@@ -220,7 +220,7 @@ def _internal_on_external(case: Case) -> Evidence | None:
     below = [
         base.name
         for disk in _held(case, DiskSnapshot.INTERNAL)
-        if (base := case.facts.base_of(case.tree.current, disk.target, or_itself=True)) is not None
+        if (base := case.facts.base_of_now(disk.target)) is not None
     ]
     return found(external=snapshots_named(dict.fromkeys(below))) if below else None
 

@@ -356,6 +356,8 @@ def test_undo_of_what_somebody_deleted_meanwhile() -> None:
     situation = a_machine().external("a").build()
     with pytest.raises(VanishedError, match="“safety”"):
         make_plan(TakeBack("safety", ("safety",)), situation)
+    with pytest.raises(VanishedError, match="“b”"):
+        make_plan(TakeBack(None, ("b",)), situation)
 
 
 @pytest.mark.parametrize("intention", [Revert("b"), Delete(("b",)), Delete(("a", "b"))])

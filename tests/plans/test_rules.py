@@ -518,6 +518,13 @@ REVERT = [
     ),
     Row("settings-replaced", Revert("a"), a_machine().external("a"), ("“a”", "web-01"), a_machine()),
     Row(
+        "nvram-stays",
+        Revert("a"),
+        a_machine().external("a").having(has_pflash=True, nvram_format="raw"),
+        ("web-01",),
+        a_machine(state=RUNNING).internal("a").having(has_pflash=True, nvram_format="qcow2"),
+    ),
+    Row(
         "disks-not-rolled-back",
         Revert("a"),
         a_machine(disk("vda"), disk("vdb")).external("a", excluded=("vdb",)),
