@@ -9,7 +9,6 @@ from PySide6.QtCore import QEvent, QTimer, Signal, SignalInstance
 from PySide6.QtWidgets import QHBoxLayout, QLabel, QStackedWidget, QVBoxLayout, QWidget
 
 from snaptree import words
-from snaptree.model.errors import ConnectionLostError
 from snaptree.plans.wording import plain
 from snaptree.ui import icons
 from snaptree.ui.banner import Banners
@@ -267,9 +266,8 @@ def _what_is_wrong(status: HostStatus) -> str:
     lost = "The connection was lost."
     if status.error is None:
         return lost
-    if str(status.phase) == "lost" and not isinstance(status.error, ConnectionLostError):
-        return f"{lost} {status.error.summary}"
-    return status.error.summary
+    is_tried_again = str(status.phase) == "lost" and status.retry_at is not None
+    return f"{lost} {status.error.summary}" if is_tried_again else status.error.summary
 
 
 def _facts(machine: Machine) -> str:
