@@ -29,7 +29,7 @@ def plan_delete(intention: Delete, situation: Situation) -> Plan:
         wanted |= {below for name in intention.snapshots for below in situation.tree.descendants(name)}
     names = tuple(name for name in situation.tree.snapshots if name in wanted)
     draft = Draft(Action.DELETE, situation)
-    costs = add_deletes(draft, names)
+    costs = add_deletes(draft, names, batch=names)
     return draft.plan(names, forecast_delete(costs), None)
 
 
@@ -54,8 +54,10 @@ def forecast_delete(costs: DeleteCosts) -> Forecast:
     )
 
 
-def add_deletes(draft: Draft, names: tuple[str, ...]) -> DeleteCosts:
+def add_deletes(draft: Draft, names: tuple[str, ...], batch: tuple[str, ...] = ()) -> DeleteCosts:
     """Add the deletes in an order that libvirt accepts, or every reason why there is none.
+
+    `batch` are those that the user asked to delete: what goes with an undo is missed by nobody.
 
     On branches not in use from the leaves up, since libvirt deletes only leaves there. Then on the line in use from
     the root down: so each layer is copied once, into the one below, and not again with what it received.
@@ -68,7 +70,7 @@ def add_deletes(draft: Draft, names: tuple[str, ...]) -> DeleteCosts:
     while waiting:
         problems: list[Finding] = []
         for name in waiting:
-            found = _try_delete(draft, name, names, costs)
+            found = _try_delete(draft, name, batch, costs)
             if not found:
                 waiting.remove(name)
                 break

@@ -140,7 +140,7 @@ def _pinned(case: Case) -> Evidence | None:
 
 
 def _final(case: Case) -> Evidence | None:
-    return found(names=snapshots_named(case.batch or (case.name or "",)))
+    return found(names=snapshots_named(case.batch)) if case.batch else None
 
 
 def _uncancellable(case: Case) -> Evidence | None:

@@ -100,18 +100,17 @@ def _step(intention: Take, situation: Situation, capture: Capture) -> TakeSnapsh
     prefix = "before-revert" if intention.safety else "snapshot"
     name = intention.name or suggest_name(situation.tree.snapshots.keys(), situation.now, prefix, is_free)
     overlays = overlays_named(name)
-    external_memory = saves_memory and how is DiskSnapshot.EXTERNAL
+    memory = MemorySnapshot.NO
+    if saves_memory:
+        memory = MemorySnapshot.INTERNAL if how is DiskSnapshot.INTERNAL else MemorySnapshot.EXTERNAL
+    has_memory_file = memory is MemorySnapshot.EXTERNAL and bool(overlays)
     hows = {disk.target: how if disk in held else DiskSnapshot.NO for disk in situation.disks}
     hows |= dict.fromkeys(intention.excluded_disks, DiskSnapshot.NO)
     return TakeSnapshot(
         name=name,
         description=intention.description,
-        memory=MemorySnapshot.EXTERNAL
-        if external_memory
-        else MemorySnapshot.INTERNAL
-        if saves_memory
-        else MemorySnapshot.NO,
-        memory_file=memory_path(next(iter(overlays.values()))) if external_memory and overlays else None,
+        memory=memory,
+        memory_file=memory_path(next(iter(overlays.values()))) if has_memory_file else None,
         disks=MappingProxyType(hows),
         overlays=MappingProxyType(overlays),
         quiesce=intention.quiesce,

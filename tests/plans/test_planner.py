@@ -186,6 +186,8 @@ def test_a_revert_can_be_taken_back(machine: SituationBuilder) -> None:
     assert restored.domain.state == before.domain.state
     assert [chain.layers for chain in restored.layers.chains] == [chain.layers for chain in before.layers.chains]
     assert back.undo is None
+    assert "present-state-is-lost" in rules(back)
+    assert "delete-is-final" not in rules(back), "the state that the safety snapshot held is the present one again"
 
 
 def test_without_a_safety_snapshot_the_loss_is_named() -> None:
