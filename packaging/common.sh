@@ -58,7 +58,7 @@ release_lock() {
 # --- Packages -------------------------------------------------------------------------------------------------
 #
 # Three groups: `program` is what the window needs, `demo` what real machines on this computer need, `tests` what
-# the tests need beside both. apt's lists were tried in bare roots of Debian 12, Debian 13 and Ubuntu 24.04. The
+# the tests need beside both. apt's lists were tried in bare roots of Debian 12, 13 and sid and of Ubuntu 24.04. The
 # lists for dnf, zypper and pacman were never tried: whoever does, please say what was missing.
 #
 # The long tail of libraries is what Qt's xcb and Wayland plugins load; Qt's wheels do not bring them.

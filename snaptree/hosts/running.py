@@ -32,6 +32,7 @@ from snaptree.plans.plan import (
     TakeSnapshot,
 )
 from snaptree.plans.plan_json import describe_step
+from snaptree.plans.rule import QEMU
 
 POLL_SECONDS = 0.1
 _REVERT_SPACING_SECONDS = 1.1
@@ -268,7 +269,7 @@ class _Run:
         self._check_no_block_job()
         handle = self._snapshot(step.name)
         snapshot = read_snapshot(step.name, handle.getXMLDesc())
-        if self._connection.host.is_local:
+        if self._connection.host.is_local and self._connection.host.driver == QEMU:
             # libvirt stops the machine before it looks: what is missing must be found now.
             for path in filter(None, (snapshot.memory_file, *(disk.frozen for disk in snapshot.disks))):
                 if not Path(path).exists():

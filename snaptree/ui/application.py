@@ -125,11 +125,9 @@ def render_window_png(window: MainWindow, path: Path) -> None:
 def make_application() -> QApplication:
     """The one application object, with the name under which desktops know it."""
     existing = QApplication.instance()
-    if isinstance(existing, QApplication):
-        return existing
+    application = existing if isinstance(existing, QApplication) else QApplication(["snaptree"])
     # Python's threads pass the interpreter on after 5 ms otherwise, and painting asks for it again and again.
     sys.setswitchinterval(_SWITCH_SECONDS)
-    application = QApplication(["snaptree"])
     application.setApplicationName("snaptree")
     application.setApplicationDisplayName("SnapTree")
     application.setApplicationVersion(__version__)
@@ -204,6 +202,12 @@ class Session(QObject):
             self._open(request)
         if self._demo is not None:
             self._demo.start()
+
+    @Slot()
+    def _read_again(self) -> None:
+        """Machines that were read half-built are not looked at again for long, if they are not on screen."""
+        for host in self.estate:
+            host.backend.refresh()
 
     def _open_demo(self, uri: str) -> None:
         self._open(HostRequest(uri), "Demo estate")
