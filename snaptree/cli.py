@@ -415,9 +415,12 @@ def _open_window(options: argparse.Namespace) -> int:
     if sys.platform == "linux" and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
         if os.environ.get("QT_QPA_PLATFORM", "").partition(":")[0] not in ("offscreen", "vnc", "minimal"):
             return _without_display(options)
+    from snaptree.jobs.leaving import leave
     from snaptree.ui.application import run_window
 
-    return run_window(uris=where.uris, demo=where.demo, demo_directory=where.demo_directory, read_only=where.read_only)
+    return leave(
+        run_window(uris=where.uris, demo=where.demo, demo_directory=where.demo_directory, read_only=where.read_only)
+    )
 
 
 def _without_display(options: argparse.Namespace) -> int:

@@ -72,8 +72,8 @@ def test_a_machine_is_shown_with_its_tree_and_costs(driver: Driver) -> None:
 
 def test_changes_made_elsewhere_appear_and_the_selection_stays(driver: Driver, machine: Machine) -> None:
     driver.view.select(["first"])
-    machine.virsh_take("by virsh")
-    driver.until(lambda: "by virsh" in driver.names())
+    machine.virsh_take("by-virsh")
+    driver.until(lambda: "by-virsh" in driver.names())
     assert driver.view.selected_names() == ("first",)
     machine.handle.snapshotLookupByName("second").delete()
     driver.until(lambda: "second" not in driver.names())
