@@ -32,6 +32,8 @@ security_default_confined = 0
 # No mount namespace: not possible in containers and chroots, and not needed for files of our own.
 namespaces = []
 cgroup_controllers = []
+# As root libvirt would lift the limit on core files, which a root of fewer rights (sudo in a container) may not.
+max_core = 0
 # QEMU's output goes straight to files: virtlogd belongs to the system's libvirt.
 stdio_handler = "file"
 """
