@@ -116,6 +116,7 @@ def read_layers(connection: Connection, uuid: str, tree: SnapshotTree) -> Domain
 def layers_of(connection: Connection, domain: Any, tree: SnapshotTree, images: Images) -> DomainLayers:
     """As `read_layers`, for a caller that goes on looking at the same picture of the images."""
     with explained("reading the machine's disks"):
+        is_active = bool(domain.isActive())
         definition = read_definition(parse(domain.XMLDesc()))
     formats = {path: layer_format for _, listed in definition.chains for path, layer_format in listed}
     formats |= {
@@ -131,7 +132,7 @@ def layers_of(connection: Connection, domain: Any, tree: SnapshotTree, images: I
         chain = read_chain(path, formats.get(path, "qcow2"), images.read_image)
         # The first reading of an image is by the format that the machine or snapshot recorded for it.
         found = {image.path: image for image in chain.images} | found
-    if domain.isActive():
+    if is_active:
         found |= {path: _being_written(found[path]) for path in tops if path in found}
     return DomainLayers(
         chains=chains,

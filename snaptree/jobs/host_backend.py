@@ -153,6 +153,8 @@ class HostBackend(QObject):
         """Machines whose tree could not be read the last time."""
         self._unmeasured: set[str] = set()
         """Machines whose costs could not be measured the last time."""
+        self._vanished: dict[str, VanishedError] = {}
+        """Machines that libvirt did not find: the next list tells whether they are gone or have failed."""
         self._must_read_all = True
         """With the next list, trees that are known already are read once more."""
         self._looked_at: str | None = None
@@ -374,15 +376,17 @@ class HostBackend(QObject):
         if session is None:
             return
 
-        def work(_should_stop: ShouldStop) -> tuple[Domain, ...]:
+        def work(_should_stop: ShouldStop) -> tuple[tuple[Domain, ...], dict[str, VanishedError]]:
+            vanished = dict(self._vanished)  # before the list: it knows better
             with session.using() as connection:
-                return list_domains(connection)
+                return list_domains(connection), vanished
 
         self._reader.submit(work, on_done=self._listed, on_failed=self._list_failed, priority=priority, key=_LIST)
 
-    def _listed(self, domains: tuple[Domain, ...]) -> None:
+    def _listed(self, answer: tuple[tuple[Domain, ...], dict[str, VanishedError]]) -> None:
         if self._session is None:
             return
+        domains, vanished = answer
         self._set_status(Phase.CONNECTED, host=self._session.host, error=self._session.why_read_only)
         for uuid in self._domains.keys() - {domain.uuid for domain in domains}:
             self._forget(uuid)
@@ -390,6 +394,8 @@ class HostBackend(QObject):
         self._tell_domains()
         # Of equally urgent questions the newest is answered first: ask for the top of the list last.
         for domain in reversed(domains):
+            if domain.uuid in vanished:
+                continue  # it is listed and can't be found: no use in asking again
             reading = self._trees.get(domain.uuid)
             if reading is not None and not self._must_read_all:
                 continue  # the watcher tells if it changed
@@ -398,6 +404,10 @@ class HostBackend(QObject):
             else:
                 self._read_tree(domain.uuid, Priority.BACKGROUND)
         self._must_read_all = False
+        for uuid, error in vanished.items():
+            self._vanished.pop(uuid, None)
+            if uuid in self._domains:
+                self.reading_failed.emit(uuid, error)
 
     def _list_failed(self, error: SnapTreeError) -> None:
         if self._session is not None and not isinstance(error, ConnectionLostError):
@@ -408,6 +418,7 @@ class HostBackend(QObject):
             known.pop(uuid, None)
         for failed in (self._unread, self._unmeasured):
             failed.discard(uuid)
+        self._vanished.pop(uuid, None)
         if self._session is not None:
             self._session.watcher.forget(uuid)
 
@@ -475,11 +486,12 @@ class HostBackend(QObject):
     def _reading_failed(self, session: Session, failed: set[str], uuid: str, error: SnapTreeError) -> None:
         if isinstance(error, ConnectionLostError) and session is not self._session:
             return  # that is told already
-        if isinstance(error, VanishedError) and uuid not in failed:
-            self._read_list(Priority.ON_SCREEN)  # which drops it; a machine that is listed all the same has failed
+        failed.add(uuid)
+        if isinstance(error, VanishedError):
+            self._vanished[uuid] = error
+            self._read_list(Priority.ON_SCREEN)
         else:
             self.reading_failed.emit(uuid, error)
-        failed.add(uuid)
 
     def _measure(self, uuid: str, priority: Priority) -> None:
         session, reading = self._session, self._trees.get(uuid)

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from functools import partial
 
 from snaptree.hosts.connection import Connection
+from snaptree.hosts.errors import explained
 from snaptree.hosts.watching import Changes, Watcher
 from snaptree.model.errors import AccessDeniedError, ConnectionLostError
 from snaptree.model.estate import Host
@@ -42,13 +43,14 @@ class Session:
 
     @contextmanager
     def using(self) -> Iterator[Connection]:
-        """Use the connection. Raises ConnectionLostError if the session is over."""
+        """Use the connection. libvirt's errors leave it explained. Raises ConnectionLostError if the session is over."""
         with self._lock:
             if self._is_closed:
                 raise ConnectionLostError(f"Not connected to {self.host.uri}.", hint="It is tried again by itself.")
             self._users += 1
         try:
-            yield self._connection
+            with explained("asking the host"):
+                yield self._connection
         except ConnectionLostError:
             # Not every broken link is announced: a call may be the first to notice.
             if not self._connection.is_alive():

@@ -411,7 +411,7 @@ def test_a_link_that_breaks_in_silence_is_noticed(
     lost: queue.SimpleQueue[str] = queue.SimpleQueue()
 
     def broken(name: str) -> None:
-        if name in ("listAllDomains", "snapshotListNames"):
+        if name in ("listAllDomains", "listAllSnapshots"):
             raise libvirt.libvirtError("internal error: client socket is closed")
 
     connection.on_lost = lost.put

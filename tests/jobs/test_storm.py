@@ -74,7 +74,7 @@ ACTIONS = st.tuples(st.sampled_from([*OTHERS, "look_at", "look_at", "refresh", "
 
 
 @pytest.mark.usefixtures("brisk")
-@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(actions=st.lists(ACTIONS, max_size=25))
 def test_in_the_end_what_is_there_is_shown(
     listen: Callable[..., Listener], virsh: Any, actions: list[tuple[str, int]]
