@@ -27,9 +27,9 @@ _STATES = {
     libvirt.VIR_DOMAIN_PMSUSPENDED: DomainState.SUSPENDED,
 }
 
-# Near, some threads keep the daemon busy, and handing over single snapshots costs more than reading them; far away
-# the link is what takes long, and one connection serves 64 requests at once.
-_IN_FLIGHT_NEAR = 8
+# Near, a few threads keep the daemon busy: with more of them libvirt's client spends its time handing its socket over.
+# Far away the link is what takes long, and one connection serves 64 requests at once.
+_IN_FLIGHT_NEAR = 3
 _CHUNK_NEAR = 16
 _IN_FLIGHT_FAR = 64
 FIRST_PART_SECONDS = 0.1
@@ -135,29 +135,32 @@ def _read_all(
 ) -> Iterator[list[Snapshot]]:
     """Snapshots in the order of the handles, some at a time; one that vanished meanwhile is left out."""
 
-    def read(chunk: Sequence[Any]) -> list[Snapshot]:
+    def fetch(chunk: Sequence[Any]) -> list[tuple[str, str]]:
         if cancelled():
             raise CancelledError("Reading the snapshots was cancelled.")
-        return [snapshot for handle in chunk if (snapshot := _read_snapshot(handle, texts)) is not None]
+        return [fetched for handle in chunk if (fetched := _fetch(handle)) is not None]
+
+    def read(chunk: list[tuple[str, str]]) -> list[Snapshot]:
+        if texts is not None:
+            texts.update(chunk)
+        return [read_snapshot(name, xml) for name, xml in chunk]
 
     near = connection.host.is_local
     size = _CHUNK_NEAR if near else 1
     chunks = [handles[start : start + size] for start in range(0, len(handles), size)]
     threads = min(_IN_FLIGHT_NEAR if near else _IN_FLIGHT_FAR, len(chunks))
     if threads < 2:
-        yield from map(read, chunks)
+        yield from map(read, map(fetch, chunks))
         return
     with ThreadPoolExecutor(threads, thread_name_prefix="snaptree-read") as pool:
-        yield from pool.map(read, chunks)
+        yield from map(read, pool.map(fetch, chunks))
 
 
-def _read_snapshot(handle: Any, texts: dict[str, str] | None) -> Snapshot | None:
+def _fetch(handle: Any) -> tuple[str, str] | None:
+    """A snapshot's name and XML, or None if it vanished meanwhile."""
     try:
-        name, xml = handle.getName(), handle.getXMLDesc()
+        return handle.getName(), handle.getXMLDesc()
     except libvirt.libvirtError as error:
         if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN_SNAPSHOT:
             return None
         raise explain(error, "reading a snapshot") from error
-    if texts is not None:
-        texts[name] = xml
-    return read_snapshot(name, xml)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import xml.etree.ElementTree as ET
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
 
 from snaptree.hosts.domain_xml import image_format, memory_bytes, parse, read_definition, source_path
 from snaptree.model.errors import SnapTreeError
@@ -22,18 +25,18 @@ ANNOTATIONS_NAMESPACE = "urn:snaptree:snapshot:1"
 """The namespace of SnapTree's own element in the `<metadata>` of a snapshot's `<domain>`."""
 
 _NS = f"{{{ANNOTATIONS_NAMESPACE}}}"
+_ANNOTATIONS = f"metadata/{_NS}snapshot"
 ET.register_namespace("snaptree", ANNOTATIONS_NAMESPACE)
 
 
 def read_snapshot(name: str, xml: str) -> Snapshot:
     """Read one snapshot. Never raises: XML that can't be read gives a snapshot whose `problem` says so."""
     try:
-        root = _parse_what_matters(xml)
+        root, recorded = _read_what_matters(xml)
     except SnapTreeError as error:
         return Snapshot(
             name=name, parent=None, created=0, state=DomainState.UNKNOWN, problem=f"{error.summary} {error.details}"
         )
-    domain = root.find("domain")
     memory = root.find("memory")
     return Snapshot(
         name=name,
@@ -43,37 +46,82 @@ def read_snapshot(name: str, xml: str) -> Snapshot:
         description=root.findtext("description") or "",
         memory=MemorySnapshot.NO if memory is None else _memory(memory.get("snapshot")),
         memory_file=None if memory is None else memory.get("file"),
-        nominal_memory=None if domain is None else memory_bytes(domain) or None,
-        disks=_disks(root, domain),
+        nominal_memory=None if recorded is None else recorded.memory or None,
+        disks=_disks(root, _NOTHING if recorded is None else recorded),
         revert_overlays=tuple(
             (disk.get("name", ""), path)
             for disk in root.findall("revertDisks/disk")
             if (path := source_path(disk)) is not None
         ),
-        annotations=Annotations() if domain is None else read_annotations(domain, name),
+        annotations=Annotations() if recorded is None else _annotations(recorded.annotations, name),
         delete_in_progress=root.find(".//snapshotDeleteInProgress") is not None,
-        problem="" if domain is not None else "it does not say what its machine looked like (no <domain>)",
+        problem="" if recorded is not None else "it does not say what its machine looked like (no <domain>)",
     )
 
 
+@dataclass(frozen=True, slots=True)
+class _RecordedDomain:
+    """What is read of a snapshot's `<domain>`. `memory` in bytes."""
+
+    memory: int
+    frozen: dict[str, tuple[str | None, str]]
+    """By target of each disk: the layer that was frozen, and its format."""
+    by_source: dict[str, str]
+    """The targets by these layers."""
+    annotations: dict[str, str] | None
+    """The attributes of SnapTree's own element."""
+
+
+_NOTHING = _RecordedDomain(0, {}, {}, None)
+_DOMAIN = "\n  <domain "
+_END_OF_METADATA = "\n    </metadata>"
+_MEMORY = "\n    <memory "
 _DEVICES = "\n    <devices>"
 _END_OF_DISK = "\n      </disk>"
 _END_OF_DOMAIN = "\n  </domain>"
 
 
-def _parse_what_matters(xml: str) -> ET.Element:
-    """Parse without what comes after the last disk of `<domain>`: more than half of the text, none of which is read.
+def _read_what_matters(xml: str) -> tuple[ET.Element, _RecordedDomain | None]:
+    """The `<domainsnapshot>`, perhaps without its `<domain>`, and what is read of that.
 
-    libvirt's own indentation tells where that is. A text that is laid out otherwise is parsed whole.
+    Of a `<domain>` most is not read, and the snapshots of a machine tend to record the same one. So what lies between
+    its memory and its devices, and after its last disk, is cut out, and equal texts are read once. libvirt's own
+    indentation tells where that is. A text that is laid out otherwise is parsed whole.
     """
-    devices = xml.find(_DEVICES)
-    disk = xml.rfind(_END_OF_DISK, devices, xml.find(_END_OF_DOMAIN, devices))
-    if devices < 0 or disk < 0:
-        return parse(xml)
-    try:
-        return parse(f"{xml[:disk]}{_END_OF_DISK}</devices></domain></domainsnapshot>")
-    except SnapTreeError:
-        return parse(xml)
+    domain = xml.find(_DOMAIN)
+    end = xml.find(_END_OF_DOMAIN, domain)
+    memory = xml.find(_MEMORY, max(domain, xml.rfind(_END_OF_METADATA, domain, end)), end)
+    rest = xml.find("\n", memory + 1)
+    devices = xml.find(_DEVICES, rest)
+    disk = xml.rfind(_END_OF_DISK, devices, end)
+    if 0 <= domain < memory < rest < devices < disk:
+        try:
+            recorded = _read_recorded(f"{xml[domain:rest]}{xml[devices:disk]}{_END_OF_DISK}</devices></domain>")
+            return parse(f"{xml[:domain]}</domainsnapshot>"), recorded
+        except SnapTreeError:
+            pass
+    root = parse(xml)
+    element = root.find("domain")
+    return root, None if element is None else _recorded(element)
+
+
+@lru_cache(maxsize=256)
+def _read_recorded(domain: str) -> _RecordedDomain:
+    return _recorded(parse(domain))
+
+
+def _recorded(domain: ET.Element) -> _RecordedDomain:
+    frozen: dict[str, tuple[str | None, str]] = {}
+    by_source: dict[str, str] = {}
+    for disk in domain.findall("devices/disk"):
+        target = disk.find("target")
+        if target is not None and (name := target.get("dev")):
+            path = source_path(disk)
+            frozen[name] = path, image_format(disk)
+            if path:
+                by_source[path] = name
+    element = domain.find(_ANNOTATIONS)
+    return _RecordedDomain(memory_bytes(domain), frozen, by_source, None if element is None else dict(element.attrib))
 
 
 def recorded_disks(xml: str) -> tuple[Disk, ...]:
@@ -111,24 +159,16 @@ def _disk_snapshot(text: str | None) -> DiskSnapshot:
         return DiskSnapshot.NO
 
 
-def _disks(root: ET.Element, domain: ET.Element | None) -> tuple[SnapshotDisk, ...]:
+def _disks(root: ET.Element, recorded: _RecordedDomain) -> tuple[SnapshotDisk, ...]:
     """Join `<disks>` (how, overlay) with the disks of `<domain>` (the layer that was frozen)."""
-    frozen: dict[str, tuple[str | None, str]] = {}
-    by_source: dict[str, str] = {}
-    for disk in () if domain is None else domain.findall("devices/disk"):
-        target = disk.find("target")
-        if target is not None and (name := target.get("dev")):
-            frozen[name] = source_path(disk), image_format(disk)
-            if path := source_path(disk):
-                by_source[path] = name
     disks = []
     for disk in root.findall("disks/disk"):
         # A name may also be the path of the disk's source (formatsnapshot: "name").
         name = disk.get("name", "")
-        name = by_source.get(name, name)
+        name = recorded.by_source.get(name, name)
         how = _disk_snapshot(disk.get("snapshot"))
         overlay = source_path(disk) if how is DiskSnapshot.EXTERNAL else None
-        layer, layer_format = frozen.get(name, (None, ""))
+        layer, layer_format = recorded.frozen.get(name, (None, ""))
         disks.append(SnapshotDisk(target=name, how=how, frozen=layer, frozen_format=layer_format, overlay=overlay))
     return tuple(disks)
 
@@ -139,16 +179,20 @@ def read_annotations(domain: ET.Element, name: str) -> Annotations:
     A revert carries the element into the machine's own definition, and from there into whatever snapshot
     another program takes next. So the element names the snapshot it speaks of, and only that one believes it.
     """
-    element = domain.find(f"metadata/{_NS}snapshot")
-    if element is None or element.get("of") != name:
+    element = domain.find(_ANNOTATIONS)
+    return _annotations(None if element is None else element.attrib, name)
+
+
+def _annotations(attributes: Mapping[str, str] | None, name: str) -> Annotations:
+    if attributes is None or attributes.get("of") != name:
         return Annotations()
-    consistency = element.get("consistency")
+    consistency = attributes.get("consistency")
     return Annotations(
-        pinned=element.get("pinned") == "yes",
-        known_good=element.get("known-good") == "yes",
+        pinned=attributes.get("pinned") == "yes",
+        known_good=attributes.get("known-good") == "yes",
         consistency=Consistency(consistency) if consistency in set(Consistency) else None,
-        taken_by=element.get("taken-by", ""),
-        safety=element.get("safety") == "yes",
+        taken_by=attributes.get("taken-by", ""),
+        safety=attributes.get("safety") == "yes",
     )
 
 

@@ -391,18 +391,21 @@ class HostBackend(QObject):
         for uuid in self._domains.keys() - {domain.uuid for domain in domains}:
             self._forget(uuid)
         self._domains = {domain.uuid: self._with_count(domain) for domain in domains}
-        self._tell_domains()
+        # The watcher tells of changes in trees that were read; what is listed and can't be found is asked for once.
+        unread = [
+            domain
+            for domain in domains
+            if (self._must_read_all or domain.uuid not in self._trees) and domain.uuid not in vanished
+        ]
         # Of equally urgent questions the newest is answered first: ask for the top of the list last.
-        for domain in reversed(domains):
-            if domain.uuid in vanished:
-                continue  # it is listed and can't be found: no use in asking again
-            reading = self._trees.get(domain.uuid)
-            if reading is not None and not self._must_read_all:
-                continue  # the watcher tells if it changed
+        for domain in reversed(unread):
+            if domain.snapshot_count != 0:
+                self._read_tree(domain.uuid, Priority.BACKGROUND)
+        # After that: who hears of a machine may look at it, which is to be the same question.
+        self._tell_domains()
+        for domain in unread:
             if domain.snapshot_count == 0:
                 self._tree_arrived(domain.uuid, _NO_SNAPSHOTS)
-            else:
-                self._read_tree(domain.uuid, Priority.BACKGROUND)
         self._must_read_all = False
         for uuid, error in vanished.items():
             self._vanished.pop(uuid, None)

@@ -43,7 +43,7 @@ class Session:
 
     @contextmanager
     def using(self) -> Iterator[Connection]:
-        """Use the connection. libvirt's errors leave it explained. Raises ConnectionLostError if the session is over."""
+        """Use the connection; libvirt's errors leave it explained. ConnectionLostError if the session is over."""
         with self._lock:
             if self._is_closed:
                 raise ConnectionLostError(f"Not connected to {self.host.uri}.", hint="It is tried again by itself.")

@@ -19,7 +19,7 @@ else:
     Id = TypeVar("Id")
 
 _NONE = -1
-_REPLAY_AT_LEAST = 64
+_REPLAY_AT_LEAST = 16
 """A few rows are replayed faster than a keyframe for each would be kept."""
 
 

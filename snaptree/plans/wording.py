@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Iterable
 
 MOST_NAMED = 3
@@ -11,10 +10,9 @@ MOST_NAMED = 3
 
 def plain(text: str) -> str:
     """Text with everything that would move the cursor or reverse the line written as an escape."""
-    return "".join(
-        character if character == " " or unicodedata.category(character)[0] not in "CZ" else repr(character)[1:-1]
-        for character in text
-    )
+    if text.isprintable():
+        return text
+    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
 
 
 def quoted(name: str) -> str:

@@ -48,6 +48,11 @@ _GATHER_MS = 30
 """Changes within this time are shown together."""
 
 
+def _how_far(machine: Machine | None) -> int:
+    """How much of a machine's tree is read: 0 nothing, 1 a part, 2 all."""
+    return 0 if machine is None or machine.reading is None else 1 + machine.reading.complete
+
+
 class MainWindow(QMainWindow):
     """Estate on the left, tree in the middle, inspector on the right, activity below."""
 
@@ -75,6 +80,7 @@ class MainWindow(QMainWindow):
         self.inspector = Inspector(self.actions_, self)
         self.activity = Activity(self)
         self.commands = Commands(estate, settings, self.activity, self)
+        self._is_showing = False
         self._gather = QTimer(self, singleShot=True, interval=_GATHER_MS)
         self._gather.timeout.connect(self._show_news)
         self._lay_out()
@@ -254,6 +260,7 @@ class MainWindow(QMainWindow):
         """Show what is known now of what is chosen."""
         self._gather.stop()
         machine, host = self.machine, self._host()
+        self._is_showing = True
         self.actions_.remove_host.setEnabled(host is not None)
         self.actions_.retry.setEnabled(host is not None and str(host.status.phase) in ("lost", "failed"))
         if machine is not None:
@@ -265,6 +272,7 @@ class MainWindow(QMainWindow):
         else:
             self.page.show_no_host()
             self.setWindowTitle("SnapTree")
+        self._is_showing = False
         self._selection_changed()
         self._offer_undo()
 
@@ -275,6 +283,8 @@ class MainWindow(QMainWindow):
             self._show_chosen()
 
     def _selection_changed(self) -> None:
+        if self._is_showing:
+            return  # once, when all of it is shown
         selection = self.selection()
         self.actions_.offer(selection)
         if selection.machine is not None:
@@ -322,9 +332,9 @@ class MainWindow(QMainWindow):
 
     def _machine_changed(self, machine_id: MachineId) -> None:
         if machine_id == self._chosen:
-            # The first reading is shown at once.
-            shown = self.page.machine
-            if shown is None or shown.id != machine_id or shown.tree is None:
+            # The first part of a tree, and the whole of it, are shown at once.
+            shown, known = self.page.machine, self.machine
+            if shown is None or shown.id != machine_id or _how_far(shown) < _how_far(known):
                 self._show_chosen()
             elif not self._gather.isActive():
                 self._gather.start()

@@ -50,11 +50,12 @@ def lane_pitch(lane_count: int) -> int:
     return _WIDE_LANE if lane_count <= _MANY_LANES else _NARROW_LANE
 
 
-def width_of_lanes(row: LaneRow[RowId], lane_count: int) -> int:
+def width_of_lanes(model: SnapshotModel, row: int) -> int:
     """Room that the lanes take before the name. Names stand in line unless that would push them far out."""
-    if lane_count <= _MANY_LANES:
-        return lane_count * _WIDE_LANE
-    return (1 + max((row.lane, *row.through, *row.forks))) * _NARROW_LANE
+    if model.lane_count <= _MANY_LANES:
+        return model.lane_count * _WIDE_LANE
+    lanes = model.lane_row(row)
+    return 0 if lanes is None else (1 + max((lanes.lane, *lanes.through, *lanes.forks))) * _NARROW_LANE
 
 
 class SnapshotDelegate(QStyledItemDelegate):
@@ -71,11 +72,10 @@ class SnapshotDelegate(QStyledItemDelegate):
         metrics = option.fontMetrics
         width = metrics.horizontalAdvance(self._model.text(row, column)) + 2 * PADDING
         if column is Column.TREE:
-            lanes = self._model.lane_row(row)
-            width += 0 if lanes is None else width_of_lanes(lanes, self._model.lane_count)
-            width += (
-                sum(_badge_width(badge, _small(option.font)) + _BADGE_GAP for badge in self._model.badges(row)) + 10
-            )
+            badges = self._model.badges(row)
+            width += width_of_lanes(self._model, row) + 10
+            if badges:
+                width += sum(_badge_width(badge, _small(option.font)) + _BADGE_GAP for badge in badges)
         return QSize(width, row_height(metrics))
 
     def paint(
@@ -128,7 +128,7 @@ class SnapshotDelegate(QStyledItemDelegate):
         if lanes is not None:
             _paint_lanes(painter, QRect(left, rect.top(), rect.width(), rect.height()), lanes, self._pitch, colours)
             self._paint_node(painter, self._node_place(rect, lanes), row, colours.lane(lanes.lane), ground)
-            left += width_of_lanes(lanes, self._model.lane_count) + 6
+            left += width_of_lanes(self._model, row) + 6
         inner = QRect(left, rect.top(), rect.right() - left - 4, rect.height())
         if isinstance(row_id, Fold) or self._model.opened_fold(row) is not None:
             name = "expand" if isinstance(row_id, Fold) else "collapse"
@@ -151,7 +151,7 @@ class SnapshotDelegate(QStyledItemDelegate):
     def fold_sign(self, rect: QRect, row: int) -> QRect:
         """Where in a cell the sign stands that opens a fold, or folds in again."""
         lanes = self._model.lane_row(row)
-        left = rect.left() + PADDING + (0 if lanes is None else width_of_lanes(lanes, self._model.lane_count) + 4)
+        left = rect.left() + PADDING + (0 if lanes is None else width_of_lanes(self._model, row) + 4)
         return QRect(left, rect.center().y() - icons.SIZE // 2 + 1, icons.SIZE, icons.SIZE)
 
     @property

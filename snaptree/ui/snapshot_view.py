@@ -58,6 +58,8 @@ class SnapshotView(QTableView):
         self._pressed_at = QPoint()
         self._names_are_set = False
         """The user has chosen the width of the first column."""
+        self._wanted: int | None = None
+        """Width of the names that are shown; None before they are measured."""
         self.setModel(self._model)
         self._delegate = SnapshotDelegate(self._model, self)
         self.setItemDelegate(self._delegate)
@@ -79,6 +81,7 @@ class SnapshotView(QTableView):
         self.clicked.connect(self._clicked)
         self._model.modelAboutToBeReset.connect(self._remember_place)
         self._model.modelReset.connect(self._restore_place)
+        self._model.dataChanged.connect(self._rows_changed)
         self.selectionModel().selectionChanged.connect(self._selection_changed)
 
     def _set_up_header(self) -> None:
@@ -213,6 +216,7 @@ class SnapshotView(QTableView):
 
     def dress(self) -> None:
         """Take sizes and colours anew: font or theme changed."""
+        self._wanted = None
         self._set_row_height()
         self.viewport().update()
 
@@ -237,18 +241,26 @@ class SnapshotView(QTableView):
         """
         if self._names_are_set:
             return
-        option = QStyleOptionViewItem()
-        self.initViewItemOption(option)
         header, letter = self.horizontalHeader(), self.fontMetrics().averageCharWidth()
-        rows = range(max(0, self._model.rowCount() - _MEASURED_ROWS), self._model.rowCount())
-        wanted = max((self._delegate.sizeHint(option, self._model.index(row, 0)).width() for row in rows), default=0)
+        if self._wanted is None:
+            self._wanted = self._measure_names()
         others = sum(header.sectionSize(column) for column in (Column.AGE, *FIGURES))
         bar = self.style().pixelMetric(QStyle.PixelMetric.PM_ScrollBarExtent)
         at_most = self.width() - bar - others - _LETTERS_OF_NOTE * letter
-        width = max(min(wanted, at_most), _LETTERS_OF_NAME * letter)
+        width = max(min(self._wanted, at_most), _LETTERS_OF_NAME * letter)
         self._is_fitting = True
         header.resizeSection(Column.TREE, width)
         self._is_fitting = False
+
+    def _measure_names(self) -> int:
+        option = QStyleOptionViewItem()
+        self.initViewItemOption(option)
+        rows = range(max(0, self._model.rowCount() - _MEASURED_ROWS), self._model.rowCount())
+        return max((self._delegate.sizeHint(option, self._model.index(row, 0)).width() for row in rows), default=0)
+
+    def _rows_changed(self, first: QModelIndex, _last: QModelIndex) -> None:
+        if first.column() == Column.TREE:
+            self._wanted = None
 
     def _section_resized(self, section: int, _before: int, _now: int) -> None:
         if section == Column.TREE and not self._is_fitting:
@@ -272,6 +284,7 @@ class SnapshotView(QTableView):
         )
 
     def _restore_place(self) -> None:
+        self._wanted = None
         machine = self._model.shown.machine
         place = _Place() if machine is None else self._places.get(machine.id, _Place())
         self._select(place.selected, place.current)

@@ -34,6 +34,7 @@ def measure(runs: int, sizes: tuple[int, ...]) -> Iterator[Comparison]:
     for size in sizes:
         with running_daemon() as daemon:
             add_internal(daemon, "many", size)
+            daemon.disconnect()  # virsh has just one connection, too
             showings, names = in_turn(lambda: _show(daemon), lambda: _virsh(daemon), runs)
         what = f"{size:,} snapshots"
         yield Comparison(
