@@ -31,11 +31,14 @@ EXIT_REFUSED = 3
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run `snaptree` and return its exit status: 0 done, 1 an error, 2 wrong usage, 3 a refusal."""
-    options = _parser().parse_args(arguments)
     try:
+        try:
+            options = _parser().parse_args(arguments)
+        finally:
+            sys.stdout.flush()  # of --help, too, a reader that went away is noticed here, where it is handled
         with _stopped_by_signals():
             status = int(options.run(options))
-            sys.stdout.flush()  # a reader that went away is noticed here, where it is handled
+            sys.stdout.flush()
             return status
     except CancelledError as error:
         _complain(error)
@@ -96,6 +99,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="snaptree",
         parents=[common],
+        allow_abbrev=False,
         description="Snapshot trees of libvirt virtual machines: seen, costed and changed safely. "
         "Without a command, the window opens.",
         epilog="Exit status: 0 done, 1 an error, 2 wrong usage, 3 refused by a rule.",
@@ -110,6 +114,7 @@ def _parser() -> argparse.ArgumentParser:
             help=text,
             description=f"{text[0].upper()}{text[1:]}.",
             parents=[common, *([changing] if changes else [])],
+            allow_abbrev=False,
         )
         added.set_defaults(run=run)
         return added
@@ -325,7 +330,7 @@ def _delete(options: argparse.Namespace) -> int:
 def _change(options: argparse.Namespace, intention: Intention) -> int:
     """Plan, show, ask, run: the one way in which a command changes anything."""
     from snaptree import terminal
-    from snaptree.hosts.journal import Journal
+    from snaptree.hosts.journal import Journal, journal_path
     from snaptree.hosts.situation import read_situation
     from snaptree.plans.plan_json import plan_to_json
     from snaptree.plans.planner import make_plan
@@ -346,7 +351,7 @@ def _change(options: argparse.Namespace, intention: Intention) -> int:
             return 0
         if not options.yes and not _agreed():
             return EXIT_REFUSED
-        journal = Journal()
+        journal = Journal(journal_path(connection.uri))
         try:
             operation = _run(connection, plan, journal, terminal.console(stderr=True))
         finally:

@@ -296,3 +296,7 @@ def test_a_reader_that_goes_away_is_no_error_of_ours(terminal: Terminal) -> None
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
     assert done.stderr == ""
     assert done.stdout.startswith("web-01")
+    done = subprocess.run(
+        ["bash", "-c", f"{sys.executable} -m snaptree --help | true"], capture_output=True, text=True, check=False
+    )
+    assert done.stderr == ""

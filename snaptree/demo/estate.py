@@ -26,7 +26,9 @@ from snaptree.model.errors import CancelledError, SnapTreeError
 _PREFIX = "snaptree-demo-"
 _MARKER = "demo-estate.json"
 _LOCK = "lock"
-_OURS = frozenset({_MARKER, f"{_MARKER}.new", _LOCK, f"{_LOCK}.new", "images", "etc", "run", "lib", "cache", "log"})
+_OURS = frozenset(
+    {_MARKER, f"{_MARKER}.new", _LOCK, f"{_LOCK}.new", "images", "etc", "run", "lib", "cache", "log", "state"}
+)
 """Everything that an estate's directory may hold at its top."""
 _ABANDONED_SECONDS = 24 * 3600
 

@@ -1,4 +1,4 @@
-"""The journal: every plan that was run, step by step, in SQLite under the user's state directory.
+"""The journal: every plan that was run, step by step, in SQLite.
 
 It is written before and after each step, so that a crash, a lost link or a cancel leaves a known state, and
 it is where `Undo` and the history come from.
@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
 
 from platformdirs import user_state_path
 
@@ -51,17 +52,24 @@ CREATE INDEX operations_by_domain ON operations (domain_uuid, started);
 """
 
 
-def default_path() -> Path:
-    """Where the user's journal is: `$XDG_STATE_HOME/snaptree/journal.sqlite3` on Linux."""
+def journal_path(host_uri: str) -> Path:
+    """Where the journal of a host is: one for each user, `$XDG_STATE_HOME/snaptree/journal.sqlite3` on Linux.
+
+    An embedded driver's machines live in its root only, and with the demo estate that goes: so does their journal.
+    """
+    uri = urlsplit(host_uri)
+    root = parse_qs(uri.query).get("root")
+    if uri.path == "/embed" and root:
+        return Path(root[0]) / "state" / "journal.sqlite3"
     return user_state_path("snaptree") / "journal.sqlite3"
 
 
 class Journal:
     """The journal. Safe to use from several threads, and from several processes at a time."""
 
-    def __init__(self, path: Path | None = None) -> None:
-        """Open the journal at `path`, or the user's own. Raises SnapTreeError if it can't be written."""
-        self.path = default_path() if path is None else path
+    def __init__(self, path: Path) -> None:
+        """Open the journal at `path`. Raises SnapTreeError if it can't be written."""
+        self.path = path
         self._lock = threading.Lock()
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)

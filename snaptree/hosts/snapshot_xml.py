@@ -53,7 +53,7 @@ def read_snapshot(name: str, xml: str) -> Snapshot:
             for disk in root.findall("revertDisks/disk")
             if (path := source_path(disk)) is not None
         ),
-        annotations=Annotations() if recorded is None else _annotations(recorded.annotations, name),
+        annotations=_NO_ANNOTATIONS if recorded is None else _annotations(recorded.annotations, name),
         delete_in_progress=root.find(".//snapshotDeleteInProgress") is not None,
         problem="" if recorded is not None else "it does not say what its machine looked like (no <domain>)",
     )
@@ -72,6 +72,7 @@ class _RecordedDomain:
     """The attributes of SnapTree's own element."""
 
 
+_NO_ANNOTATIONS = Annotations()
 _NOTHING = _RecordedDomain(0, {}, {}, None)
 _DOMAIN = "\n  <domain "
 _END_OF_METADATA = "\n    </metadata>"
@@ -185,7 +186,7 @@ def read_annotations(domain: ET.Element, name: str) -> Annotations:
 
 def _annotations(attributes: Mapping[str, str] | None, name: str) -> Annotations:
     if attributes is None or attributes.get("of") != name:
-        return Annotations()
+        return _NO_ANNOTATIONS
     consistency = attributes.get("consistency")
     return Annotations(
         pinned=attributes.get("pinned") == "yes",

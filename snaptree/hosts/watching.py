@@ -189,7 +189,10 @@ class Watcher:
         next_look = time.monotonic()
         while self._wait(next_look):
             began = time.monotonic()
-            self._look(began)
+            try:
+                self._look(began)
+            except Exception:  # noqa: BLE001  whatever it is, later changes must still be noticed
+                _log.exception("looking for changes on %s failed", self._connection.uri)
             took = time.monotonic() - began
             next_look = began + max(LOOK_SECONDS, took / _SHARE_OF_TIME)
         self._deregister()

@@ -8,8 +8,10 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING
 
@@ -140,6 +142,8 @@ class Session(QObject):
     """One window with its hosts, from the first paint until everything is closed."""
 
     _loaded = Signal()
+    _journal_opened = Signal(object, str, object)
+    """HostRequest, label, and a Journal or the SnapTreeError why there is none"""
 
     def __init__(
         self,
@@ -154,13 +158,15 @@ class Session(QObject):
         self._settings = settings
         self._requests = list(requests)
         self._demo = DemoBuilder(demo_directory, self) if demo else None
-        self._journal: Journal | None = None
+        self._journals: dict[Path, Journal] = {}
+        """By path. Until `close` the loading thread's own."""
         self.estate = Estate(self)
         self.window = MainWindow(self.estate, settings, Theme(application, settings.theme))
         self._is_closed = False
-        self._loader = threading.Thread(target=self._load, name="load")
-        self.window.painted.connect(self._loader.start)
+        self._loading = ThreadPoolExecutor(1, thread_name_prefix="load")
+        self.window.painted.connect(self._load_rooms)
         self._loaded.connect(self._open_hosts)
+        self._journal_opened.connect(self._open_host)
         self.window.host_wanted.connect(self._add_host)
         self.window.host_removed.connect(self._remove_host)
         if self._demo is not None:
@@ -174,25 +180,34 @@ class Session(QObject):
     def close(self) -> None:
         """Disconnect from all hosts, wait for their threads, and take the demo estate down."""
         self._is_closed = True
-        if self._loader.ident is not None:
-            self._loader.join()
+        self._loading.shutdown()
         if self._demo is not None:
             self._demo.cancel()
         self.estate.close()
         deadline = monotonic() + _CLOSES_WITHIN_SECONDS
         for host in self.estate:
             host.backend.wait_until_closed(max(0.0, deadline - monotonic()))
+        for journal in self._journals.values():
+            journal.close()
         if self._demo is not None:
             self._demo.close()
-        if self._journal is not None:
-            self._journal.close()
         self.window.deleteLater()
 
-    def _load(self) -> None:
-        """On a thread: the window is on screen, and need not wait for libvirt and numpy to be loaded."""
-        import snaptree.jobs.host_backend  # noqa: F401  loaded for those who need it from now on
+    def _load(self, load: Callable[[], None]) -> None:
+        """Have something loaded on a thread, in order, while the window goes on."""
+        with suppress(RuntimeError):  # closing already
+            self._loading.submit(load).add_done_callback(lambda done: done.result())
 
-        self._loaded.emit()
+    @Slot()
+    def _load_rooms(self) -> None:
+        """The window is on screen, and need not wait for libvirt and numpy to be loaded."""
+
+        def load() -> None:
+            import snaptree.jobs.host_backend  # noqa: F401  loaded for those who need it from now on
+
+            self._loaded.emit()
+
+        self._load(load)
 
     @Slot()
     def _open_hosts(self) -> None:
@@ -233,25 +248,35 @@ class Session(QObject):
         self.estate.remove(uri)
 
     def _open(self, request: HostRequest, label: str = "") -> None:
+        """Show a host, once its journal is open."""
+        self._load(partial(self._open_journal, request, label))
+
+    def _open_journal(self, request: HostRequest, label: str) -> None:
+        """On the loading thread: the disk may be slow, or another program hold the file."""
+        from snaptree.hosts.journal import Journal, journal_path
+
+        path = journal_path(request.uri)
+        try:
+            journal = self._journals.get(path) or Journal(path)
+        except SnapTreeError as error:
+            self._journal_opened.emit(request, label, error)
+        else:
+            self._journals[path] = journal
+            self._journal_opened.emit(request, label, journal)
+
+    @Slot(object, str, object)
+    def _open_host(self, request: HostRequest, label: str, opened: Journal | SnapTreeError) -> None:
+        """Without a journal nothing may be changed."""
         from snaptree.jobs.host_backend import HostBackend
 
-        if request.uri in self.estate:
+        if self._is_closed or request.uri in self.estate:
             return
-        journal = self._open_journal()
+        journal = None if isinstance(opened, SnapTreeError) else opened
+        if isinstance(opened, SnapTreeError):
+            show_error(opened, self.window)
         backend = HostBackend(request.uri, read_only=request.read_only or journal is None, journal=journal)
         self.estate.add(backend, label)
         backend.open()
-
-    def _open_journal(self) -> Journal | None:
-        """The journal; without one nothing may be changed."""
-        if self._journal is None:
-            from snaptree.hosts.journal import Journal
-
-            try:
-                self._journal = Journal()
-            except SnapTreeError as error:
-                show_error(error, self.window)
-        return self._journal
 
 
 class DemoBuilder(QObject):

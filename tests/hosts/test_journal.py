@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from snaptree.hosts.journal import Journal
+from snaptree.hosts.journal import Journal, journal_path
 from snaptree.model.errors import SnapTreeError
 from snaptree.plans.operation import OperationState
 from snaptree.plans.plan import Action, DeleteSnapshot, Plan, RemoveLeftover, Undo
@@ -61,7 +61,7 @@ import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 from tests.hosts.test_journal import PLAN
-from snaptree.hosts.journal import Journal
+from snaptree.hosts.journal import Journal, journal_path
 journal = Journal(Path(sys.argv[1]))
 operation = journal.begin(PLAN)
 journal.step_begins(operation.id, 0)
@@ -119,3 +119,16 @@ def test_a_plan_that_is_not_understood_does_not_hide_the_others(journal: Journal
         database.execute("UPDATE operations SET plan = '{}' WHERE id = ?", (strange.id,))
     database.close()
     assert [operation.id for operation in journal.recent()] == [known.id]
+
+
+def test_an_embedded_drivers_journal_goes_with_its_machines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    of_the_user = tmp_path / "state" / "snaptree" / "journal.sqlite3"
+    for uri in (
+        "qemu:///system",
+        "qemu:///session",
+        "qemu+ssh://host/system?socket=/a/embed&root=/b",
+        "test:///default",
+    ):
+        assert journal_path(uri) == of_the_user
+    assert journal_path("qemu:///embed?root=/srv/my%20demo") == Path("/srv/my demo/state/journal.sqlite3")
