@@ -744,7 +744,7 @@ FILES = [
         "written-image-has-overlays",
         Revert("a"),
         a_machine().internal("a").external("b"),
-        (BASE, "/images/vda.b"),
+        (BASE, "/images/vda.b", "itself stands on that now"),
         a_machine().internal("a").internal("b"),
     ),
     Row(

@@ -217,6 +217,28 @@ def test_one_click_reverts_and_one_click_takes_it_back(driver: Driver, machine: 
     assert not driver.window.actions_.undo.isEnabled()
 
 
+def test_taking_a_take_back_is_previewed_for_what_it_took_is_gone_then(driver: Driver, machine: Machine) -> None:
+    driver.window.actions_.take.trigger()
+    dialog = driver.dialog(TakeDialog)
+    assert isinstance(dialog, TakeDialog)
+    dialog.name.setText("third")
+    driver.until(dialog.take_button.isEnabled)
+    dialog.accept()
+    driver.last_operation()
+    driver.until(lambda: "third" in driver.names())
+    driver.until(driver.window.actions_.undo.isEnabled)
+    driver.window.actions_.undo.trigger()
+    preview = driver.plan_dialog()
+    assert not preview.run_button.isDefault(), "what can't be undone needs more than Enter"
+    assert "third" in machine.tree().snapshots
+    preview.run_button.click()
+    driver.until(lambda: len(driver.operations) == 2)
+    driver.last_operation()
+    driver.until(lambda: "third" not in driver.names())
+    assert "third" not in machine.tree().snapshots
+    assert not driver.window.actions_.undo.isEnabled()
+
+
 def test_without_the_safety_snapshot_the_loss_is_named_first(driver: Driver, machine: Machine) -> None:
     Settings().safety_snapshot = SafetySnapshot.NEVER
     before = machine.contents()
