@@ -2,8 +2,8 @@
 
 A disk has one L1 table for its present state and one for each internal snapshot. Its entries lead to L2 tables of one
 cluster each, and their entries to clusters of data (QEMU's docs/interop/qcow2.txt, "Cluster mapping"). Several L1
-tables may lead to one L2 table. Both may hold anything: what points nowhere is dropped and counted, and how much is read in
-all has an end.
+tables may lead to one L2 table. Both may hold anything: what points nowhere is dropped and counted, and how much is
+read in all has an end.
 """
 
 from __future__ import annotations
