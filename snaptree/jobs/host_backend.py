@@ -551,9 +551,12 @@ class HostBackend(QObject):
 
         self._measurer.submit(work, on_done=on_ready, on_failed=on_ready, priority=Priority.USER)
 
-    def run(self, plan: Plan) -> Operation:
-        """Queue a plan. `operation_changed` tells how it goes; the machine is read again once it is over."""
-        return self._queue(plan, undoes=None)
+    def run(self, plan: Plan, *, undoes: Operation | None = None) -> Operation:
+        """Queue a plan, perhaps one that takes another operation back.
+
+        `operation_changed` tells how it goes; the machine is read again once it is over.
+        """
+        return self._queue(plan, undoes=undoes)
 
     def cancel(self, operation_id: int) -> None:
         """Take an operation back while it is queued; ask it to stop if it runs. It says itself whether it can."""

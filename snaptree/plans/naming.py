@@ -17,7 +17,7 @@ LONGEST_NAME = 100
 LONGEST_FILE_NAME = 247
 """Bytes: a file system's 255, less what libvirt appends while it writes (`.xml.new`, the second of a revert)."""
 
-_GOOD_NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9-]{{0,{LONGEST_NAME - 1}}}")
+_BAD_CHARACTER = re.compile(r"[^A-Za-z0-9_-]")
 _IMAGE_SUFFIXES = (".qcow2", ".qcow", ".qed", ".img", ".raw", ".vmdk", ".vdi", ".vhd", ".vhdx")
 _SECONDS_SUFFIX = re.compile(r"\.\d{9,11}")
 """What libvirt appends to the overlays that a revert makes: seconds since 1970."""
@@ -29,8 +29,11 @@ def name_problem(name: str, *, internal: bool = False) -> str:
         return "A snapshot needs a name."
     if len(name) > LONGEST_NAME:
         return f"A snapshot's name can have {LONGEST_NAME} characters; this one has {len(name)}."
-    if not _GOOD_NAME.fullmatch(name):
-        return f"{quoted(name)} is not made of letters, digits and dashes, or begins with a dash."
+    if bad := _BAD_CHARACTER.search(name):
+        character = "a space" if bad[0] == " " else quoted(bad[0])
+        return f"{quoted(name)} has {character} in it: use letters from a to z, digits, dashes and underscores."
+    if name[0] in "-_":
+        return f"{quoted(name)} does not begin with a letter or a digit."
     if internal and name.isdigit():
         return f"{quoted(name)} is a number: inside an image, QEMU would take it for the number of another snapshot."
     return ""

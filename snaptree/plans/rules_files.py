@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from itertools import pairwise
 
 from snaptree.model.estate import DiskSnapshot
@@ -64,10 +65,18 @@ def _holds_internal_snapshot(case: Case) -> Evidence | None:
 
 def _overlays_on_unlinked(case: Case) -> Evidence | None:
     return first(
-        found(file=plain(layer), overlays=files_named(others))
+        found(file=plain(layer), overlays=files_named(others), advice=_advice_on(case, others))
         for layer in case.unlinks
         if (others := case.facts.others_above(layer, _followed_up(case, layer)))
     )
+
+
+def _advice_on(case: Case, overlays: Iterable[str]) -> str:
+    """What to do about images that stand in the way: never to remove what the machine itself runs on."""
+    in_use = case.facts.keys(layer for chain in case.situation.layers.chains for layer in chain.layers)
+    if not in_use.isdisjoint(overlays):
+        return f" ({plain(case.situation.domain.name)} itself stands on that now)"
+    return " unless nobody needs that any more: then remove it first"
 
 
 def _merged_overlays(case: Case) -> frozenset[str]:
@@ -76,7 +85,7 @@ def _merged_overlays(case: Case) -> frozenset[str]:
 
 def _overlays_on_written(case: Case) -> Evidence | None:
     return first(
-        found(file=plain(image), overlays=files_named(others))
+        found(file=plain(image), overlays=files_named(others), advice=_advice_on(case, others))
         for image in case.writes
         if (others := case.facts.others_above(image, _merged_overlays(case)))
     )
@@ -217,7 +226,7 @@ RULES = (
         verdict=Verdict.REFUSE,
         condition=_overlays_on_unlinked,
         reason="libvirt would remove {file}, the base of {overlays}: what stands on it would be unusable.",
-        remedy="If nobody needs {overlays}, remove that first; otherwise keep {snapshot}.",
+        remedy="Keep {snapshot}{advice}.",
         source="a qcow2 image without its base is lost; libvirt does not look for others that stand on a layer",
         needs=Known.LAYERS,
     ),
@@ -228,7 +237,7 @@ RULES = (
         condition=_overlays_on_written,
         reason="libvirt would write to {file}, the base of {overlays}: what stands on it would change, and file"
         " systems in it break.",
-        remedy="If nobody needs {overlays}, remove that first; otherwise keep {snapshot}, or copy it to a new machine.",
+        remedy="Copy {snapshot} to a new machine, or keep it{advice}.",
         source="lab on 9.0, 11.3 and 12.8: an internal revert below an overlay gives that overlay the wrong content",
         needs=Known.LAYERS,
     ),

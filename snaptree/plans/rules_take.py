@@ -243,8 +243,7 @@ RULES = (
         verdict=Verdict.REFUSE,
         condition=_name_not_allowed,
         reason="{problem}",
-        remedy="Choose a name of letters, digits and dashes that says what the snapshot is for, such as"
-        " before-upgrade.",
+        remedy="Choose another that says what the snapshot is for, such as before-upgrade.",
         source="lab: with other names libvirt moves the disks and then fails, machines do not start again, or a"
         " revert brings back another snapshot",
         needs=Known.TREE,

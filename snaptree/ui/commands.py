@@ -9,7 +9,7 @@ from PySide6.QtCore import QObject
 
 from snaptree import words
 from snaptree.model.errors import SnapTreeError
-from snaptree.plans.intention import Delete, Intention, Revert
+from snaptree.plans.intention import Delete, Intention, Revert, TakeBack
 from snaptree.ui.error_dialog import show_error
 from snaptree.ui.plan_dialog import Choice, PlanDialog
 from snaptree.ui.planning import Planner
@@ -94,7 +94,20 @@ class Commands(QObject):
         )
 
     def undo(self, uri: str, operation: Operation) -> None:
-        """Take a finished operation back."""
+        """Take a finished operation back: a revert at once, a take after a preview, for what it took is gone then."""
+        undo = operation.plan.undo
+        if undo is not None and undo.revert_to is None:
+            which = " and ".join(f"“{in_sentence(name)}”" for name in undo.delete)
+            self._open(
+                PlanDialog(
+                    Planner(self._estate[uri], operation.plan.domain_uuid, undoes=operation),
+                    TakeBack(undo.revert_to, undo.delete),
+                    title=f"Delete {which} of {in_sentence(operation.plan.domain)} again",
+                    verb="&Delete",
+                    parent=self._window,
+                )
+            )
+            return
         self._activity.row(operation.id).show_undoing()
         self._estate[uri].backend.undo(operation)
 

@@ -110,3 +110,6 @@ class ConnectDialog(QDialog):
         self.problem.set_text(problem)
         self._form.setRowVisible(self.problem, bool(problem))
         self.connect_button.setEnabled(not problem)
+        layout = self.layout()
+        if layout is not None and self.height() < layout.heightForWidth(self.width()):
+            self.resize(self.width(), layout.heightForWidth(self.width()))

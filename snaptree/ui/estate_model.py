@@ -328,7 +328,9 @@ def _machine_tooltip(machine: Machine) -> str:
     parts = [machine.domain.name, words.state(machine.domain.state)]
     if machine.snapshot_count is not None:
         parts.append(words.count(machine.snapshot_count, "snapshot"))
-    parts.append(f"On disk: {words.figure(machine.disk)} ({words.figure_in_full(machine.disk)})")
+    disk = machine.disk
+    in_full = disk.how if disk.bytes is None else f"{disk.bytes:,} bytes"
+    parts.append(f"On disk: {words.figure(disk)} ({in_full})")
     if machine.tree is not None:
         parts.append(f"Saved memory: {words.figure(machine.memory)}")
         if machine.oldest is not None:

@@ -88,6 +88,12 @@ class PlanView(QScrollArea):
         layout.addWidget(bar)
         self._show(page, layout)
 
+    def show_nothing(self) -> None:
+        """Say that there is nothing to plan yet."""
+        page, layout = self._new_page()
+        layout.addWidget(PlainLabel("There is no plan yet.", page, dim=True))
+        self._show(page, layout)
+
     def show_error(self, error: SnapTreeError) -> None:
         """Say why no plan could be made."""
         page, layout = self._new_page()

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
 
     from snaptree.model.errors import SnapTreeError
     from snaptree.plans.intention import Intention
+    from snaptree.plans.operation import Operation
     from snaptree.plans.plan import Plan
     from snaptree.ui.estate import HostEntry
 
@@ -16,9 +17,11 @@ if TYPE_CHECKING:
 class Planner:
     """Makes plans for one machine. Nothing waits: the answer comes to the callback, unless a later question was put."""
 
-    def __init__(self, host: HostEntry, uuid: str) -> None:
+    def __init__(self, host: HostEntry, uuid: str, undoes: Operation | None = None) -> None:
+        """`undoes` is the operation that the plans take back."""
         self._host = host
         self._uuid = uuid
+        self._undoes = undoes
         self._question = 0
 
     def make(self, intention: Intention, on_ready: Callable[[Plan | SnapTreeError], None]) -> None:
@@ -38,4 +41,4 @@ class Planner:
 
     def run(self, plan: Plan) -> None:
         """Let the host run a plan."""
-        self._host.backend.run(plan)
+        self._host.backend.run(plan, undoes=self._undoes)

@@ -98,7 +98,7 @@ class SnapshotView(QTableView):
         width = self.fontMetrics().horizontalAdvance
         for column, widest in (
             (Column.TREE, "m" * 22),
-            (Column.AGE, "59 minutes"),
+            (Column.AGE, "1 year, 350 days"),
             (Column.WRITTEN, "~888.8 MiB"),
             (Column.FREES, "8.8 MiB"),
             (Column.MEMORY, "888.8 MiB"),
@@ -160,12 +160,13 @@ class SnapshotView(QTableView):
     def toggle_fold(self, row: int) -> None:
         """Open a fold, or fold in again the stretch that begins here."""
         row_id, opened = self._model.row_id(row), self._model.opened_fold(row)
+        place = self.rowViewportPosition(row)
         if isinstance(row_id, Fold):
             self._unfold(row_id.hidden)
-            self._go_to(("snapshot", row_id.first))
+            self._go_to(("snapshot", row_id.first), place)
         elif opened is not None:
             self._set_unfolded(self._model.shown.unfolded - frozenset(opened.hidden))
-            self._go_to(("fold", opened.first))
+            self._go_to(("fold", opened.first), place)
 
     def _unfold(self, names: Iterable[str]) -> None:
         self._set_unfolded(self._model.shown.unfolded | frozenset(names))
@@ -176,9 +177,12 @@ class SnapshotView(QTableView):
             self._unfolded[machine.id] = unfolded
             self._model.show(replace(self._model.shown, unfolded=unfolded))
 
-    def _go_to(self, key: RowKey) -> None:
+    def _go_to(self, key: RowKey, place: int | None = None) -> None:
+        """Make a row the current one, and have it at a place on the screen (pixels from the top)."""
         row = self._model.row_of(key)
         if row is not None:
+            if place is not None:
+                self.verticalScrollBar().setValue(self.verticalHeader().sectionPosition(row) - place)
             self.selectionModel().setCurrentIndex(self._model.index(row, 0), QItemSelectionModel.SelectionFlag.NoUpdate)
 
     # Qt's side

@@ -168,6 +168,7 @@ class TakeDialog(QDialog):
         if problem:
             self._rest.stop()
             self._planner.forget()
+            self.view.show_nothing()
         else:
             self._rest.start()
 

@@ -211,6 +211,19 @@ def test_forks(host: EmbeddedHost) -> None:
     assert machine.contents() == {name: content for name, content in after.items() if name != "root"}
 
 
+def test_a_branch_whose_layers_libvirt_has_to_look_up(host: EmbeddedHost) -> None:
+    """Libvirt 11.3: deleting below a branch that was taken while the machine was off crashes its daemon."""
+    machine = host.make_machine(running=False)
+    for name in ("s1", "s2", "s3"):
+        machine.change(Take(name, capture=Capture.DISKS))
+    if not machine.connection.host.external_snapshots:
+        assert_refused(machine, Revert("s2"), *NO_REVERT)
+        return
+    machine.change(Revert("s2", take_safety_snapshot=False))
+    machine.change(Take("s4", capture=Capture.DISKS))
+    assert_refused(machine, Delete(("s1",)), "unrecorded-branch")
+
+
 @pytest.mark.parametrize("name", ["a/b", ".hidden", "two\nlines", "x" * 248, "<b>x</b>", "12", "-rf", "ü", " "])
 def test_names_that_break_something_are_refused_with_another_to_take(host: EmbeddedHost, name: str) -> None:
     machine = host.make_machine()

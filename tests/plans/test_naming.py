@@ -27,7 +27,7 @@ def test_good_names(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["", "-a", ".a", "a b", "a_b", "a/b", "a\n", "ä", "<b>", "x" * 101, "a.b", "\u202eabc", "é" * 200]
+    "name", ["", "-a", ".a", "a b", "_a", "a/b", "a\n", "ä", "<b>", "x" * 101, "a.b", "\u202eabc", "é" * 200]
 )
 def test_names_that_break_something(name: str) -> None:
     problem = name_problem(name)

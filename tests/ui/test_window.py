@@ -171,7 +171,7 @@ def test_names_that_cannot_be_are_refused_at_once(driver: Driver) -> None:
     assert isinstance(dialog, TakeDialog)
     for name, reason in (
         ("second", "There is a snapshot “second” already."),
-        ("a/b", "letters, digits"),
+        ("a/b", "has “/” in it"),
         ("", "a name"),
     ):
         dialog.name.setText(name)
