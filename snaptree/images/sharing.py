@@ -268,7 +268,7 @@ class _Walk:
                 offsets, bad = read_l1(self._source, self._geometry, root.offset + start * 8, entries, self._l1_budget)
                 if is_first_time:
                     self._nowhere += bad
-                offsets = np.unique(offsets[offsets != 0])
+                offsets = _distinct(offsets[offsets != 0])
                 if self._most_kept >= 0:
                     self._most_kept -= len(offsets)
                     kept.append((offsets, kind))
@@ -283,7 +283,8 @@ class _Walk:
             for offsets, kind in self._tables_of(root):
                 places = np.searchsorted(tables, offsets)
                 places = places[places < len(tables)]
-                places = places[np.isin(tables[places], offsets)]  # the L1 may have changed since it was read first
+                is_known = tables[places] == offsets[: len(places)]  # the L1 may have changed since it was read first
+                places = places[is_known]
                 classes.add(places, root.holders, kind)
         self._kept.clear()
         return classes
@@ -405,23 +406,27 @@ def _roots(content: Qcow2Content, geometry: Geometry) -> list[_Root]:
             raise BadImageError("the L1 table of a snapshot lies beyond the end of the file")
         table = (offset, entries, min(entries, -(-disk_size // geometry.l2_span)))
         holders_of[table] = holders_of.get(table, 0) | 1 << number
+        _check_size(len(holders_of), (len(tables) >> 3) + 1)
     return [_Root(*table, holders) for table, holders in holders_of.items()]
 
 
 def held_clusters(entries: Words, geometry: Geometry) -> tuple[NDArray[np.int64], int]:
     """The clusters of the file that L2 entries hold, some more than once, and how many entries point nowhere."""
-    is_compressed = (entries & np.uint64(COMPRESSED)) != 0
-    has_compressed = bool(is_compressed.any())
-    places = (entries[~is_compressed] if has_compressed else entries) & np.uint64(OFFSET_BITS)
+    bits_set = int(np.bitwise_or.reduce(entries, axis=None))  # one look that mostly spares several
+    standard = entries
+    if bits_set & COMPRESSED:
+        is_compressed = (entries & np.uint64(COMPRESSED)) != 0
+        standard = entries[~is_compressed]
+    places = standard & np.uint64(OFFSET_BITS)
     places = places[places != 0]
     clusters = (places >> np.uint64(geometry.cluster_bits)).view(np.int64)
-    is_bad = clusters >= geometry.host_clusters
-    if geometry.cluster_bits > 9:
-        is_bad |= (places & np.uint64(geometry.cluster - 1)) != 0
-    bad = int(np.count_nonzero(is_bad))
-    if bad:
-        clusters = clusters[~is_bad]
-    if not has_compressed:
+    bad = 0
+    unaligned = OFFSET_BITS & (geometry.cluster - 1)
+    if bits_set & unaligned or (len(clusters) and int(clusters.max()) >= geometry.host_clusters):
+        is_good = (places & np.uint64(unaligned) == 0) & (clusters < geometry.host_clusters)
+        clusters = clusters[is_good]
+        bad = len(places) - len(clusters)
+    if not bits_set & COMPRESSED:
         return clusters, bad
     first, last = compressed_clusters(entries[is_compressed], geometry)
     is_good = last < geometry.host_clusters
@@ -466,14 +471,15 @@ class _Classes:
         if len(self.classes) > self._most_before_sweep:
             self._sweep()
         before = self.of[places]
-        if not before.any():
-            number = self._number((holders, kind))
-            self._widen()
-            self.of[places] = number
+        one = int(before[0])
+        if (before == one).all():
+            moved = self._moved([one], holders, kind)[0]  # first, since it may make room for wider numbers
+            self.of[places] = moved
             return
         if len(places) < len(self.classes):
             found, positions = np.unique(before, return_inverse=True)
-            self.of[places] = self._moved(found.tolist(), holders, kind)[positions]
+            moves = self._moved(found.tolist(), holders, kind)
+            self.of[places] = moves[positions]
         else:
             is_there = np.zeros(len(self.classes), np.bool_)
             is_there[before] = True
@@ -536,9 +542,17 @@ def _grouped(classes: NDArray[Any]) -> Iterator[tuple[int, NDArray[np.intp] | sl
         yield int(classes[positions[0]]), positions
 
 
+def _distinct(offsets: Offsets) -> Offsets:
+    """In ascending order, each once. numpy's own `unique` hashes, and multiples of a cluster's size hash badly."""
+    offsets = np.sort(offsets)
+    is_new = np.ones(len(offsets), np.bool_)
+    is_new[1:] = offsets[1:] != offsets[:-1]
+    return offsets[is_new]
+
+
 def _merged(found: Offsets, waiting: list[Offsets]) -> Offsets:
     """All places in ascending order, each once; empties what waits."""
-    merged = np.unique(np.concatenate([found, *waiting]))
+    merged = _distinct(np.concatenate([found, *waiting]))
     waiting.clear()
     if len(merged) > _MOST_TABLES:
         raise BadImageError("it has more L2 tables than any real image")

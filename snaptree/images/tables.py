@@ -2,8 +2,8 @@
 
 A disk has one L1 table for its present state and one for each internal snapshot. Its entries lead to L2 tables of one
 cluster each, and their entries to clusters of data (QEMU's docs/interop/qcow2.txt, "Cluster mapping"). Several L1
-tables may lead to one L2 table. Both may hold anything: what points nowhere is dropped and counted, and how much is read in
-all has an end.
+tables may lead to one L2 table. Both may hold anything: what points nowhere is dropped and counted, and how much is
+read in all has an end.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ COMPRESSED: Final = 1 << 62
 ZERO: Final = 1
 """Of an L2 entry without subclusters: it reads as zeros, whether it has a place or not."""
 
-_BATCH: Final = 8 << 20
-"""Bytes of tables that are handed over at once: large enough for numpy, small enough for many images at a time."""
+_BATCH: Final = 2 << 20
+"""Bytes of tables that are handed over at once: large enough for numpy, small enough for a processor's cache."""
 _GAP: Final = 64 << 10
 """Bytes between two tables that are rather read along than skipped by another read."""
 MOST_TABLE_BYTES: Final = 8 << 30
