@@ -15,7 +15,7 @@ import numpy as np
 
 from snaptree.images.qcow2 import Qcow2Content
 from snaptree.images.read_at import BadImageError, ReadAt
-from snaptree.images.tables import OFFSET_BITS, Budget, Geometry, Offsets, read_l2_tables
+from snaptree.images.tables import OFFSET_BITS, Budget, Geometry, Offsets, distinct, read_l2_tables
 from snaptree.model.errors import CancelledError
 
 _LARGEST_DIRECTORY: Final = 64 << 20
@@ -73,7 +73,7 @@ def read_refcounts(
 def _blocks(source: ReadAt, geometry: Geometry, offset: int, length: int) -> Offsets:
     """Places of the refcount blocks, ascending, without those that cannot be."""
     words = np.frombuffer(_read(source, offset, length), ">u8")
-    offsets = np.unique((words & np.uint64(OFFSET_BITS)).astype(np.int64))
+    offsets = distinct((words & np.uint64(OFFSET_BITS)).astype(np.int64))
     is_good = (offsets != 0) & (offsets % geometry.cluster == 0) & (offsets + geometry.cluster <= geometry.file_size)
     good: Offsets = offsets[is_good]
     return good

@@ -22,8 +22,18 @@ from numpy.typing import NDArray
 from snaptree.images.extents import Taken
 from snaptree.images.qcow2 import Qcow2Content
 from snaptree.images.read_at import BadImageError, ReadAt
-from snaptree.images.tables import COMPRESSED, COPIED, OFFSET_BITS, Budget, Geometry, Offsets, Words, read_l1
-from snaptree.images.tables import read_l2_tables as read_tables
+from snaptree.images.tables import (
+    COMPRESSED,
+    COPIED,
+    OFFSET_BITS,
+    Budget,
+    Geometry,
+    Offsets,
+    Words,
+    distinct,
+    read_l1,
+    read_l2_tables,
+)
 from snaptree.model.errors import CancelledError
 
 _LARGEST_OFFSET: Final = 1 << 56
@@ -213,7 +223,8 @@ class _Walk:
         classes = self._classify_tables(tables)
         totals: dict[_Class, tuple[int, int]] = {}
         chunk = max(1, _CHUNK // self._geometry.cluster)
-        chunks = [slice(first, min(first + chunk, len(tables))) for first in range(0, len(tables), chunk)]
+        with_data = len(tables) if self._has_data else 0
+        chunks = [slice(first, min(first + chunk, with_data)) for first in range(0, with_data, chunk)]
         chunks_of: dict[int, list[slice]] = {}
         self._count_slice(0, tables, classes, chunks, totals, chunks_of)
         for number in self._slices_of_tables(tables):
@@ -268,7 +279,7 @@ class _Walk:
                 offsets, bad = read_l1(self._source, self._geometry, root.offset + start * 8, entries, self._l1_budget)
                 if is_first_time:
                     self._nowhere += bad
-                offsets = _distinct(offsets[offsets != 0])
+                offsets = distinct(offsets[offsets != 0])
                 if self._most_kept >= 0:
                     self._most_kept -= len(offsets)
                     kept.append((offsets, kind))
@@ -305,9 +316,9 @@ class _Walk:
         held = _Classes(min(1 << _SLICE_BITS, self._geometry.host_clusters - first), self._width)
         for chunk in chunks:
             slices: set[int] = set()
-            for row, words in read_tables(self._source, self._geometry, tables[chunk], self._budget, self._cancelled):
-                if not self._has_data:
-                    continue
+            for row, words in read_l2_tables(
+                self._source, self._geometry, tables[chunk], self._budget, self._cancelled
+            ):
                 entries = words[:, ::2] if self._geometry.extended_l2 else words
                 rows_of = table_classes.of[chunk.start + row : chunk.start + row + len(words)]
                 for of_class, rows in _grouped(rows_of):
@@ -542,17 +553,9 @@ def _grouped(classes: NDArray[Any]) -> Iterator[tuple[int, NDArray[np.intp] | sl
         yield int(classes[positions[0]]), positions
 
 
-def _distinct(offsets: Offsets) -> Offsets:
-    """In ascending order, each once. numpy's own `unique` hashes, and multiples of a cluster's size hash badly."""
-    offsets = np.sort(offsets)
-    is_new = np.ones(len(offsets), np.bool_)
-    is_new[1:] = offsets[1:] != offsets[:-1]
-    return offsets[is_new]
-
-
 def _merged(found: Offsets, waiting: list[Offsets]) -> Offsets:
     """All places in ascending order, each once; empties what waits."""
-    merged = _distinct(np.concatenate([found, *waiting]))
+    merged = distinct(np.concatenate([found, *waiting]))
     waiting.clear()
     if len(merged) > _MOST_TABLES:
         raise BadImageError("it has more L2 tables than any real image")

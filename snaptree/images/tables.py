@@ -119,6 +119,14 @@ def read_l2_tables(
         yield first, _read_batch(source, geometry, batch)
 
 
+def distinct(offsets: Offsets) -> Offsets:
+    """In ascending order, each once. numpy's own `unique` hashes, and multiples of a cluster's size hash badly."""
+    offsets = np.sort(offsets)
+    is_new = np.ones(len(offsets), np.bool_)
+    is_new[1:] = offsets[1:] != offsets[:-1]
+    return offsets[is_new]
+
+
 def _read_batch(source: ReadAt, geometry: Geometry, batch: Offsets) -> Words:
     """Tables that lie close together come with one read."""
     tables = np.empty((len(batch), geometry.l2_words), np.uint64)
