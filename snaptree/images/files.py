@@ -130,6 +130,10 @@ class LocalFile:
         self.status = status
         """As it was when it was opened."""
 
+    def fileno(self) -> int:
+        """Its descriptor, for what else may be asked of it while it is open."""
+        return self._descriptor
+
     @property
     def size(self) -> int:
         """Bytes to the end, now."""

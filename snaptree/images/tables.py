@@ -31,8 +31,8 @@ COMPRESSED: Final = 1 << 62
 ZERO: Final = 1
 """Of an L2 entry without subclusters: it reads as zeros, whether it has a place or not."""
 
-_BATCH: Final = 8 << 20
-"""Bytes of tables that are handed over at once: large enough for numpy, small enough for many images at a time."""
+_BATCH: Final = 2 << 20
+"""Bytes of tables that are handed over at once: large enough for numpy, small enough for a processor's cache."""
 _GAP: Final = 64 << 10
 """Bytes between two tables that are rather read along than skipped by another read."""
 MOST_TABLE_BYTES: Final = 8 << 30
@@ -117,6 +117,14 @@ def read_l2_tables(
         batch = offsets[first : first + per_batch]
         budget.take(len(batch) * geometry.cluster)
         yield first, _read_batch(source, geometry, batch)
+
+
+def distinct(offsets: Offsets) -> Offsets:
+    """In ascending order, each once. numpy's own `unique` hashes, and multiples of a cluster's size hash badly."""
+    offsets = np.sort(offsets)
+    is_new = np.ones(len(offsets), np.bool_)
+    is_new[1:] = offsets[1:] != offsets[:-1]
+    return offsets[is_new]
 
 
 def _read_batch(source: ReadAt, geometry: Geometry, batch: Offsets) -> Words:
