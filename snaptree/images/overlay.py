@@ -514,6 +514,9 @@ class _Ledger:
         self, target: _Qcow2Reader, window: _Window, piece: _Piece | None, copied: Mask, zeroed: Mask, grain: int
     ) -> None:
         copied, zeroed = _gather(copied, grain, target.cluster), _gather(zeroed, grain, target.cluster)
+        last = max(self._end - window.start, 0)
+        copied[-(-last // target.cluster) :] = False
+        zeroed[-(-last // target.cluster) :] = False
         if window.start <= self.filled_from < window.stop:
             copied[(self.filled_from - window.start) // target.cluster] = True
         if piece is None or piece.owned is None:
@@ -762,8 +765,8 @@ class _Walk:
 def _gather(mask: Mask, grain: int, coarser: int) -> Mask:
     """Say of larger grains whether any part of them is set; smaller ones than `grain` are as it is."""
     if coarser <= grain:
-        return mask if coarser == grain else np.repeat(mask, grain // coarser)
-    gathered: Mask = mask.reshape(-1, coarser // grain).any(axis=1)
+        return np.repeat(mask, grain // coarser)
+    gathered: Mask = np.logical_or.reduce(mask.reshape(-1, coarser // grain), axis=1)
     return gathered
 
 
