@@ -127,7 +127,8 @@ class Merge:
     freed: int
     """Bytes of the file that zeros make free, for itself to use again; given back to the host if it discards."""
     is_upper_bound: bool
-    """Whether `growth` may be less: compressed clusters are freed, holes unknown, or data may be found to be zeros."""
+    """Whether `growth` may be less, and `copied` too: where data may turn out to be zeros, compressed clusters are
+    freed, or a raw file grows, whose holes may be unknown or have had blocks set aside for them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -355,7 +356,10 @@ class _Qcow2Reader:
                 is_zero &= ~compressed  # there it is part of the place
             if self.header.version < 3:
                 self.anomalies += int(np.count_nonzero(is_zero))
-            kinds[is_zero] = np.where(has_place, _PLACED_ZERO + self._parity(words), _ZERO_KIND)[is_zero]
+            kinds[is_zero] = _ZERO_KIND
+            is_zero &= has_place
+            if is_zero.any():
+                np.copyto(kinds, self._parity(words) + np.uint8(_PLACED_ZERO), where=is_zero)
         self._look_for_the_end(words, compressed)
         return _Piece(_spread(kinds, self.cluster, window.unit), owned, compressed)
 
@@ -499,9 +503,9 @@ class _Ledger:
 
     def _write_raw(self, window: _Window, piece: _Piece | None, copied: Mask, zeroed: Mask, grain: int) -> None:
         assert isinstance(self._target, _RawReader)
+        self._is_upper_bound |= bool(copied.any())  # holes may be unknown, or have their blocks set aside
         if piece is None or piece.held_bytes is None or not self._target.knows_holes:
             self._growth += window.count_bytes(copied, grain, self._end)
-            self._is_upper_bound |= not self._target.knows_holes
             return
         block = max(grain, _HOST_BLOCK)
         held = piece.held_bytes.reshape(-1, block // window.unit).sum(axis=1)
@@ -546,8 +550,8 @@ class _Ledger:
         return len(tables) - owned
 
     def expect_zeros_in_data(self) -> None:
-        """Note that the job looks at data, and does not write what is all zeros."""
-        self._is_upper_bound |= self._copied > 0
+        """Note that some of what is booked as data may be written as zeros."""
+        self._is_upper_bound = True
 
     def total(self) -> Merge:
         return Merge(self._copied, self._zeroed, self._growth, self._freed, self._is_upper_bound)
@@ -568,8 +572,8 @@ class _Commit:
     base: int
     live: _Ledger
     intermediate: _Ledger
-    is_cut_finely: bool
-    """Whether a layer committed is looked at in pieces smaller than a granule."""
+    first_cut: int
+    """The first layer that QEMU looks at in pieces smaller than a granule: no granule of zeros is found there."""
     base_piece: _Piece | None = None
     codes: Codes = field(default_factory=lambda: np.zeros(0, np.uint16))
     """What the layers that are committed define."""
@@ -598,8 +602,6 @@ class _Walk:
     def run(self) -> ChainCosts:
         for window in self._windows():
             self._look(window)
-        for pull in self._pulls:
-            pull.expect_zeros_in_data()
         return ChainCosts(
             tuple(self._layer_costs(index) for index in range(len(self._readers))),
             tuple(
@@ -624,10 +626,13 @@ class _Walk:
 
     def _commit(self, top: int, base: int) -> _Commit:
         # QEMU asks one slice of an L2 table at a time: of clusters of 512 bytes, it speaks of 32 KiB.
-        is_cut_finely = _granule(self._readers[base]) > 32 << 10 and any(
-            isinstance(reader, _Qcow2Reader) and reader.cluster == 512 for reader in self._readers[top:base]
+        is_large = _granule(self._readers[base]) > 32 << 10
+        cut = (
+            index
+            for index, reader in enumerate(self._readers[:base])
+            if is_large and index >= top and isinstance(reader, _Qcow2Reader) and reader.cluster == 512
         )
-        return _Commit(top, base, self._ledger(top, base), self._ledger(top, base), is_cut_finely)
+        return _Commit(top, base, self._ledger(top, base), self._ledger(top, base), next(cut, base))
 
     def _windows(self) -> Iterator[_Window]:
         """Cut the disk up: windows that no layer touches are left out, ends of layers get small ones in sectors."""
@@ -723,14 +728,17 @@ class _Walk:
         dirty = _gather(defined, window.unit, grain)
         shown = view.reshape(len(dirty), -1)
         is_zero = (shown[:, 0] & _KIND_MASK) != _DATA
-        if commit.is_cut_finely:
-            is_zero[:] = False
-        elif shown.shape[1] > 1:
+        cut_from = commit.first_cut << _KIND_BITS
+        is_zero &= (shown[:, 0] < cut_from) | (shown[:, 0] == cut_from + _BEYOND)
+        if shown.shape[1] > 1:
             is_zero &= (shown == shown[:, :1]).all(axis=1)
         is_zero &= dirty
         base = self._readers[commit.base]
-        if isinstance(base, _Qcow2Reader) and base.cluster > grain:
-            is_zero = np.repeat(is_zero.reshape(-1, base.cluster // grain).all(axis=1), base.cluster // grain)
+        if isinstance(base, _Qcow2Reader) and base.cluster > grain and is_zero.any():
+            is_zero[:] = (
+                False  # QEMU copies runs of zeros that are not aligned to clusters; how it cuts them is its own
+            )
+            commit.live.expect_zeros_in_data()
         commit.live.write(window, base_piece, dirty & ~is_zero, is_zero, grain)
 
     def _pull(self, index: int, window: _Window, piece: _Piece | None, below: Codes) -> None:
@@ -748,6 +756,8 @@ class _Walk:
         copied = _gather(has_data, window.unit, reader.cluster)
         zeroed = _gather(comes, window.unit, reader.cluster) & ~copied
         self._pulls[index].write(window, piece, copied, zeroed, reader.cluster)
+        if has_data.any():
+            self._pulls[index].expect_zeros_in_data()  # QEMU looks at what it pulls
 
     def _show(self, window: _Window, view: Codes, raw_bytes: Offsets | None) -> None:
         """Add up what is seen from the top."""
@@ -765,7 +775,7 @@ class _Walk:
 def _gather(mask: Mask, grain: int, coarser: int) -> Mask:
     """Say of larger grains whether any part of them is set; smaller ones than `grain` are as it is."""
     if coarser <= grain:
-        return np.repeat(mask, grain // coarser)
+        return mask.copy() if coarser == grain else np.repeat(mask, grain // coarser)
     gathered: Mask = np.logical_or.reduce(mask.reshape(-1, coarser // grain), axis=1)
     return gathered
 
