@@ -247,11 +247,19 @@ class _Qcow2Reader:
         self._cancelled = cancelled
         self._tables = min(-(-self.size // self.geometry.l2_span), self.header.l1_entries)
         self._slice = -1
+        self._next_touched: tuple[int, int | None] = (1 << 64, None)
         self._places: Offsets = np.zeros(0, np.int64)
         self._owned: Mask = np.zeros(0, np.bool_)
 
     def next_touched(self, offset: int) -> int | None:
         """Where the first L2 table at or after a place on the disk begins to speak, or that place."""
+        asked, found = self._next_touched
+        if not asked <= offset or (found is not None and offset > found):
+            found = self._find_touched(offset)
+            self._next_touched = offset, found
+        return found
+
+    def _find_touched(self, offset: int) -> int | None:
         index = offset // self.geometry.l2_span
         while index < self._tables:
             self._hold(index // _L1_SLICE)
@@ -508,10 +516,10 @@ class _Ledger:
             self._growth += window.count_bytes(copied, grain, self._end)
             return
         block = max(grain, _HOST_BLOCK)
-        held = piece.held_bytes.reshape(-1, block // window.unit).sum(axis=1)
-        copied, zeroed = _gather(copied, grain, block), _gather(zeroed, grain, block)
-        end = _round_up(self._end, _HOST_BLOCK)
-        self._growth += window.count_bytes(copied, block, end) - int(held[copied].sum())
+        end = window.units_before(_round_up(self._end, _HOST_BLOCK))
+        copied, zeroed = (_gather(_gather(mask, grain, block), block, window.unit)[:end] for mask in (copied, zeroed))
+        held = piece.held_bytes[:end]
+        self._growth += int((window.unit - held[copied]).sum())
         self._freed += int(held[zeroed].sum())
 
     def _write_qcow2(
