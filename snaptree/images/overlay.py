@@ -57,7 +57,9 @@ _HOST_BLOCK: Final = 4096
 """The smallest piece of a file that a file system allots."""
 _BLOCK: Final = 2 << 20
 """Windows begin and end at multiples of the largest cluster there is."""
-_WINDOW_UNITS: Final = 1 << 21
+_WINDOW_UNITS: Final = 1 << 20
+_PORTION: Final = 1 << 18
+"""Units handled at a time where numpy needs much more memory than they do."""
 _L1_SLICE: Final = 1 << 14
 """Entries of an L1 table that are held at a time; all that a disk of 8 TiB has in clusters of 64 KiB."""
 _MOST_UNITS: Final = 1 << 33
@@ -226,9 +228,9 @@ class _Piece:
     compressed: Mask | None = None
     tables_owned: Mask | None = None
     """For each L2 table, the one that the window begins in first."""
-    data_bytes: Offsets | None = None
+    data_bytes: NDArray[np.int32] | None = None
     """For each unit of a raw layer."""
-    held_bytes: Offsets | None = None
+    held_bytes: NDArray[np.int32] | None = None
     """For each unit of a raw layer what its file takes."""
 
 
@@ -446,16 +448,17 @@ class _Sums:
         starts, stops = extents[:, 0] // grain * grain, -(-extents[:, 1] // grain) * grain
         starts[1:] = np.maximum(starts[1:], stops[:-1])
         sums = np.cumsum(stops - starts) if len(starts) else np.zeros(0, np.int64)
-        self.total = int(sums[-1]) if len(sums) else 0
         self._places = np.stack([starts, stops], axis=1).reshape(-1).astype(np.float64)
         self._before = np.stack([sums - (stops - starts), sums], axis=1).reshape(-1).astype(np.float64)
 
-    def in_units(self, window: _Window) -> Offsets:
+    def in_units(self, window: _Window) -> NDArray[np.int32]:
         """Bytes in each unit of a window. Whole numbers below 2^53 all of them, so that nothing is rounded."""
-        if not self.total:
-            return np.zeros(window.units, np.int64)
-        edges = np.arange(window.start, window.stop + 1, window.unit, dtype=np.float64)
-        return np.diff(np.interp(edges, self._places, self._before)).astype(np.int64)
+        found = np.zeros(window.units, np.int32)
+        for first in range(0, window.units if len(self._places) else 0, _PORTION):
+            last = min(first + _PORTION, window.units)
+            edges = window.start + np.arange(first, last + 1, dtype=np.float64) * window.unit
+            found[first:last] = np.diff(np.interp(edges, self._places, self._before))
+        return found
 
 
 # ---- what a job writes ----
@@ -677,7 +680,7 @@ class _Walk:
     def _look(self, window: _Window) -> None:
         """Go through all layers from the bottom up, as the guest's reads go down."""
         view: Codes = np.zeros(window.units, np.uint16)
-        raw_bytes: Offsets | None = None
+        raw_bytes: NDArray[np.int32] | None = None
         for index in reversed(range(len(self._readers))):
             if self._cancelled():
                 raise CancelledError("Measuring the chain was cancelled.")
@@ -767,11 +770,11 @@ class _Walk:
         if has_data.any():
             self._pulls[index].expect_zeros_in_data()  # QEMU looks at what it pulls
 
-    def _show(self, window: _Window, view: Codes, raw_bytes: Offsets | None) -> None:
+    def _show(self, window: _Window, view: Codes, raw_bytes: NDArray[np.int32] | None) -> None:
         """Add up what is seen from the top."""
         counts = np.zeros(len(self._readers) << _KIND_BITS, np.int64)
-        for first in range(0, len(view), 1 << 18):
-            counts += np.bincount(view[first : first + (1 << 18)], minlength=len(counts))
+        for first in range(0, len(view), _PORTION):
+            counts += np.bincount(view[first : first + _PORTION], minlength=len(counts))
         for index, count in enumerate(counts[_DATA :: 1 << _KIND_BITS].tolist()):
             self._visible[index] += count * window.unit
         if raw_bytes is not None:
