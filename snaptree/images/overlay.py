@@ -168,15 +168,8 @@ def walk_chain(
     hundred KiB for each layer, time by a budget. Raises BadImageError, OSError, or CancelledError soon after
     `cancelled` turns true; ValueError for what no chain is.
     """
-    depth = len(layers)
-    pairs = [(top, top + 1) for top in range(depth - 1)] if commits is None else commits
-    if not depth or any(layer.content is None for layer in layers[:-1]):
-        raise ValueError("a chain has layers, and only the bottom one can be raw")
-    if any(not 0 <= top < base < depth for top, base in pairs):
-        raise ValueError("what is committed lies above what it is committed into")
-    if depth > DEEPEST_CHAIN:
-        raise BadImageError(f"it has more than {DEEPEST_CHAIN} layers")
-    return _Walk(layers, pairs, cancelled).run()
+    pairs = [(top, top + 1) for top in range(len(layers) - 1)] if commits is None else commits
+    return _walk(layers, pairs, cancelled, with_pulls=True)
 
 
 def measure_commit(
@@ -188,8 +181,21 @@ def measure_commit(
     """
     if not 0 <= top < base < len(layers):
         raise ValueError("what is committed lies above what it is committed into")
-    found = walk_chain(layers[top:], commits=[(0, base - top)], cancelled=cancelled).commits[0]
+    found = _walk(layers[top:], [(0, base - top)], cancelled, with_pulls=False).commits[0]
     return CommitCosts(top, base, found.live, found.intermediate)
+
+
+def _walk(
+    layers: Sequence[Layer], pairs: Sequence[tuple[int, int]], cancelled: Callable[[], bool], *, with_pulls: bool
+) -> ChainCosts:
+    depth = len(layers)
+    if not depth or any(layer.content is None for layer in layers[:-1]):
+        raise ValueError("a chain has layers, and only the bottom one can be raw")
+    if any(not 0 <= top < base < depth for top, base in pairs):
+        raise ValueError("what is committed lies above what it is committed into")
+    if depth > DEEPEST_CHAIN:
+        raise BadImageError(f"it has more than {DEEPEST_CHAIN} layers")
+    return _Walk(layers, pairs, cancelled, with_pulls=with_pulls).run()
 
 
 # ---- layers, read window by window ----
@@ -595,7 +601,12 @@ class _Commit:
 
 class _Walk:
     def __init__(
-        self, layers: Sequence[Layer], pairs: Sequence[tuple[int, int]], cancelled: Callable[[], bool]
+        self,
+        layers: Sequence[Layer],
+        pairs: Sequence[tuple[int, int]],
+        cancelled: Callable[[], bool],
+        *,
+        with_pulls: bool,
     ) -> None:
         budget = Budget()
         self._units_left = _MOST_UNITS
@@ -606,7 +617,7 @@ class _Walk:
         ]
         self._sizes = [layer.virtual_size for layer in layers]
         self._commits = [self._commit(top, base) for top, base in pairs]
-        self._pulls = [self._ledger(index, index) for index in range(len(layers) - 1)]
+        self._pulls = [self._ledger(index, index) for index in range(len(layers) - 1 if with_pulls else 0)]
         depth = len(layers)
         self._data, self._zero, self._visible = [0] * depth, [0] * depth, [0] * depth
 
