@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import time
@@ -12,6 +13,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Lock
 from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
 
 from snaptree.images.qcow2 import Qcow2Content, as_image, has_protocol, read_content
 from snaptree.images.read_at import BadImageError, in_words
@@ -29,6 +33,8 @@ _ALWAYS_AT_THE_BOTTOM: Final = frozenset(
 _SETTLED_AFTER: Final = 2_000_000_000
 """Nanoseconds. A file changed later than this may change again without its time of change telling."""
 _MOST_SNAPSHOTS_CACHED: Final = 1000
+_MOST_EXTENTS: Final = 1 << 18
+"""Pieces of data in a file that are still looked for: they take a second."""
 
 ReadImage = Callable[[str, str], Image]
 """Reads an image by path and recorded format; never raises for a bad one."""
@@ -148,6 +154,24 @@ class LocalFile:
             offset += len(part)
             length -= len(part)
         return b"".join(parts)
+
+    def data_extents(self) -> NDArray[np.int64] | None:
+        """Where the file has data, the rest being holes: rows of (start, stop) in bytes, ascending.
+
+        A device is all data. None if there are too many pieces to tell. Raises OSError.
+        """
+        extents: list[tuple[int, int]] = []
+        stop = 0
+        while len(extents) < _MOST_EXTENTS:
+            try:
+                start = os.lseek(self._descriptor, stop, os.SEEK_DATA)
+                stop = os.lseek(self._descriptor, start, os.SEEK_HOLE)
+            except OSError as error:
+                if error.errno != errno.ENXIO:  # which says that there is no more data
+                    raise
+                return np.array(extents, np.int64).reshape(-1, 2)
+            extents.append((start, stop))
+        return None
 
 
 @contextmanager

@@ -91,10 +91,17 @@ def read_l1(source: ReadAt, geometry: Geometry, offset: int, entries: int, budge
 
     `offset` and `entries` are believed to be inside the file. Raises BadImageError or OSError.
     """
-    budget.take(entries * 8)
-    if entries == 0:
-        return np.zeros(0, np.int64), 0
-    words = _words(source.read_at(offset, entries * 8), entries)
+    return l2_places(read_words(source, offset, entries, budget), geometry)
+
+
+def read_words(source: ReadAt, offset: int, number: int, budget: Budget) -> Words:
+    """Read a table, or a part of one, as it stands in the file. Raises BadImageError or OSError."""
+    budget.take(number * 8)
+    return _words(source.read_at(offset, number * 8), number) if number else np.zeros(0, np.uint64)
+
+
+def l2_places(words: Words, geometry: Geometry) -> tuple[Offsets, int]:
+    """Take the place of each L2 table out of the entries of an L1 table, as `read_l1` does."""
     offsets = (words & np.uint64(OFFSET_BITS)).astype(np.int64)
     is_bad = (offsets & (geometry.cluster - 1) != 0) | (offsets + geometry.cluster > geometry.file_size)
     bad = int(np.count_nonzero(is_bad & (offsets != 0)))
