@@ -70,6 +70,7 @@ class Kind(IntEnum):
 
 
 EVERY_KIND: Final = tuple(Kind)
+_OF_THE_DISK: Final = (Kind.DATA, Kind.L2, Kind.L1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +124,10 @@ class Sharing:
         """What a holder has and its parent has not; all of it if there is no parent."""
         held = self._held_by(holder)
         return self._sum(held if parent is None else held & ~self._held_by(parent), kinds)
+
+    def written_to_disk(self, holder: int, parent: int | None) -> Space:
+        """As `written`, without saved memory."""
+        return self.written(holder, parent, _OF_THE_DISK)
 
     def frees(self, snapshots: Collection[int], kinds: Collection[Kind] = EVERY_KIND) -> Space:
         """What becomes free if all these snapshots are deleted.

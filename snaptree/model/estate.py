@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import StrEnum
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
     from snaptree.model.figures import Figure
 
@@ -207,6 +207,35 @@ class Image:
     is_missing: bool = False
 
 
+class Space(Protocol):
+    """Bytes that some clusters of an image take."""
+
+    @property
+    def in_image(self) -> int:
+        """What the image can use again once they are free."""
+
+    @property
+    def on_host(self) -> int | None:
+        """What they take on the host's file system, None if that is not known."""
+
+
+class ClusterSharing(Protocol):
+    """Which internal snapshots of an image hold which of its clusters. Snapshots are numbered as in its table."""
+
+    @property
+    def present(self) -> int:
+        """The number that stands for the present state."""
+
+    def written_to_disk(self, holder: int, parent: int | None) -> Space:
+        """What a holder has and its parent has not, saved memory left out; all that it has if there is no parent."""
+
+    def frees(self, snapshots: Collection[int]) -> Space:
+        """What becomes free if all these snapshots are deleted."""
+
+    def memory(self, holder: int) -> Space:
+        """Saved memory that would be gone with this snapshot."""
+
+
 @dataclass(frozen=True, slots=True)
 class DiskChain:
     """The layers that a disk of the running (or stopped) machine stands on now, active layer first."""
@@ -229,3 +258,5 @@ class DomainLayers:
     images: Mapping[str, Image] = field(default_factory=lambda: MappingProxyType({}))
     memory_files: Mapping[str, Figure] = field(default_factory=lambda: MappingProxyType({}))
     """Saved-RAM files of external snapshots: bytes allocated, by path."""
+    sharing: Mapping[str, ClusterSharing] = field(default_factory=lambda: MappingProxyType({}))
+    """By path, for images with internal snapshots, if their clusters were analysed."""
