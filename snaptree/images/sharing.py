@@ -97,11 +97,16 @@ class Sharing:
     that the image is broken, or was written to meanwhile."""
     _holders: NDArray[np.uint8]
     """For each set of holders its bits, the first snapshot's first."""
+    _sizes: NDArray[np.int64]
+    """How many holders each set has."""
     _kinds: NDArray[np.uint8]
     _clusters: NDArray[np.int64]
     _taken: NDArray[np.int64] | None
-    _table_bytes: tuple[tuple[int, int], ...]
-    """For each snapshot the length of its entry in the snapshot table now, and written anew."""
+    _table: int
+    """Bytes of the snapshot table now."""
+    _table_anew: tuple[int, ...]
+    """For each snapshot the length of its entry, written anew."""
+    _whole_table_anew: int
 
     @property
     def clusters(self) -> int:
@@ -138,10 +143,8 @@ class Sharing:
         space = self._sum(self._held_by_none_but(snapshots), kinds)
         if set(kinds) != set(Kind) or not snapshots:
             return space
-        gone = set(snapshots)
-        before = sum(now for now, _ in self._table_bytes)
-        after = sum(anew for number, (_, anew) in enumerate(self._table_bytes) if number not in gone)
-        shrinks = -(-before // self.cluster) - -(-after // self.cluster)
+        after = self._whole_table_anew - sum(self._table_anew[number] for number in set(snapshots))
+        shrinks = -(-self._table // self.cluster) - -(-after // self.cluster)
         return Space(space.in_image + shrinks * self.cluster, space.on_host)
 
     def memory(self, holder: int) -> Space:
@@ -158,17 +161,15 @@ class Sharing:
         return (self._holders[:, holder >> 3] >> (holder & 7) & 1).astype(np.bool_)
 
     def _held_by_none_but(self, holders: Collection[int]) -> NDArray[np.bool_]:
-        bits = np.zeros((self.present >> 3) + 1, np.uint8)
-        for holder in holders:
-            bits[holder >> 3] |= 1 << (holder & 7)
-        others = ~bits
-        are_held = np.zeros(len(self._holders), np.bool_)
-        for column in np.flatnonzero(others):
-            are_held |= (self._holders[:, column] & others[column]) != 0
-        return ~are_held
+        found = np.zeros(len(self._holders), np.int64)
+        for holder in set(holders):
+            found += self._held_by(holder)
+        is_theirs: NDArray[np.bool_] = found == self._sizes
+        return is_theirs
 
     def _sum(self, which: NDArray[np.bool_], kinds: Collection[Kind]) -> Space:
-        which = which & np.isin(self._kinds, np.array(sorted(kinds), np.uint8))
+        wanted = np.uint8(sum(1 << kind for kind in set(kinds)))
+        which = which & ((wanted >> self._kinds) & 1).astype(np.bool_)
         taken = None if self._taken is None else int(self._taken[which].sum())
         return Space(int(self._clusters[which].sum()) * self.cluster, taken)
 
@@ -241,15 +242,19 @@ class _Walk:
 
     def _as_sharing(self, totals: dict[_Class, tuple[int, int]]) -> Sharing:
         raw = b"".join(holders.to_bytes(self._width, "little") for holders, _ in totals)
+        anew = tuple(entry.rewritten_bytes for entry in self._content.snapshots)
         return Sharing(
             cluster=self._geometry.cluster,
             present=len(self._content.snapshots),
             pointers_to_nowhere=self._nowhere,
             _holders=np.frombuffer(raw, np.uint8).reshape(len(totals), self._width),
+            _sizes=np.array([holders.bit_count() for holders, _ in totals], np.int64),
             _kinds=np.array([kind for _, kind in totals], np.uint8),
             _clusters=np.array([clusters for clusters, _ in totals.values()], np.int64),
             _taken=None if self._taken is None else np.array([taken for _, taken in totals.values()], np.int64),
-            _table_bytes=tuple((entry.table_bytes, entry.rewritten_bytes) for entry in self._content.snapshots),
+            _table=sum(entry.table_bytes for entry in self._content.snapshots),
+            _table_anew=anew,
+            _whole_table_anew=sum(anew),
         )
 
     # ---- which L2 tables there are, and whose ----

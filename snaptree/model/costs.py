@@ -162,8 +162,7 @@ def _written_inside(snapshot: Snapshot, path: str, tree: SnapshotTree, layers: D
 def _number_inside(name: str, path: str, layers: DomainLayers) -> int | None:
     """The number of a snapshot in an image's table; None if it is not there, or not alone of that name."""
     image = layers.images.get(path)
-    numbers = [n for n, entry in enumerate(image.internal_snapshots) if entry.name == name] if image is not None else []
-    return numbers[0] if len(numbers) == 1 else None
+    return None if image is None else image.numbers.get(name)
 
 
 def _internal_disks(snapshot: Snapshot) -> list[SnapshotDisk]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from enum import StrEnum
 from types import MappingProxyType
@@ -205,6 +206,16 @@ class Image:
     problem: str = ""
     """Why it can't be read, empty if it could."""
     is_missing: bool = False
+    numbers: Mapping[str, int] = field(init=False, repr=False, compare=False)
+    """The place in the snapshot table of each name that is there once."""
+
+    def __post_init__(self) -> None:
+        names = [entry.name for entry in self.internal_snapshots]
+        numbers = {name: number for number, name in enumerate(names)}
+        if len(numbers) < len(names):
+            counts = Counter(names)
+            numbers = {name: number for name, number in numbers.items() if counts[name] == 1}
+        object.__setattr__(self, "numbers", numbers)
 
 
 class Space(Protocol):
