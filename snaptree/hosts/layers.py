@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
@@ -10,9 +11,12 @@ from typing import Any
 from snaptree.hosts.connection import Connection
 from snaptree.hosts.domain_xml import parse, read_definition
 from snaptree.hosts.errors import explained
+from snaptree.hosts.reading import never
 from snaptree.hosts.volumes import VolumeImages
 from snaptree.images.files import ImageReader, read_chain
+from snaptree.images.read_at import BadImageError
 from snaptree.images.saved_memory import read_memory_file
+from snaptree.images.sharing import Sharing
 from snaptree.model.estate import DiskChain, DomainLayers, Image
 from snaptree.model.figures import Confidence, Figure, unknown
 from snaptree.model.tree import SnapshotTree
@@ -46,6 +50,15 @@ class Images:
         # The user may not read the file, but the daemon may, and lets us have a volume's content.
         through_libvirt = self._volume_images().read_image(path, recorded_format)
         return image if through_libvirt.problem else replace(through_libvirt, identity=image.identity)
+
+    def sharing(self, image: Image, cancelled: Callable[[], bool]) -> Sharing | None:
+        """Who holds the clusters of an image; None where that can't be read, or not while it is written to."""
+        if not self._connection.host.is_local or image.format != "qcow2":
+            return None
+        try:
+            return _reader.read_sharing(image.path, cancelled)
+        except (OSError, BadImageError):
+            return None
 
     def _volume_images(self) -> VolumeImages:
         if self._volumes is None:
@@ -108,9 +121,21 @@ def live_chains(
     return tuple(chains)
 
 
-def read_layers(connection: Connection, uuid: str, tree: SnapshotTree) -> DomainLayers:
-    """The chains of a machine and every image and memory file that it or a snapshot of it names."""
-    return layers_of(connection, connection.domain(uuid), tree, Images(connection))
+def read_layers(
+    connection: Connection, uuid: str, tree: SnapshotTree, cancelled: Callable[[], bool] = never
+) -> DomainLayers:
+    """The chains of a machine and every image and memory file that it or a snapshot of it names, clusters included.
+
+    Raises CancelledError soon after `cancelled` turns true.
+    """
+    images = Images(connection)
+    layers = layers_of(connection, connection.domain(uuid), tree, images)
+    sharing = {
+        path: found
+        for path, image in layers.images.items()
+        if image.internal_snapshots and (found := images.sharing(image, cancelled)) is not None
+    }
+    return replace(layers, sharing=MappingProxyType(sharing))
 
 
 def layers_of(connection: Connection, domain: Any, tree: SnapshotTree, images: Images) -> DomainLayers:

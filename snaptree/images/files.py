@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import time
@@ -13,8 +14,13 @@ from pathlib import Path
 from threading import Lock
 from typing import Final
 
+import numpy as np
+from numpy.typing import NDArray
+
+from snaptree.images.extents import taken_on_host
 from snaptree.images.qcow2 import Qcow2Content, as_image, has_protocol, read_content
 from snaptree.images.read_at import BadImageError, in_words
+from snaptree.images.sharing import Sharing, read_sharing
 from snaptree.model.estate import Image
 from snaptree.model.figures import Figure, exact, unknown
 
@@ -29,6 +35,9 @@ _ALWAYS_AT_THE_BOTTOM: Final = frozenset(
 _SETTLED_AFTER: Final = 2_000_000_000
 """Nanoseconds. A file changed later than this may change again without its time of change telling."""
 _MOST_SNAPSHOTS_CACHED: Final = 1000
+_MOST_ANALYSED: Final = 512
+_MOST_EXTENTS: Final = 1 << 18
+"""Pieces of data in a file that are still looked for: they take a second."""
 
 ReadImage = Callable[[str, str], Image]
 """Reads an image by path and recorded format; never raises for a bad one."""
@@ -68,6 +77,7 @@ class ImageReader:
     def __init__(self, most_remembered: int = 4096) -> None:
         self._most_remembered = most_remembered
         self._remembered: OrderedDict[str, tuple[_Version, Qcow2Content]] = OrderedDict()
+        self._analysed: OrderedDict[str, tuple[_Version, Sharing]] = OrderedDict()
         self._lock = Lock()
 
     def read_image(self, path: str | Path, recorded_format: str) -> Image:
@@ -104,6 +114,26 @@ class ImageReader:
         """Follow the backing files of a local image."""
         return read_chain(str(path), recorded_format, self.read_image)
 
+    def read_sharing(self, path: str, cancelled: Callable[[], bool]) -> Sharing:
+        """Who holds the clusters of a local qcow2 image. Raises OSError, BadImageError, also if it is being changed."""
+        version = _version(look_at(path))
+        with self._lock:
+            remembered = self._analysed.get(path)
+            if remembered is not None and remembered[0] == version:
+                self._analysed.move_to_end(path)
+                return remembered[1]
+        with open_local(path) as file:
+            sharing = read_sharing(file, read_content(file), taken=taken_on_host(file), cancelled=cancelled)
+            opened = file.status
+        if sharing.pointers_to_nowhere:
+            raise BadImageError("its tables point to nowhere: it is broken, or written to at this moment")
+        if _is_settled(opened) and _version(look_at(path)) == _version(opened):
+            with self._lock:
+                self._analysed[path] = _version(opened), sharing
+                if len(self._analysed) > _MOST_ANALYSED:
+                    self._analysed.popitem(last=False)
+        return sharing
+
     def _content(self, path: str, status: os.stat_result) -> Qcow2Content:
         version = _version(status)
         with self._lock:
@@ -130,6 +160,10 @@ class LocalFile:
         self.status = status
         """As it was when it was opened."""
 
+    def fileno(self) -> int:
+        """Its descriptor, for what else may be asked of it while it is open."""
+        return self._descriptor
+
     @property
     def size(self) -> int:
         """Bytes to the end, now."""
@@ -144,6 +178,24 @@ class LocalFile:
             offset += len(part)
             length -= len(part)
         return b"".join(parts)
+
+    def data_extents(self) -> NDArray[np.int64] | None:
+        """Where the file has data, the rest being holes: rows of (start, stop) in bytes, ascending.
+
+        A device is all data. None if there are too many pieces to tell. Raises OSError.
+        """
+        extents: list[tuple[int, int]] = []
+        stop = 0
+        while len(extents) < _MOST_EXTENTS:
+            try:
+                start = os.lseek(self._descriptor, stop, os.SEEK_DATA)
+                stop = os.lseek(self._descriptor, start, os.SEEK_HOLE)
+            except OSError as error:
+                if error.errno != errno.ENXIO:  # which says that there is no more data
+                    raise
+                return np.array(extents, np.int64).reshape(-1, 2)
+            extents.append((start, stop))
+        return None
 
 
 @contextmanager

@@ -21,6 +21,8 @@ _HEADER_V2: Final = struct.Struct(">4sIQIIQIIQQIIQ")
 _HEADER_V3: Final = struct.Struct(">QQQII")  # what version 3 adds
 _EXTENSION: Final = struct.Struct(">II")
 _SNAPSHOT: Final = struct.Struct(">QIHHIIQII")
+_BITMAPS: Final = struct.Struct(">IIQQ")
+_LUKS_HEADER: Final = struct.Struct(">QQ")
 
 _INCOMPATIBLE_DIRTY: Final = 1 << 0
 _INCOMPATIBLE_CORRUPT: Final = 1 << 1
@@ -33,6 +35,7 @@ _EXTENSION_END: Final = 0
 _EXTENSION_BACKING_FORMAT: Final = 0xE2792ACA
 _EXTENSION_DATA_FILE: Final = 0x44415441
 _EXTENSION_BITMAPS: Final = 0x23852875
+_EXTENSION_LUKS_HEADER: Final = 0x0537BE77
 
 _ENCRYPTIONS: Final = ("", "aes", "luks")
 _COMPRESSIONS: Final = ("zlib", "zstd")
@@ -44,6 +47,8 @@ _LARGEST_REFCOUNT_TABLE: Final = 8 << 20
 _MOST_SNAPSHOTS: Final = 65_536
 _LARGEST_SNAPSHOT_TABLE: Final = 64 << 20
 _LARGEST_SNAPSHOT_EXTRA: Final = 1024
+_KNOWN_SNAPSHOT_EXTRA: Final = 24
+"""Sizes of memory and disk, and the count of instructions: what QEMU writes since version 5.2."""
 
 _SMALLEST_CLUSTER: Final = 512
 _START: Final = 64 << 10
@@ -63,6 +68,8 @@ class Qcow2Header:
     l1_entries: int
     refcount_table_offset: int
     refcount_table_size: int
+    refcount_bits: int
+    """Of each cluster's reference count: a power of two up to 64."""
     snapshots_offset: int
     snapshot_count: int
     backing_file: str | None
@@ -71,6 +78,10 @@ class Qcow2Header:
     data_file: str | None
     """The file with the guest's data, as written; empty if there is one that is not named; None if there is none."""
     has_bitmaps: bool
+    bitmap_directory: tuple[int, int]
+    """Offset and length, not checked; nothing if there are no bitmaps."""
+    luks_header: tuple[int, int]
+    """Offset and length, not checked; nothing if there is none."""
     extended_l2: bool
     compression: str
     """`zlib` or `zstd`: how compressed clusters are compressed, if there are any."""
@@ -94,6 +105,10 @@ class SnapshotEntry:
     """Of the guest's disk when the snapshot was taken: it may have been resized since."""
     l1_offset: int
     l1_entries: int
+    table_bytes: int
+    """What the entry takes in the snapshot table, its padding included."""
+    rewritten_bytes: int
+    """What it takes once QEMU writes the table anew: it then has all extra data that QEMU knows of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,7 +216,9 @@ def read_header(source: ReadAt, start: bytes) -> Qcow2Header:
     cluster = 1 << cluster_bits
     if cluster > len(start):
         start = source.read_at(0, cluster)
-    incompatible, header_length, compression = _read_version_3(start, cluster) if version == 3 else (0, 72, 0)
+    incompatible, refcount_order, header_length, compression = (
+        _read_version_3(start, cluster) if version == 3 else (0, 4, 72, 0)
+    )
     extended_l2 = bool(incompatible & _INCOMPATIBLE_EXTENDED_L2)
     if extended_l2 and cluster_bits < 14:
         raise BadImageError("its header names subclusters in clusters that are too small for them")
@@ -224,12 +241,15 @@ def read_header(source: ReadAt, start: bytes) -> Qcow2Header:
         l1_entries=l1_entries,
         refcount_table_offset=refcount_table_offset,
         refcount_table_size=refcount_table_size,
+        refcount_bits=1 << refcount_order,
         snapshots_offset=snapshots_offset,
         snapshot_count=snapshot_count,
         backing_file=_backing_name(start, backing_offset, backing_length, cluster),
         backing_format=_text(extensions.get(_EXTENSION_BACKING_FORMAT, b"")) or None,
         data_file=_text(extensions.get(_EXTENSION_DATA_FILE, b"")) if incompatible & _INCOMPATIBLE_DATA_FILE else None,
         has_bitmaps=_EXTENSION_BITMAPS in extensions,
+        bitmap_directory=_bitmap_directory(extensions.get(_EXTENSION_BITMAPS, b"")),
+        luks_header=_luks_header(extensions.get(_EXTENSION_LUKS_HEADER, b"")),
         extended_l2=extended_l2,
         compression=_COMPRESSIONS[compression],
         encryption=_ENCRYPTIONS[encryption],
@@ -290,11 +310,26 @@ def _read_snapshot(table: _Table, virtual_size: int) -> SnapshotEntry:
     disk_size = int.from_bytes(extra[8:16], "big") if len(extra) >= 16 else virtual_size
     entry_id = _text(table.take(id_length))
     name = _text(table.take(name_length))
-    return SnapshotEntry(entry_id, name, created, vm_state_size, disk_size, l1_offset, l1_entries)
+    names = id_length + name_length
+    return SnapshotEntry(
+        id=entry_id,
+        name=name,
+        created=created,
+        vm_state_size=vm_state_size,
+        disk_size=disk_size,
+        l1_offset=l1_offset,
+        l1_entries=l1_entries,
+        table_bytes=_padded(_SNAPSHOT.size + extra_length + names),
+        rewritten_bytes=_padded(_SNAPSHOT.size + max(extra_length, _KNOWN_SNAPSHOT_EXTRA) + names),
+    )
 
 
-def _read_version_3(start: bytes, cluster: int) -> tuple[int, int, int]:
-    """Incompatible features, header length, and compression type, checked."""
+def _padded(length: int) -> int:
+    return -(-length // 8) * 8
+
+
+def _read_version_3(start: bytes, cluster: int) -> tuple[int, int, int, int]:
+    """Incompatible features, refcount order, header length, and compression type, checked."""
     if len(start) < _HEADER_V2.size + _HEADER_V3.size:
         raise BadImageError("it ends in the middle of its header")
     incompatible, _, _, refcount_order, header_length = _HEADER_V3.unpack_from(start, _HEADER_V2.size)
@@ -307,7 +342,7 @@ def _read_version_3(start: bytes, cluster: int) -> tuple[int, int, int]:
     compression = start[104] if header_length > 104 and len(start) > 104 else 0
     if compression >= len(_COMPRESSIONS):
         raise BadImageError(f"it is compressed in an unknown way ({compression})")
-    return incompatible, header_length, compression
+    return incompatible, refcount_order, header_length, compression
 
 
 def _check_l1(entries: int, virtual_size: int, cluster: int, entry_size: int) -> None:
@@ -345,6 +380,20 @@ def _read_extensions(start: bytes, offset: int, end: int, cluster: int) -> dict[
         extensions[kind] = start[offset : offset + length]
         offset += -(-length // 8) * 8
     return extensions
+
+
+def _bitmap_directory(extension: bytes) -> tuple[int, int]:
+    if len(extension) < _BITMAPS.size:
+        return 0, 0
+    _, _, length, offset = _BITMAPS.unpack_from(extension)
+    return offset, length
+
+
+def _luks_header(extension: bytes) -> tuple[int, int]:
+    if len(extension) < _LUKS_HEADER.size:
+        return 0, 0
+    offset, length = _LUKS_HEADER.unpack_from(extension)
+    return offset, length
 
 
 def _backing_name(start: bytes, offset: int, length: int, cluster: int) -> str | None:

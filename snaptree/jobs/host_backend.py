@@ -501,10 +501,10 @@ class HostBackend(QObject):
         if session is None or reading is None or not reading.complete or self._is_changing(uuid):
             return
 
-        def work(_should_stop: ShouldStop) -> tuple[CostReading, float]:
+        def work(should_stop: ShouldStop) -> tuple[CostReading, float]:
             began = time.monotonic()
             with session.using() as connection:
-                layers = read_layers(connection, uuid, reading.tree)
+                layers = read_layers(connection, uuid, reading.tree, should_stop)
             measured = CostReading(layers, domain_costs(reading.tree, layers))
             known = self._costs.get(uuid)
             return known if known == measured and known is not None else measured, time.monotonic() - began

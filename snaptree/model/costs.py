@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
-from snaptree.model.estate import DiskSnapshot, DomainLayers, MemorySnapshot, Snapshot, SnapshotDisk
+from snaptree.model.estate import DiskSnapshot, DomainLayers, MemorySnapshot, Snapshot, SnapshotDisk, Space
 from snaptree.model.figures import NOTHING, Confidence, Figure, total, unknown
 from snaptree.model.tree import SnapshotTree
 
 _NEEDS_ANALYSIS = "inside an image shared with other snapshots: needs an analysis of its clusters"
+_NEEDS_MERGE = "what merging its layers gives back needs an analysis of their clusters"
 _NOT_RECORDED = "the snapshot does not say which image holds this disk"
 _MANUAL = "a disk is snapshotted by other means than libvirt's"
 
@@ -55,7 +56,7 @@ def host_disk(machines: Iterable[DomainCosts]) -> Figure:
 def domain_costs(tree: SnapshotTree, layers: DomainLayers) -> DomainCosts:
     """Work out every figure that layers alone can give (what lies inside one image needs more)."""
     holders = _holders_of_layers(tree, layers)
-    snapshots = {snapshot.name: _snapshot_cost(snapshot, layers, holders) for snapshot in tree}
+    snapshots = {snapshot.name: _snapshot_cost(snapshot, tree, layers, holders) for snapshot in tree}
     images = _needed_images(tree, layers)
     return DomainCosts(
         disk=total([*images.values(), *_chain_gaps(layers)]),
@@ -118,23 +119,93 @@ def _held_disks(snapshot: Snapshot) -> list[SnapshotDisk]:
     return [disk for disk in snapshot.disks if disk.how is not DiskSnapshot.NO]
 
 
-def _snapshot_cost(snapshot: Snapshot, layers: DomainLayers, holders: _Holders) -> SnapshotCost:
-    parts = [_written_to_disk(disk, layers, holders) for disk in _held_disks(snapshot)]
+def _snapshot_cost(snapshot: Snapshot, tree: SnapshotTree, layers: DomainLayers, holders: _Holders) -> SnapshotCost:
+    parts = [_written_to_disk(snapshot, disk, tree, layers, holders) for disk in _held_disks(snapshot)]
     return SnapshotCost(
         written=total(parts),
-        frees=unknown("needs an analysis of the image's clusters"),
+        frees=selection_frees(tree, layers, (snapshot.name,)),
         memory=_memory_cost(snapshot, layers),
     )
 
 
-def _written_to_disk(disk: SnapshotDisk, layers: DomainLayers, holders: _Holders) -> Figure:
+def _written_to_disk(
+    snapshot: Snapshot, disk: SnapshotDisk, tree: SnapshotTree, layers: DomainLayers, holders: _Holders
+) -> Figure:
     if disk.how is DiskSnapshot.MANUAL:
         return unknown(_MANUAL)
     if not disk.frozen:
         return unknown(_NOT_RECORDED)
-    if disk.how is DiskSnapshot.INTERNAL or len(holders[_key(layers, disk.frozen)]) > 1:
+    if disk.how is DiskSnapshot.INTERNAL:
+        return _written_inside(snapshot, disk.frozen, tree, layers)
+    if len(holders[_key(layers, disk.frozen)]) > 1:
         return unknown(_NEEDS_ANALYSIS)
     return _written_since_held(disk.frozen, layers, holders)
+
+
+# Inside images
+
+
+def _written_inside(snapshot: Snapshot, path: str, tree: SnapshotTree, layers: DomainLayers) -> Figure:
+    """What an internal snapshot holds in an image, and the nearest one above it in the tree does not."""
+    sharing, number = layers.sharing.get(path), _number_inside(snapshot.name, path, layers)
+    if sharing is None or number is None:
+        return unknown(_NEEDS_ANALYSIS)
+    above, parent = tree.parents[snapshot.name], None
+    while above is not None and parent is None:
+        if any(disk.frozen == path for disk in _internal_disks(tree[above])):
+            parent = _number_inside(above, path, layers)
+        above = tree.parents[above]
+    of_whom = "that its parent has not" if parent is not None else "of the image that it holds"
+    return _as_figure(sharing.written_to_disk(number, parent), path, layers, f"clusters {of_whom}")
+
+
+def _number_inside(name: str, path: str, layers: DomainLayers) -> int | None:
+    """The number of a snapshot in an image's table; None if it is not there, or not alone of that name."""
+    image = layers.images.get(path)
+    return None if image is None else image.numbers.get(name)
+
+
+def _internal_disks(snapshot: Snapshot) -> list[SnapshotDisk]:
+    return [disk for disk in snapshot.disks if disk.how is DiskSnapshot.INTERNAL]
+
+
+def _as_figure(space: Space, path: str, layers: DomainLayers, how: str) -> Figure:
+    if space.on_host is None:
+        return Figure(space.in_image, Confidence.UPPER_BOUND, how)
+    is_live = layers.images[path].allocated.confidence is Confidence.LIVE
+    return Figure(space.on_host, Confidence.LIVE if is_live else Confidence.EXACT, how)
+
+
+def selection_frees(tree: SnapshotTree, layers: DomainLayers, names: Collection[str]) -> Figure:
+    """Bytes that come back if exactly these snapshots are deleted, saved memory included."""
+    inside: dict[str, list[int]] = {}
+    parts = []
+    for name in names:
+        snapshot = tree[name]
+        if snapshot.memory is MemorySnapshot.EXTERNAL:
+            parts.append(_memory_cost(snapshot, layers))
+        for disk in _held_disks(snapshot):
+            if disk.how is not DiskSnapshot.INTERNAL or disk.frozen is None:
+                parts.append(unknown(_NEEDS_MERGE))
+                continue
+            number = _number_inside(name, disk.frozen, layers)
+            if number is None:
+                parts.append(unknown(_NEEDS_ANALYSIS))
+            else:
+                inside.setdefault(disk.frozen, []).append(number)
+    return total([*parts, *(_freed_inside(path, numbers, layers) for path, numbers in inside.items())])
+
+
+def _freed_inside(path: str, numbers: Collection[int], layers: DomainLayers) -> Figure:
+    sharing = layers.sharing.get(path)
+    if sharing is None:
+        return unknown(_NEEDS_ANALYSIS)
+    figure = _as_figure(sharing.frees(numbers), path, layers, "clusters that nobody else holds")
+    if figure.confidence is Confidence.LIVE:
+        # Off, qemu-img returns them. Running, QEMU does so only if the disk passes discards on.
+        how = f"{figure.how}; the host gets them back if the disk passes discards on, else the image uses them again"
+        return Figure(figure.bytes, Confidence.UPPER_BOUND, how)
+    return figure
 
 
 def _written_since_held(path: str, layers: DomainLayers, holders: _Holders) -> Figure:
@@ -169,6 +240,9 @@ def _memory_cost(snapshot: Snapshot, layers: DomainLayers) -> Figure:
         image = layers.images.get(disk.frozen or "")
         if image is None or image.problem:
             continue
+        sharing, number = layers.sharing.get(image.path), _number_inside(snapshot.name, image.path, layers)
+        if sharing is not None and number is not None and image.internal_snapshots[number].vm_state_size:
+            return _as_figure(sharing.memory(number), image.path, layers, "clusters of saved memory")
         for entry in image.internal_snapshots:
             if entry.name == snapshot.name and entry.vm_state_size:
                 # The table may say anything; what lies in the image takes no more than the image.
@@ -189,8 +263,20 @@ def _now_cost(tree: SnapshotTree, layers: DomainLayers, holders: _Holders) -> Fi
             parts.append(unknown(_MANUAL))
         elif chain.active is None:
             parts.append(unknown(chain.problem or "the disk has no file"))
+        elif how.get(chain.target) is DiskSnapshot.INTERNAL and chain.active in layers.sharing:
+            parts.append(_now_inside(chain.active, tree, layers))
         elif _key(layers, chain.active) in holders:
             parts.append(unknown(_NEEDS_ANALYSIS))
         else:
             parts.append(_written_since_held(chain.active, layers, holders))
     return total(parts)
+
+
+def _now_inside(path: str, tree: SnapshotTree, layers: DomainLayers) -> Figure:
+    """What the present state holds in an image, and the current snapshot does not."""
+    number = None if tree.current is None else _number_inside(tree.current, path, layers)
+    if number is None:
+        return unknown(_NEEDS_ANALYSIS)
+    sharing = layers.sharing[path]
+    space = sharing.written_to_disk(sharing.present, number)
+    return _as_figure(space, path, layers, "clusters that the current snapshot has not")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from enum import StrEnum
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
     from snaptree.model.figures import Figure
 
@@ -205,6 +206,45 @@ class Image:
     problem: str = ""
     """Why it can't be read, empty if it could."""
     is_missing: bool = False
+    numbers: Mapping[str, int] = field(init=False, repr=False, compare=False)
+    """The place in the snapshot table of each name that is there once."""
+
+    def __post_init__(self) -> None:
+        names = [entry.name for entry in self.internal_snapshots]
+        numbers = {name: number for number, name in enumerate(names)}
+        if len(numbers) < len(names):
+            counts = Counter(names)
+            numbers = {name: number for name, number in numbers.items() if counts[name] == 1}
+        object.__setattr__(self, "numbers", numbers)
+
+
+class Space(Protocol):
+    """Bytes that some clusters of an image take."""
+
+    @property
+    def in_image(self) -> int:
+        """What the image can use again once they are free."""
+
+    @property
+    def on_host(self) -> int | None:
+        """What they take on the host's file system, None if that is not known."""
+
+
+class ClusterSharing(Protocol):
+    """Which internal snapshots of an image hold which of its clusters. Snapshots are numbered as in its table."""
+
+    @property
+    def present(self) -> int:
+        """The number that stands for the present state."""
+
+    def written_to_disk(self, holder: int, parent: int | None) -> Space:
+        """What a holder has and its parent has not, saved memory left out; all that it has if there is no parent."""
+
+    def frees(self, snapshots: Collection[int]) -> Space:
+        """What becomes free if all these snapshots are deleted."""
+
+    def memory(self, holder: int) -> Space:
+        """Saved memory that would be gone with this snapshot."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,3 +269,5 @@ class DomainLayers:
     images: Mapping[str, Image] = field(default_factory=lambda: MappingProxyType({}))
     memory_files: Mapping[str, Figure] = field(default_factory=lambda: MappingProxyType({}))
     """Saved-RAM files of external snapshots: bytes allocated, by path."""
+    sharing: Mapping[str, ClusterSharing] = field(default_factory=lambda: MappingProxyType({}))
+    """By path, for images with internal snapshots, if their clusters were analysed."""

@@ -17,6 +17,7 @@ from PySide6.QtWidgets import (
 )
 
 from snaptree import words
+from snaptree.model.costs import selection_frees
 from snaptree.model.figures import NOTHING, Figure, total, unknown
 from snaptree.plans.plan import Action
 from snaptree.plans.wording import listed, plain, version
@@ -292,8 +293,10 @@ def selection_sums(machine: Machine, names: tuple[str, ...]) -> list[tuple[str, 
     costs = [every[name] for name in names if name in every]
     if len(costs) == 1 and len(names) == 1:
         frees = costs[0].frees
+    elif machine.tree is not None and all(name in machine.tree for name in names):
+        frees = selection_frees(machine.tree, machine.costs.layers, names)
     else:
-        frees = unknown("what several free together needs an analysis of their images")
+        frees = unknown("not read yet")
     missing = [unknown("not read yet")] * (len(names) - len(costs))
     return [
         ("Frees", frees),

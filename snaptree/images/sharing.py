@@ -1,0 +1,572 @@
+"""Which clusters of a qcow2 image are held by which of its internal snapshots, and by its present state.
+
+An internal snapshot is a copy of the L1 table. Its clusters are shared with other snapshots and with the present
+state until one of them is written to (QEMU's docs/interop/qcow2.txt, "Snapshots"). So what a snapshot costs, and what
+its deletion frees, is a question of who else holds its clusters. Here every cluster that is reached gets the set of
+its holders, and the clusters are counted by that set. All questions are then sums over a small table.
+
+Beyond the end of the guest's disk an L1 table goes on with the saved memory, if there is any ("VM state"). After a
+revert the present state holds the memory, too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from snaptree.images.extents import Taken
+from snaptree.images.qcow2 import Qcow2Content
+from snaptree.images.read_at import BadImageError, ReadAt
+from snaptree.images.tables import (
+    COMPRESSED,
+    COPIED,
+    OFFSET_BITS,
+    Budget,
+    Geometry,
+    Offsets,
+    Words,
+    distinct,
+    read_l1,
+    read_l2_tables,
+)
+from snaptree.model.errors import CancelledError
+
+_LARGEST_OFFSET: Final = 1 << 56
+_LARGEST_L1: Final = 32 << 20
+_MOST_L1_BYTES: Final = 2 << 30
+"""Of the L1 tables of all snapshots together: 60,000 snapshots of a disk of 2 TiB."""
+_MOST_TABLES: Final = 1 << 21
+"""L2 tables, 64 TiB of disk in clusters of 16 KiB."""
+_MOST_OFFSETS_KEPT: Final = 1 << 22
+_MOST_CLASS_BYTES: Final = 96 << 20
+"""For all sets of holders together: 400,000 sets of 1,000 snapshots."""
+_BYTES_PER_CLASS: Final = 128
+"""About what Python needs for a set besides its bits."""
+_L1_PIECE: Final = 1 << 20
+"""Entries of an L1 table that are read at once."""
+_CHUNK: Final = 8 << 20
+"""Bytes of L2 tables that are read at once."""
+_SLICE_BITS: Final = 24
+"""So many clusters of the file (2^24) are looked at in one go: 1 TiB of clusters of 64 KiB."""
+_MOST_SLICES: Final = 256
+_BLOCK: Final = 1 << 20
+"""Clusters that are counted at once."""
+
+
+class Kind(IntEnum):
+    """What a cluster is for. One that is used for several counts as the last of them."""
+
+    DATA = 0
+    """Of the guest's disk, compressed or not."""
+    VM_STATE = 1
+    """Memory and devices of a snapshot taken while the machine ran."""
+    L2 = 2
+    L1 = 3
+
+
+EVERY_KIND: Final = tuple(Kind)
+_OF_THE_DISK: Final = (Kind.DATA, Kind.L2, Kind.L1)
+
+
+@dataclass(frozen=True, slots=True)
+class Space:
+    """Clusters held, in bytes. Part of the last cluster may lie beyond the file's end."""
+
+    in_image: int
+    """Clusters times their size: what the image can use again once they are free."""
+    on_host: int | None
+    """Bytes that the clusters take on the host's file system; None if that is not known. A deletion returns at most
+    these: QEMU may be told not to (`discard=ignore`), and blocks larger than a cluster may stay for their rest."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Sharing:
+    """Who holds what in one image. Holders are numbers: of the snapshot in its table, or `present`."""
+
+    cluster: int
+    """Bytes of a cluster."""
+    present: int
+    """The number of the present state: how many snapshots there are."""
+    pointers_to_nowhere: int
+    """Table entries that were left out, because they point beyond the file or between clusters: more than none means
+    that the image is broken, or was written to meanwhile."""
+    _holders: NDArray[np.uint8]
+    """For each set of holders its bits, the first snapshot's first."""
+    _sizes: NDArray[np.int64]
+    """How many holders each set has."""
+    _kinds: NDArray[np.uint8]
+    _clusters: NDArray[np.int64]
+    _taken: NDArray[np.int64] | None
+    _table: int
+    """Bytes of the snapshot table now."""
+    _table_anew: tuple[int, ...]
+    """For each snapshot the length of its entry, written anew."""
+    _whole_table_anew: int
+
+    @property
+    def clusters(self) -> int:
+        """How many clusters are held by anybody."""
+        return int(self._clusters.sum())
+
+    def total(self, kinds: Collection[Kind] = EVERY_KIND) -> Space:
+        """What is held by anybody."""
+        return self._sum(np.ones(len(self._clusters), np.bool_), kinds)
+
+    def referred(self, holder: int, kinds: Collection[Kind] = EVERY_KIND) -> Space:
+        """What a snapshot or the present state holds, shared or not."""
+        return self._sum(self._held_by(holder), kinds)
+
+    def unique(self, holder: int, kinds: Collection[Kind] = EVERY_KIND) -> Space:
+        """What nobody else holds."""
+        return self._sum(self._held_by_none_but([holder]), kinds)
+
+    def written(self, holder: int, parent: int | None, kinds: Collection[Kind] = EVERY_KIND) -> Space:
+        """What a holder has and its parent has not; all of it if there is no parent."""
+        held = self._held_by(holder)
+        return self._sum(held if parent is None else held & ~self._held_by(parent), kinds)
+
+    def written_to_disk(self, holder: int, parent: int | None) -> Space:
+        """As `written`, without saved memory."""
+        return self.written(holder, parent, _OF_THE_DISK)
+
+    def frees(self, snapshots: Collection[int], kinds: Collection[Kind] = EVERY_KIND) -> Space:
+        """What becomes free if all these snapshots are deleted.
+
+        With every kind asked for, the snapshot table counts: QEMU writes it anew, without them. It may even grow, if
+        an old QEMU wrote it. The host's bytes are without it.
+        """
+        space = self._sum(self._held_by_none_but(snapshots), kinds)
+        if set(kinds) != set(Kind) or not snapshots:
+            return space
+        after = self._whole_table_anew - sum(self._table_anew[number] for number in set(snapshots))
+        shrinks = -(-self._table // self.cluster) - -(-after // self.cluster)
+        return Space(space.in_image + shrinks * self.cluster, space.on_host)
+
+    def memory(self, holder: int) -> Space:
+        """Saved memory that a snapshot holds, or the present state after a revert."""
+        return self._sum(self._held_by(holder), [Kind.VM_STATE])
+
+    def memory_also_present(self, snapshot: int) -> Space:
+        """Saved memory of a snapshot that the present state holds, too: deleting the snapshot will not free it."""
+        return self._sum(self._held_by(snapshot) & self._held_by(self.present), [Kind.VM_STATE])
+
+    def _held_by(self, holder: int) -> NDArray[np.bool_]:
+        if not 0 <= holder <= self.present:
+            raise IndexError(f"there is no holder {holder}")
+        return (self._holders[:, holder >> 3] >> (holder & 7) & 1).astype(np.bool_)
+
+    def _held_by_none_but(self, holders: Collection[int]) -> NDArray[np.bool_]:
+        found = np.zeros(len(self._holders), np.int64)
+        for holder in set(holders):
+            found += self._held_by(holder)
+        is_theirs: NDArray[np.bool_] = found == self._sizes
+        return is_theirs
+
+    def _sum(self, which: NDArray[np.bool_], kinds: Collection[Kind]) -> Space:
+        wanted = np.uint8(sum(1 << kind for kind in set(kinds)))
+        which = which & ((wanted >> self._kinds) & 1).astype(np.bool_)
+        taken = None if self._taken is None else int(self._taken[which].sum())
+        return Space(int(self._clusters[which].sum()) * self.cluster, taken)
+
+
+def read_sharing(
+    source: ReadAt,
+    content: Qcow2Content,
+    *,
+    taken: Taken | None = None,
+    cancelled: Callable[[], bool] = lambda: False,
+) -> Sharing:
+    """Read all tables of an image and count its clusters by their holders.
+
+    `taken` tells what the image's clusters take on the host (`extents.taken_on_host`). If the guest's data lies in a
+    second file, that is left out: no snapshot holds any of it, since QEMU takes none of such an image. Peak memory is
+    some 130 MiB, whatever the image. Raises BadImageError, OSError, or CancelledError soon after `cancelled` turns
+    true.
+    """
+    return _Walk(source, content, taken, cancelled).read()
+
+
+@dataclass(frozen=True, slots=True)
+class _Root:
+    """An L1 table, and the set of those whose it is."""
+
+    offset: int
+    entries: int
+    disk_entries: int
+    """So many are of the disk, the rest of the saved memory."""
+    holders: int
+
+
+class _Walk:
+    def __init__(
+        self, source: ReadAt, content: Qcow2Content, taken: Taken | None, cancelled: Callable[[], bool]
+    ) -> None:
+        header = content.header
+        if header.data_file is not None and content.snapshots:
+            raise BadImageError("it has internal snapshots although its data lies in a second file, as none can")
+        self._source = source
+        self._content = content
+        self._taken = taken
+        self._cancelled = cancelled
+        self._geometry = Geometry(header.cluster_bits, header.extended_l2, source.size)
+        self._has_data = header.data_file is None
+        self._budget = Budget()
+        self._l1_budget = Budget(_MOST_L1_BYTES)
+        self._roots = _roots(content, self._geometry)
+        self._kept: dict[_Root, list[tuple[Offsets, Kind]]] = {}
+        self._most_kept = _MOST_OFFSETS_KEPT
+        self._nowhere = 0
+        self._width = (len(content.snapshots) >> 3) + 1
+        """Bytes of a set of holders."""
+
+    def read(self) -> Sharing:
+        tables = self._distinct_tables()
+        classes = self._classify_tables(tables)
+        totals: dict[_Class, tuple[int, int]] = {}
+        chunk = max(1, _CHUNK // self._geometry.cluster)
+        with_data = len(tables) if self._has_data else 0
+        chunks = [slice(first, min(first + chunk, with_data)) for first in range(0, with_data, chunk)]
+        chunks_of: dict[int, list[slice]] = {}
+        self._count_slice(0, tables, classes, chunks, totals, chunks_of)
+        for number in self._slices_of_tables(tables):
+            chunks_of.setdefault(number, [])
+        chunks_of.pop(0, None)
+        for number in sorted(chunks_of):
+            self._count_slice(number, tables, classes, chunks_of[number], totals, None)
+        return self._as_sharing(totals)
+
+    def _as_sharing(self, totals: dict[_Class, tuple[int, int]]) -> Sharing:
+        raw = b"".join(holders.to_bytes(self._width, "little") for holders, _ in totals)
+        anew = tuple(entry.rewritten_bytes for entry in self._content.snapshots)
+        return Sharing(
+            cluster=self._geometry.cluster,
+            present=len(self._content.snapshots),
+            pointers_to_nowhere=self._nowhere,
+            _holders=np.frombuffer(raw, np.uint8).reshape(len(totals), self._width),
+            _sizes=np.array([holders.bit_count() for holders, _ in totals], np.int64),
+            _kinds=np.array([kind for _, kind in totals], np.uint8),
+            _clusters=np.array([clusters for clusters, _ in totals.values()], np.int64),
+            _taken=None if self._taken is None else np.array([taken for _, taken in totals.values()], np.int64),
+            _table=sum(entry.table_bytes for entry in self._content.snapshots),
+            _table_anew=anew,
+            _whole_table_anew=sum(anew),
+        )
+
+    # ---- which L2 tables there are, and whose ----
+
+    def _distinct_tables(self) -> Offsets:
+        """Places of all L2 tables, ascending."""
+        found = np.zeros(0, np.int64)
+        waiting: list[Offsets] = []
+        number_waiting = 0
+        for root in self._roots:
+            for offsets, _ in self._tables_of(root, is_first_time=True):
+                waiting.append(offsets)
+                number_waiting += len(offsets)
+                if number_waiting > max(_L1_PIECE, len(found)):
+                    found = _merged(found, waiting)
+                    number_waiting = 0
+        return _merged(found, waiting)
+
+    def _tables_of(self, root: _Root, *, is_first_time: bool = False) -> Iterator[tuple[Offsets, Kind]]:
+        """Different places of the L2 tables that a root reaches. Small L1 tables are read once and kept."""
+        if root in self._kept:
+            yield from self._kept[root]
+            return
+        kept: list[tuple[Offsets, Kind]] = []
+        for first, end, kind in (
+            (0, root.disk_entries, Kind.DATA),
+            (root.disk_entries, root.entries, Kind.VM_STATE),
+        ):
+            for start in range(first, end, _L1_PIECE):
+                self._check_cancelled()
+                entries = min(_L1_PIECE, end - start)
+                offsets, bad = read_l1(self._source, self._geometry, root.offset + start * 8, entries, self._l1_budget)
+                if is_first_time:
+                    self._nowhere += bad
+                offsets = distinct(offsets[offsets != 0])
+                if self._most_kept >= 0:
+                    self._most_kept -= len(offsets)
+                    kept.append((offsets, kind))
+                yield offsets, kind
+        if self._most_kept >= 0:
+            self._kept[root] = kept
+
+    def _classify_tables(self, tables: Offsets) -> _Classes:
+        """Find the holders of each L2 table, and what it leads to: data or saved memory."""
+        classes = _Classes(len(tables), self._width)
+        for root in self._roots:
+            for offsets, kind in self._tables_of(root):
+                places = np.searchsorted(tables, offsets)
+                places = places[places < len(tables)]
+                is_known = tables[places] == offsets[: len(places)]  # the L1 may have changed since it was read first
+                places = places[is_known]
+                classes.add(places, root.holders, kind)
+        self._kept.clear()
+        return classes
+
+    # ---- which clusters of the file there are, and whose ----
+
+    def _count_slice(
+        self,
+        number: int,
+        tables: Offsets,
+        table_classes: _Classes,
+        chunks: list[slice],
+        totals: dict[_Class, tuple[int, int]],
+        chunks_of: dict[int, list[slice]] | None,
+    ) -> None:
+        """Count the clusters of one slice of the file. The first time round, note which chunks lead to which slice."""
+        first = number << _SLICE_BITS
+        held = _Classes(min(1 << _SLICE_BITS, self._geometry.host_clusters - first), self._width)
+        for chunk in chunks:
+            slices: set[int] = set()
+            for row, words in read_l2_tables(
+                self._source, self._geometry, tables[chunk], self._budget, self._cancelled
+            ):
+                entries = words[:, ::2] if self._geometry.extended_l2 else words
+                rows_of = table_classes.of[chunk.start + row : chunk.start + row + len(words)]
+                for of_class, rows in _grouped(rows_of):
+                    holders, kind = table_classes.classes[of_class]
+                    clusters, bad = held_clusters(entries[rows], self._geometry)
+                    if chunks_of is not None:
+                        self._nowhere += bad
+                        slices |= self._slices_of(clusters)
+                    held.add(self._in_slice(clusters, first), holders, kind)
+            for other in slices:
+                self._note_slice(chunks_of, other).append(chunk)
+        self._add_tables(held, first, tables, table_classes)
+        self._sum_up(held, first, totals)
+
+    def _note_slice(self, chunks_of: dict[int, list[slice]] | None, number: int) -> list[slice]:
+        assert chunks_of is not None
+        if number not in chunks_of and len(chunks_of) >= _MOST_SLICES:
+            raise BadImageError("its clusters are scattered over a larger file than any real image has")
+        return chunks_of.setdefault(number, [])
+
+    def _slices_of(self, clusters: NDArray[np.int64]) -> set[int]:
+        if self._geometry.host_clusters <= 1 << _SLICE_BITS or not len(clusters):
+            return set()
+        lowest, highest = int(clusters.min()) >> _SLICE_BITS, int(clusters.max()) >> _SLICE_BITS
+        return {lowest} if lowest == highest else set(np.unique(clusters >> _SLICE_BITS).tolist())
+
+    def _slices_of_tables(self, tables: Offsets) -> set[int]:
+        slices = self._slices_of(tables >> self._geometry.cluster_bits)
+        for root in self._roots:
+            slices |= self._slices_of(self._clusters_of_l1(root))
+        if len(slices) > _MOST_SLICES:
+            raise BadImageError("its tables are scattered over a larger file than any real image has")
+        return slices
+
+    def _add_tables(self, held: _Classes, first: int, tables: Offsets, table_classes: _Classes) -> None:
+        bits = self._geometry.cluster_bits
+        begin, end = np.searchsorted(tables, [first << bits, first + len(held.of) << bits])
+        for of_class, rows in _grouped(table_classes.of[begin:end]):
+            holders, _ = table_classes.classes[of_class]
+            held.add((tables[begin:end][rows] >> bits) - first, holders, Kind.L2)
+        for root in self._roots:
+            self._check_cancelled()
+            held.add(self._in_slice(self._clusters_of_l1(root), first), root.holders, Kind.L1)
+
+    def _clusters_of_l1(self, root: _Root) -> NDArray[np.int64]:
+        bits = self._geometry.cluster_bits
+        return np.arange(root.offset >> bits, -(-(root.offset + root.entries * 8) >> bits), dtype=np.int64)
+
+    def _in_slice(self, clusters: NDArray[np.int64], first: int) -> NDArray[np.int64]:
+        if self._geometry.host_clusters <= 1 << _SLICE_BITS:
+            return clusters
+        clusters = clusters - first
+        return clusters[(clusters >= 0) & (clusters < 1 << _SLICE_BITS)]
+
+    def _sum_up(self, held: _Classes, first: int, totals: dict[_Class, tuple[int, int]]) -> None:
+        number_of = np.zeros(len(held.classes), np.int64)
+        bytes_of = np.zeros(len(held.classes), np.int64)
+        for start in range(0, len(held.of), _BLOCK):
+            self._check_cancelled()
+            block = held.of[start : start + _BLOCK]
+            if not block.any():
+                continue
+            number_of += np.bincount(block, minlength=len(number_of))
+            if self._taken is not None:
+                offset = (first + start) << self._geometry.cluster_bits
+                taken = self._taken(offset, self._geometry.cluster, len(block))
+                bytes_of += np.bincount(block, taken, len(bytes_of)).astype(np.int64)  # exact up to 2^53
+        for number in np.flatnonzero(number_of).tolist():
+            if number != _NOBODY:
+                clusters, taken_before = totals.get(held.classes[number], (0, 0))
+                totals[held.classes[number]] = (
+                    clusters + int(number_of[number]),
+                    taken_before + int(bytes_of[number]),
+                )
+        _check_size(len(totals), self._width)
+
+    def _check_cancelled(self) -> None:
+        if self._cancelled():
+            raise CancelledError("Reading the image was cancelled.")
+
+
+def _roots(content: Qcow2Content, geometry: Geometry) -> list[_Root]:
+    """The L1 tables, each once, however many say that it is theirs. Raises BadImageError."""
+    header = content.header
+    tables = [(entry.l1_offset, entry.l1_entries, entry.disk_size) for entry in content.snapshots]
+    tables.append((header.l1_offset, header.l1_entries, header.virtual_size))
+    holders_of: dict[tuple[int, int, int], int] = {}
+    for number, (offset, entries, disk_size) in enumerate(tables):
+        if entries == 0:
+            continue
+        if entries * 8 > _LARGEST_L1:
+            raise BadImageError("the L1 table of a snapshot is larger than the format allows")
+        if offset == 0 or offset % geometry.cluster or offset + entries * 8 > _LARGEST_OFFSET:
+            raise BadImageError("the L1 table of a snapshot lies where none can be")
+        if offset + entries * 8 > geometry.file_size:
+            raise BadImageError("the L1 table of a snapshot lies beyond the end of the file")
+        table = (offset, entries, min(entries, -(-disk_size // geometry.l2_span)))
+        holders_of[table] = holders_of.get(table, 0) | 1 << number
+        _check_size(len(holders_of), (len(tables) >> 3) + 1)
+    return [_Root(*table, holders) for table, holders in holders_of.items()]
+
+
+def held_clusters(entries: Words, geometry: Geometry) -> tuple[NDArray[np.int64], int]:
+    """The clusters of the file that L2 entries hold, some more than once, and how many entries point nowhere."""
+    bits_set = int(np.bitwise_or.reduce(entries, axis=None))  # one look that mostly spares several
+    standard = entries
+    if bits_set & COMPRESSED:
+        is_compressed = (entries & np.uint64(COMPRESSED)) != 0
+        standard = entries[~is_compressed]
+    places = standard & np.uint64(OFFSET_BITS)
+    places = places[places != 0]
+    clusters = (places >> np.uint64(geometry.cluster_bits)).view(np.int64)
+    bad = 0
+    unaligned = OFFSET_BITS & (geometry.cluster - 1)
+    if bits_set & unaligned or (len(clusters) and int(clusters.max()) >= geometry.host_clusters):
+        is_good = (places & np.uint64(unaligned) == 0) & (clusters < geometry.host_clusters)
+        clusters = clusters[is_good]
+        bad = len(places) - len(clusters)
+    if not bits_set & COMPRESSED:
+        return clusters, bad
+    first, last = compressed_clusters(entries[is_compressed], geometry)
+    is_good = last < geometry.host_clusters
+    first, last = first[is_good], last[is_good]
+    parts = [clusters, first, last[last > first], first[last > first + 1] + 1]
+    return np.concatenate(parts), bad + int(np.count_nonzero(~is_good))
+
+
+def compressed_clusters(entries: Words, geometry: Geometry) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """First and last cluster of the file with a piece of each compressed cluster of the guest's: at most three."""
+    shift = 62 - (geometry.cluster_bits - 8)
+    offset = entries & np.uint64((1 << shift) - 1)
+    sectors = ((entries & np.uint64(~(COPIED | COMPRESSED) & (1 << 64) - 1)) >> np.uint64(shift)) + np.uint64(1)
+    start = offset >> np.uint64(9)
+    to_cluster = np.uint64(geometry.cluster_bits - 9)
+    first = (start >> to_cluster).view(np.int64)
+    last = ((start + sectors - np.uint64(1)) >> to_cluster).view(np.int64)
+    return first, last
+
+
+# ---- classes: sets of holders, with a number each ----
+
+_Class = tuple[int, Kind]
+"""A set of holders as the bits of a number, and a Kind."""
+_NOBODY: Final = 0
+
+
+class _Classes:
+    """For each of many clusters the number of its class. Few classes take one byte for each cluster, many four."""
+
+    def __init__(self, clusters: int, width: int) -> None:
+        self.of: NDArray[Any] = np.zeros(clusters, np.uint8)  # of any unsigned type
+        self.classes: list[_Class] = [(0, Kind.DATA)]
+        self._numbers: dict[_Class, int] = {self.classes[_NOBODY]: _NOBODY}
+        self._width = width
+        self._most_before_sweep = max(256, (8 << 20) // (width + _BYTES_PER_CLASS))
+
+    def add(self, places: NDArray[np.int64], holders: int, kind: Kind) -> None:
+        """Add holders to those of the clusters at these places."""
+        if len(places) == 0:
+            return
+        if len(self.classes) > self._most_before_sweep:
+            self._sweep()
+        before = self.of[places]
+        one = int(before[0])
+        if (before == one).all():
+            moved = self._moved([one], holders, kind)[0]  # first, since it may make room for wider numbers
+            self.of[places] = moved
+            return
+        if len(places) < len(self.classes):
+            found, positions = np.unique(before, return_inverse=True)
+            moves = self._moved(found.tolist(), holders, kind)
+            self.of[places] = moves[positions]
+        else:
+            is_there = np.zeros(len(self.classes), np.bool_)
+            is_there[before] = True
+            found = np.flatnonzero(is_there)
+            moves = np.zeros(len(is_there), np.uint32)
+            moves[found] = self._moved(found.tolist(), holders, kind)
+            self.of[places] = moves.astype(self.of.dtype)[before]
+
+    def _moved(self, numbers: list[int], holders: int, kind: Kind) -> NDArray[np.uint32]:
+        """The classes that clusters of these classes are of from now on."""
+        moved = []
+        for number in numbers:
+            holders_before, kind_before = self.classes[number]
+            moved.append(self._number((holders_before | holders, max(kind_before, kind))))
+        self._widen()
+        return np.array(moved, np.uint32)
+
+    def _number(self, of_class: _Class) -> int:
+        number = self._numbers.setdefault(of_class, len(self.classes))
+        if number == len(self.classes):
+            self.classes.append(of_class)
+        return number
+
+    def _widen(self) -> None:
+        if len(self.classes) - 1 > np.iinfo(self.of.dtype).max:
+            self.of = self.of.astype(np.uint16 if len(self.classes) <= 1 << 16 else np.uint32)
+
+    def _sweep(self) -> None:
+        """Forget the classes that no cluster is of any more. Raises BadImageError if those left are too many."""
+        is_there = np.zeros(len(self.classes), np.bool_)
+        for start in range(0, len(self.of), _BLOCK):
+            is_there[self.of[start : start + _BLOCK]] = True
+        is_there[_NOBODY] = True
+        left = np.flatnonzero(is_there)
+        _check_size(len(left), self._width)
+        moves = np.zeros(len(is_there), self.of.dtype)
+        moves[left] = np.arange(len(left))
+        for start in range(0, len(self.of), _BLOCK):
+            self.of[start : start + _BLOCK] = moves[self.of[start : start + _BLOCK]]
+        self.classes = [self.classes[number] for number in left.tolist()]
+        self._numbers = {of_class: number for number, of_class in enumerate(self.classes)}
+        self._most_before_sweep = max(self._most_before_sweep, 2 * len(left))
+
+
+def _check_size(classes: int, width: int) -> None:
+    if classes * (width + _BYTES_PER_CLASS) > _MOST_CLASS_BYTES:
+        raise BadImageError("its snapshots share clusters in more ways than can be told apart")
+
+
+def _grouped(classes: NDArray[Any]) -> Iterator[tuple[int, NDArray[np.intp] | slice]]:
+    """Each class that occurs, and where."""
+    if len(classes) == 0:
+        return
+    if (classes == classes[0]).all():
+        yield int(classes[0]), slice(None)
+        return
+    order = np.argsort(classes, kind="stable")
+    breaks = np.flatnonzero(np.diff(classes[order])) + 1
+    for positions in np.split(order, breaks):
+        yield int(classes[positions[0]]), positions
+
+
+def _merged(found: Offsets, waiting: list[Offsets]) -> Offsets:
+    """All places in ascending order, each once; empties what waits."""
+    merged = distinct(np.concatenate([found, *waiting]))
+    waiting.clear()
+    if len(merged) > _MOST_TABLES:
+        raise BadImageError("it has more L2 tables than any real image")
+    return merged

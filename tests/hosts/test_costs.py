@@ -1,0 +1,71 @@
+"""What a snapshot is said to cost, against what really comes back when it is deleted."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from snaptree.hosts.layers import read_layers
+from snaptree.model.costs import domain_costs, selection_frees
+from snaptree.model.figures import Confidence
+from snaptree.plans.intention import Capture, Delete, Take
+from tests.kit.machines import MIB, EmbeddedHost, Machine
+
+pytestmark = pytest.mark.qemu
+
+CLUSTER = 64 * 1024
+
+
+def on_host(machine: Machine) -> int:
+    """Bytes that the machine's images take now."""
+    os.sync()
+    return sum(Path(path).stat().st_blocks * 512 for path in machine.active_layers().values())
+
+
+def history(host: EmbeddedHost) -> Machine:
+    """Four internal snapshots of a machine that is off: what each wrote is partly written over later."""
+    machine = host.make_machine(running=False, disks=("qcow2", "qcow2"))
+    for number, name in enumerate(("one", "two", "three", "four")):
+        machine.write(number, offset=number * MIB, length=3 * MIB)
+        machine.write(number, target="vdb", offset=2 * number * MIB, length=MIB)
+        machine.change(Take(name, capture=Capture.INTERNAL))
+    machine.write(9, length=MIB)
+    return machine
+
+
+@pytest.mark.parametrize("names", [("one",), ("two",), ("four",), ("two", "three"), ("one", "two", "three", "four")])
+def test_what_comes_back_is_what_was_said(host: EmbeddedHost, names: tuple[str, ...]) -> None:
+    machine = history(host)
+    tree = machine.tree()
+    layers = read_layers(machine.connection, machine.uuid, tree)
+    frees = selection_frees(tree, layers, names)
+    assert frees.confidence is Confidence.EXACT
+    assert frees.bytes is not None
+    before = on_host(machine)
+    machine.change(Delete(names))
+    assert abs(before - on_host(machine) - frees.bytes) <= CLUSTER * len(machine.active_layers())
+
+
+def test_several_free_together_what_none_frees_alone(host: EmbeddedHost) -> None:
+    machine = history(host)
+    tree = machine.tree()
+    layers = read_layers(machine.connection, machine.uuid, tree)
+    names = tuple(tree.snapshots)
+    alone = [selection_frees(tree, layers, (name,)).bytes or 0 for name in names]
+    together = selection_frees(tree, layers, names).bytes
+    assert together is not None
+    assert together >= sum(alone) + MIB, "the beginning of the disk, which all of them share"
+
+
+def test_what_was_written_is_what_the_parent_has_not(host: EmbeddedHost) -> None:
+    machine = history(host)
+    tree = machine.tree()
+    costs = domain_costs(tree, read_layers(machine.connection, machine.uuid, tree))
+    for name in ("two", "three", "four"):
+        written = costs.snapshots[name].written
+        # 3 MiB on one disk and 1 MiB on the other, with the tables that say where.
+        assert written.confidence is Confidence.EXACT
+        assert 4 * MIB <= (written.bytes or 0) <= 4 * MIB + 6 * CLUSTER
+    assert MIB <= (costs.now.bytes or 0) <= MIB + 6 * CLUSTER
