@@ -6,10 +6,12 @@ import datetime as dt
 import json
 import sys
 import time
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from enum import Enum, auto
 from typing import Any
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -67,14 +69,113 @@ def _visible(character: str) -> str:
     return {"\n": "⏎", "\t": "⇥"}.get(character, f"\\x{ord(character):02x}")
 
 
-def _print_table(out: Console, table: Table) -> None:
-    """Print a table; in a pipe without the blanks that fill its last column."""
+# Tables
+
+
+_GAP = 2
+"""Blanks between columns."""
+_SHORTEST = 5
+"""Columns of the screen down to which a text is cut."""
+
+
+class _Cut(Enum):
+    """What of a text gives way."""
+
+    NOTHING = auto()
+    MIDDLE = auto()
+    """Names differ at their ends."""
+    END = auto()
+
+
+@dataclass(slots=True)
+class _Column:
+    """One column of a table. Figures, ages and states have no turn: they are never cut."""
+
+    title: str
+    short_title: str = ""
+    """What stands in its place on a narrow screen."""
+    turn: int = 0
+    """When it gives way to a narrow screen: 1 is first, 0 is never."""
+    cut: _Cut = _Cut.NOTHING
+    right: bool = False
+    stays: bool = False
+    """It is cut, but never left out."""
+    cells: list[Text] = field(default_factory=list)
+    kept: int = 0
+    """How much of the beginning of each cell is never cut: a tree's lines."""
+
+    def add(self, text: str | Text) -> None:
+        """Add the next row's cell."""
+        self.cells.append(Text(text) if isinstance(text, str) else text)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no row has anything here."""
+        return not any(cell.plain for cell in self.cells)
+
+    @property
+    def width(self) -> int:
+        """Columns of the screen that it takes."""
+        return max(cell_len(self.title), *(cell.cell_len for cell in self.cells), 0)
+
+    def narrow(self, width: int) -> None:
+        """Cut its cells to a width, or as far as they can be."""
+        self.title = self.short_title or self.title
+        width = max(width, cell_len(self.title), self.kept + _SHORTEST)
+        for index, cell in enumerate(self.cells):
+            if cell.cell_len > width and self.cut is _Cut.END:
+                cell.truncate(width, overflow="ellipsis")
+            elif cell.cell_len > width and self.cut is _Cut.MIDDLE:
+                self.cells[index] = _without_middle(cell, self.kept + (width - self.kept) // 2, width)
+
+
+def _add_row(columns: Sequence[_Column], *cells: str | Text) -> None:
+    for column, cell in zip(columns, cells, strict=True):
+        column.add(cell)
+
+
+def _without_middle(text: Text, head: int, width: int) -> Text:
+    """A text cut to a width: as much of its beginning as is said, and of its end what there is room for."""
+    start, end = len(text), len(text)
+    while cell_len(text.plain[:start]) > head:
+        start -= 1
+    while cell_len(text.plain[end - 1 :]) < width - head:
+        end -= 1
+    return Text.assemble(text[:start], "…", text[end:])
+
+
+def _print_table(out: Console, columns: Sequence[_Column]) -> None:
+    """Print a table as wide as the screen, wider only if what must stay whole needs it."""
+    shown = _those_that_fit(columns, out.width)
+    table = Table(box=None, pad_edge=False, header_style="dim", width=_width_of(shown))
+    for column in shown:
+        table.add_column(column.title, justify="right" if column.right else "left", no_wrap=True)
+    for row in zip(*(column.cells for column in shown), strict=True):
+        table.add_row(*row)
     if out.is_terminal:
         out.print(table)
         return
+    # A pipe gets no blanks that fill the last column.
     with out.capture() as capture:
         out.print(table)
     out.file.writelines(f"{line.rstrip()}\n" for line in capture.get().splitlines())
+
+
+def _those_that_fit(columns: Sequence[_Column], room: int) -> list[_Column]:
+    """The columns that are shown in so much room, cut or left out in their turn."""
+    shown = list(columns)
+    for column in sorted((column for column in columns if column.turn), key=lambda column: column.turn):
+        excess = _width_of(shown) - room
+        if excess > 0 and (column.cut is not _Cut.NOTHING or column.short_title):
+            column.narrow(column.width - excess)
+            excess = _width_of(shown) - room
+        if excess > 0 and not column.stays:
+            shown.remove(column)
+    return shown
+
+
+def _width_of(columns: Sequence[_Column]) -> int:
+    return sum(column.width for column in columns) + _GAP * (len(columns) - 1)
 
 
 # Trees
@@ -118,35 +219,37 @@ def print_tree(out: Console, reading: DomainReading) -> None:
         f"{plain(domain.name)}  ({domain.state.value}; {words.count(len(tree), 'snapshot')}; "
         f"disk {words.figure(costs.disk)}; saved memory {words.figure(costs.memory)})",
         style="bold",
+        soft_wrap=False,
     )
     layout = lay_out(fold(tree, unfolded=tree.snapshots).rows, straight_to=NOW)
-    # On a screen the note has what the others leave, and is cut where they leave too little.
-    table = Table(box=None, pad_edge=False, header_style="dim", expand=out.is_terminal)
-    table.add_column("Snapshot", no_wrap=True)
-    table.add_column("Age", no_wrap=True)
-    for title in ("Written", "Frees", "Memory"):
-        table.add_column(title, justify="right", no_wrap=True)
-    table.add_column("Consistency", no_wrap=True)
-    table.add_column("Note", overflow="ellipsis", no_wrap=True, ratio=1)
+    names = _Column("Snapshot", turn=3, cut=_Cut.MIDDLE, stays=True, kept=2 * layout.width + 1)
+    ages = _Column("Age")
+    written, frees, memory = (_Column(title, right=True) for title in ("Written", "Frees", "Memory"))
+    consistency = _Column("Consistency", turn=2)
+    notes = _Column("Note", turn=1, cut=_Cut.END)
+    columns = (names, ages, written, frees, memory, consistency, notes)
     now = time.time()
     for row in layout:
         lanes = Text(_lanes_text(row, layout.width, tree.current), style="cyan")
         if not isinstance(row.id, str):
-            table.add_row(lanes + Text("Now", style="bold"), "", words.figure(costs.now), "", "", "", "")
+            _add_row(columns, lanes + Text("Now", style="bold"), "", words.figure(costs.now), "", "", "", "")
             continue
         snapshot = tree[row.id]
         cost = costs.snapshots[row.id]
         name = Text(plain(snapshot.name), style="bold" if snapshot.name == tree.current else "")
-        table.add_row(
+        _add_row(
+            columns,
             lanes + name,
-            f"{words.age(now - snapshot.created)} ago",
+            words.age(now - snapshot.created),
             words.figure(cost.written),
             words.figure(cost.frees),
             "" if cost.memory.bytes == 0 else words.figure(cost.memory),
             snapshot.consistency.value,
             plain(snapshot.description),
         )
-    _print_table(out, table)
+    if memory.is_empty:
+        memory.turn = 2
+    _print_table(out, columns)
 
 
 def _lanes_text(row: LaneRow[RowId], width: int, current: str | None) -> str:
@@ -189,15 +292,20 @@ def print_list(out: Console, hosts: Iterable[Host], readings: Iterable[DomainRea
     for host, machines in _by_host(hosts, readings):
         disk = words.figure(host_disk(reading.costs for reading in machines))
         access = ", read-only" if host.read_only else ""
-        out.print(f"{plain(host.uri)}  (libvirt {_version(host.libvirt_version)}{access}; disk {disk})", style="bold")
-        table = Table(box=None, pad_edge=False, header_style="dim")
-        for title in ("Virtual machine", "State"):
-            table.add_column(title, no_wrap=True)
-        for title in ("Snapshots", "Depth", "Disk", "Saved memory"):
-            table.add_column(title, justify="right", no_wrap=True)
-        table.add_column("Current", no_wrap=True)
+        heading = f"{plain(host.uri)}  (libvirt {_version(host.libvirt_version)}{access}; disk {disk})"
+        out.print(heading, style="bold", soft_wrap=False)
+        columns = (
+            _Column("Virtual machine", short_title="VM", turn=3, cut=_Cut.MIDDLE, stays=True),
+            _Column("State"),
+            _Column("Snapshots", right=True),
+            _Column("Depth", right=True, turn=4),
+            _Column("Disk", right=True),
+            _Column("Saved memory", short_title="Memory", right=True, turn=2, stays=True),
+            _Column("Current", turn=1, cut=_Cut.MIDDLE),
+        )
         for reading in machines:
-            table.add_row(
+            _add_row(
+                columns,
                 plain(reading.domain.name),
                 reading.domain.state.value,
                 str(len(reading.tree)),
@@ -206,7 +314,7 @@ def print_list(out: Console, hosts: Iterable[Host], readings: Iterable[DomainRea
                 words.figure(reading.costs.memory),
                 plain(reading.tree.current or "—"),
             )
-        _print_table(out, table)
+        _print_table(out, columns)
 
 
 def _by_host(hosts: Iterable[Host], readings: Iterable[DomainReading]) -> list[tuple[Host, list[DomainReading]]]:

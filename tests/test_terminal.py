@@ -1,0 +1,139 @@
+"""What the terminal commands print, from plain values: on screens of any width, and of machines in trouble."""
+
+from __future__ import annotations
+
+import io
+import re
+import time
+from collections.abc import Callable, Iterable, Mapping
+
+import pytest
+from rich.cells import cell_len
+from rich.console import Console
+
+from snaptree import words
+from snaptree.model.costs import domain_costs
+from snaptree.model.estate import Domain, DomainLayers, DomainState, Snapshot
+from snaptree.model.figures import Confidence, Figure, exact
+from snaptree.model.tree import SnapshotTree
+from snaptree.terminal import DomainReading, print_list, print_tree
+from tests.ui.values import HOST, MIB, layers_for, snapshot
+
+WIDTHS = (60, 61, 66, 72, 80, 100, 132, 200)
+
+
+def reading(
+    snapshots: Iterable[Snapshot],
+    *,
+    name: str = "web-01",
+    sizes: Mapping[str, Figure] | None = None,
+    layers: DomainLayers | None = None,
+) -> DomainReading:
+    every = list(snapshots)
+    tree = SnapshotTree.build(every, every[-1].name if every else None)
+    layers = layers or layers_for(tree, sizes or {})
+    domain = Domain(name, name, DomainState.SUSPENDED, is_persistent=True, snapshot_count=len(tree))
+    return DomainReading(HOST, domain, tree, layers, domain_costs(tree, layers))
+
+
+def printed(width: int, show: Callable[[Console], None], *, is_terminal: bool = True) -> list[str]:
+    """Lines as they stand on a screen so wide."""
+    out = Console(
+        file=io.StringIO(),
+        width=width,
+        force_terminal=is_terminal,
+        color_system=None,
+        soft_wrap=True,
+        highlight=False,
+        markup=False,
+        emoji=False,
+    )
+    show(out)
+    assert isinstance(out.file, io.StringIO)
+    return [line.rstrip() for line in out.file.getvalue().splitlines()]
+
+
+LONG = "a-rather-long-name-of-a-snapshot-that-somebody-chose"
+
+STORY = (
+    snapshot("start", days=400, note="The beginning of all things, and a long note about them"),
+    snapshot(f"{LONG}-1", "start", days=33, memory=True, note="二回目。拡張機能を先に入れてから移行した"),
+    snapshot(f"{LONG}-2", "start", days=2, memory=True),
+)
+
+SIZES = {
+    "disk": exact(1000 * MIB),
+    "start": Figure(1023 * MIB, Confidence.UPPER_BOUND),
+    f"{LONG}-2": Figure(700 * MIB, Confidence.LIVE),
+}
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_a_tree_never_cuts_figures_ages_and_headers(width: int) -> None:
+    shown = reading(STORY, sizes=SIZES)
+    lines = printed(width, lambda out: print_tree(out, shown))
+    assert max(map(cell_len, lines)) <= width
+    (header,) = (line for line in lines if line.startswith("Snapshot"))
+    assert header.split() == [
+        *("Snapshot", "Age", "Written", "Frees", "Memory", "Consistency", "Note")[: len(header.split())]
+    ]
+    rows = lines[lines.index(header) + 1 :]
+    assert len(rows) == 4
+    for row, taken in zip(rows, shown.tree, strict=False):
+        cost = shown.costs.snapshots[taken.name]
+        assert f"  {words.age(time.time() - taken.created)}  " in row
+        assert words.figure(cost.written) in row
+        if cost.memory.bytes:
+            assert f"  {words.figure(cost.memory)}" in row
+    assert words.figure(shown.costs.now) in rows[-1]
+    assert words.figure(shown.costs.disk) in " ".join(lines)
+
+
+def test_a_narrow_tree_gives_up_notes_then_consistency_then_the_middle_of_names() -> None:
+    shown = reading(STORY, sizes=SIZES)
+
+    def columns(width: int) -> list[str]:
+        return next(line for line in printed(width, lambda out: print_tree(out, shown)) if "Age" in line).split()
+
+    def text(width: int) -> str:
+        return "\n".join(printed(width, lambda out: print_tree(out, shown)))
+
+    assert "Note" in columns(200)
+    assert "long note about them" in text(200)
+    assert columns(142)[-1] == "Note"
+    assert "…" in text(142)
+    assert LONG in text(142)
+    assert columns(118)[-1] == "Consistency"
+    assert LONG in text(118)
+    assert columns(80)[-1] == "Memory"
+    assert LONG not in text(80)
+    first, second = (line for line in text(80).splitlines() if " a-rather-" in line)
+    assert "…" in first
+    assert "-1  " in first, "names differ at their ends"
+    assert "-2  " in second
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_a_list_never_cuts_figures_states_and_headers(width: int) -> None:
+    machines = [
+        reading(STORY, name="a-virtual-machine-with-a-long-name-1", sizes=SIZES),
+        reading([], name="fresh-01"),
+    ]
+    lines = printed(width, lambda out: print_list(out, [HOST], machines))
+    assert max(map(cell_len, lines)) <= width
+    (header,) = (line for line in lines if "  State " in line)
+    assert re.match(
+        "(Virtual machine|VM) +State +Snapshots( +Depth)? +Disk +(Saved memory|Memory)( +Current)?$", header
+    )
+    first, second = lines[lines.index(header) + 1 :]
+    assert first.startswith("a-")
+    assert "-1  pmsuspended  " in first
+    assert "  pmsuspended  " in second
+    assert words.figure(machines[0].costs.disk) in first
+    assert words.figure(machines[0].costs.memory) in first
+    assert ("Current" in header) == (width > 100)
+
+
+def test_what_is_piped_on_is_never_cut() -> None:
+    lines = printed(10_000, lambda out: print_tree(out, reading(STORY)), is_terminal=False)
+    assert any(LONG in line and STORY[1].description in line for line in lines)
