@@ -244,6 +244,8 @@ def test_a_terminal_asks(terminal: Terminal, answer: str, taken: bool) -> None:
             except OSError:
                 break  # the program ended, and with it the terminal's other side
     os.close(ours)
+    assert b"Opening the demo estate" in shown
+    assert b"Building" not in shown, "it is built already"
     assert program.returncode == (0 if taken else 3)
     assert (names(terminal.json("tree", "fresh-01")) == ["asked"]) == taken
     if taken:
@@ -267,6 +269,44 @@ def test_wrong_input_says_what_is_wrong(terminal: Terminal, arguments: tuple[str
     assert says in done.stderr
     assert "Traceback" not in done.stderr
     assert done.stdout == "" or status == 3
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("take", "fresh-01", "--disk-only", "anywhere", "-n"),
+        ("take", "--disk-only", "fresh-01", "-n", "anywhere"),
+        ("take", "-n", "--disk-only", "--", "fresh-01", "anywhere"),
+    ],
+)
+def test_options_stand_anywhere_among_names(terminal: Terminal, arguments: tuple[str, ...]) -> None:
+    plan = terminal.json(*arguments) if "--" not in arguments else json.loads(terminal.run("--json", *arguments).stdout)
+    (step,) = plan["steps"]
+    assert step["name"] == "anywhere"
+    assert step["memory"] == "no"
+
+
+def test_what_stands_after_two_dashes_is_a_name(terminal: Terminal) -> None:
+    done = terminal.run("revert", "--", "db-01", "-y")
+    assert done.returncode == 1
+    assert "“-y”" in done.stderr
+
+
+@pytest.mark.parametrize("command", ["take", "revert", "delete"])
+def test_wrong_usage_of_a_command_shows_its_own_usage(command: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "snaptree", command, "web-01", "some", "--nonsense"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"usage: snaptree {command} ")
+    assert "--nonsense" in done.stderr
+
+
+def test_help_says_what_every_status_means(terminal: Terminal) -> None:
+    assert "3 refused by a rule, or not agreed to" in " ".join(terminal.run("--help").stdout.split())
 
 
 @pytest.mark.parametrize("uri", ["qemu+unix:///system?socket=/nonexistent", "nonsense:///x"])
