@@ -207,6 +207,8 @@ def _snapshot_json(snapshot: Snapshot, reading: DomainReading) -> dict[str, Any]
         "frees": cost.frees.bytes,
         "memory": cost.memory.bytes,
         "confidence": cost.written.confidence.value,
+        "frees_confidence": cost.frees.confidence.value,
+        "memory_confidence": cost.memory.confidence.value,
         "disks": [{"target": disk.target, "layer": disk.frozen} for disk in snapshot.disks],
         "note": snapshot.description,
     }

@@ -100,7 +100,7 @@ def test_tree_as_json_has_the_keys_that_scripts_rely_on(terminal: Terminal) -> N
     for snapshot in tree["snapshots"]:
         assert set(snapshot) == {
             *("name", "parent", "kind", "state", "created", "consistency", "pinned", "written", "frees"),
-            *("memory", "confidence", "disks", "note"),
+            *("memory", "confidence", "frees_confidence", "memory_confidence", "disks", "note"),
         }
         assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", snapshot["created"])
         assert isinstance(snapshot["written"], int)
@@ -137,7 +137,8 @@ def test_take_revert_and_delete_plan_first_and_act_with_yes(terminal: Terminal) 
     plan = terminal.json("take", "db-01", "mine", "--internal", "--note", "my <b>note</b>", "-n")
     assert plan["refusals"] == []
     assert [step["kind"] for step in plan["steps"]] == ["take"]
-    assert set(plan["forecast"]) == {"copies", "frees", "peak_extra", "seconds", "pause_seconds"}
+    assert set(plan["forecast"]) == {"copies", "frees", "peak_extra", "seconds", "pause_seconds", "confidence"}
+    assert set(plan["forecast"]["confidence"]) == {"copies", "frees", "peak_extra"}
     assert terminal.json("tree", "db-01") | {"totals": None} == before | {"totals": None}, "a dry run changes nothing"
 
     done = terminal.json("take", "db-01", "mine", "--internal", "--note", "my <b>note</b>", "-y")
@@ -257,6 +258,8 @@ def test_a_terminal_asks(terminal: Terminal, answer: str, taken: bool) -> None:
     [
         (("tree", "nobody"), 1, "web-01"),
         (("delete", "web-01", "nonsense", "-y"), 1, "nonsense"),
+        (("delete", "db-01", "patchd", "-y"), 1, "There are: “patched”, "),
+        (("revert", "db-01", "quarterend", "-y"), 1, "There are: “quarter-end”, "),
         (("tree",), 2, "VM"),
         (("frobnicate",), 2, "frobnicate"),
         (("take", "web-01", "a/b", "-y"), 3, "a/b"),

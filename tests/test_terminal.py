@@ -16,7 +16,7 @@ from snaptree.model.costs import domain_costs
 from snaptree.model.estate import Domain, DomainLayers, DomainState, Snapshot
 from snaptree.model.figures import Confidence, Figure, exact
 from snaptree.model.tree import SnapshotTree
-from snaptree.terminal import DomainReading, print_list, print_tree
+from snaptree.terminal import DomainReading, print_list, print_tree, tree_json
 from tests.ui.values import HOST, MIB, layers_for, snapshot
 
 WIDTHS = (60, 61, 66, 72, 80, 100, 132, 200)
@@ -132,6 +132,16 @@ def test_a_list_never_cuts_figures_states_and_headers(width: int) -> None:
     assert words.figure(machines[0].costs.disk) in first
     assert words.figure(machines[0].costs.memory) in first
     assert ("Current" in header) == (width > 100)
+
+
+def test_json_says_how_sure_each_figure_is() -> None:
+    start, first, _ = tree_json(reading(STORY, sizes=SIZES))["snapshots"]
+    (inside,) = tree_json(reading([snapshot("inside", memory=True, internal=True)]))["snapshots"]
+    assert (start["written"], start["confidence"]) == (1000 * MIB, "exact")
+    assert (start["frees"], start["frees_confidence"]) == (None, "unknown")
+    assert (start["memory"], start["memory_confidence"]) == (0, "exact")
+    assert (first["memory"], first["memory_confidence"]) == (5 * MIB, "exact")
+    assert (inside["memory"], inside["memory_confidence"]) == (None, "unknown")
 
 
 def test_what_is_piped_on_is_never_cut() -> None:
