@@ -22,6 +22,7 @@ from snaptree.model.estate import Domain, DomainLayers, Host, Snapshot
 from snaptree.model.folding import NOW, RowId, fold
 from snaptree.model.lanes import LaneRow, draw_row, lay_out
 from snaptree.model.tree import SnapshotTree
+from snaptree.model.troubles import Severity, Trouble, troubles_of_layers, troubles_of_tree, worst_first
 from snaptree.plans.operation import Operation
 from snaptree.plans.plan import Plan
 from snaptree.plans.plan_json import describe_step, plan_to_json
@@ -36,6 +37,13 @@ class DomainReading:
     tree: SnapshotTree
     layers: DomainLayers
     costs: DomainCosts
+
+    @property
+    def troubles(self) -> tuple[Trouble, ...]:
+        """What is wrong with it, the worst first: what the window says too."""
+        return worst_first(
+            [*troubles_of_layers(self.tree, self.layers), *troubles_of_tree(self.tree, is_complete=True)]
+        )
 
 
 _ENDLESS = 10_000
@@ -189,8 +197,13 @@ def tree_json(reading: DomainReading) -> dict[str, Any]:
         "state": reading.domain.state.value,
         "current": reading.tree.current,
         "totals": {"disk": reading.costs.disk.bytes, "memory": reading.costs.memory.bytes},
+        "troubles": _troubles_json(reading),
         "snapshots": [_snapshot_json(snapshot, reading) for snapshot in reading.tree],
     }
+
+
+def _troubles_json(reading: DomainReading) -> list[dict[str, str]]:
+    return [{"severity": trouble.severity.word, "text": trouble.text} for trouble in reading.troubles]
 
 
 def _snapshot_json(snapshot: Snapshot, reading: DomainReading) -> dict[str, Any]:
@@ -223,6 +236,8 @@ def print_tree(out: Console, reading: DomainReading) -> None:
         style="bold",
         soft_wrap=False,
     )
+    for trouble in reading.troubles:
+        _print_trouble(out, trouble)
     layout = lay_out(fold(tree, unfolded=tree.snapshots).rows, straight_to=NOW)
     names = _Column("Snapshot", turn=3, cut=_Cut.MIDDLE, stays=True, kept=2 * layout.width + 1)
     ages = _Column("Age")
@@ -254,6 +269,12 @@ def print_tree(out: Console, reading: DomainReading) -> None:
     _print_table(out, columns)
 
 
+def _print_trouble(out: Console, trouble: Trouble, where: str = "", more: str = "") -> None:
+    """Print a trouble on a line of its own."""
+    style = "red" if trouble.severity is Severity.ERROR else "yellow"
+    out.print(f"{where}{trouble.severity.word}: {plain(trouble.text)}{more}", style=style)
+
+
 def _lanes_text(row: LaneRow[RowId], width: int, current: str | None) -> str:
     """A row's lines, with a mark for its node: full for snapshots, double for the current one, hollow for *Now*."""
     cells = draw_row(row, width)
@@ -262,6 +283,10 @@ def _lanes_text(row: LaneRow[RowId], width: int, current: str | None) -> str:
 
 
 # Lists
+
+
+_MARK = " !"
+"""Stands after the name of a machine that has troubles."""
 
 
 def list_json(hosts: Iterable[Host], readings: Iterable[DomainReading]) -> list[dict[str, Any]]:
@@ -281,6 +306,7 @@ def list_json(hosts: Iterable[Host], readings: Iterable[DomainReading]) -> list[
                     "depth": reading.tree.depth,
                     "current": reading.tree.current,
                     "totals": {"disk": reading.costs.disk.bytes, "memory": reading.costs.memory.bytes},
+                    "troubles": _troubles_json(reading),
                 }
                 for reading in machines
             ],
@@ -290,7 +316,7 @@ def list_json(hosts: Iterable[Host], readings: Iterable[DomainReading]) -> list[
 
 
 def print_list(out: Console, hosts: Iterable[Host], readings: Iterable[DomainReading]) -> None:
-    """Print hosts and their machines."""
+    """Print hosts and their machines. Below stands the worst trouble of each machine that is marked with a `!`."""
     for host, machines in _by_host(hosts, readings):
         disk = words.figure(host_disk(reading.costs for reading in machines))
         access = ", read-only" if host.read_only else ""
@@ -308,7 +334,7 @@ def print_list(out: Console, hosts: Iterable[Host], readings: Iterable[DomainRea
         for reading in machines:
             _add_row(
                 columns,
-                plain(reading.domain.name),
+                plain(reading.domain.name) + (_MARK if reading.troubles else ""),
                 reading.domain.state.value,
                 str(len(reading.tree)),
                 str(reading.tree.depth),
@@ -317,6 +343,10 @@ def print_list(out: Console, hosts: Iterable[Host], readings: Iterable[DomainRea
                 plain(reading.tree.current or "—"),
             )
         _print_table(out, columns)
+        for reading in machines:
+            if troubles := reading.troubles:
+                more = f" (and {len(troubles) - 1} more)" if len(troubles) > 1 else ""
+                _print_trouble(out, troubles[0], f"{plain(reading.domain.name)}: ", more)
 
 
 def _by_host(hosts: Iterable[Host], readings: Iterable[DomainReading]) -> list[tuple[Host, list[DomainReading]]]:

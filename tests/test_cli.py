@@ -94,7 +94,7 @@ def test_list_shows_every_machine_with_its_totals(terminal: Terminal) -> None:
 
 def test_tree_as_json_has_the_keys_that_scripts_rely_on(terminal: Terminal) -> None:
     tree = terminal.json("tree", "web-01")
-    assert set(tree) == {"domain", "host", "state", "current", "totals", "snapshots"}
+    assert set(tree) == {"domain", "host", "state", "current", "totals", "troubles", "snapshots"}
     assert len(tree["snapshots"]) >= 40
     assert tree["current"] in names(tree)
     for snapshot in tree["snapshots"]:
@@ -128,6 +128,30 @@ def test_the_drawn_tree_has_a_row_for_each_snapshot_and_now(terminal: Terminal) 
     assert rows[-1].startswith("○")
     assert "Now" in rows[-1]
     assert any("●─╮" in row for row in rows), "a fork is drawn"
+
+
+def test_a_lost_layer_is_said_by_every_command(terminal: Terminal) -> None:
+    lost = Path(terminal.json("tree", "clone-02")["snapshots"][-1]["disks"][0]["layer"])
+    aside = lost.rename(lost.with_name("aside"))
+    try:
+        tree = terminal.json("tree", "clone-02")
+        assert {"severity": "error", "text": f"The image {lost} is missing, and with it what it held."} in (
+            tree["troubles"]
+        )
+        text = terminal.run("tree", "clone-02").stdout.splitlines()
+        assert text[1].startswith("error: ")
+        assert any(line.startswith("error: ") and str(lost) in line for line in text)
+        (host,) = terminal.json("list")
+        by_name = {machine["domain"]: machine["troubles"] for machine in host["domains"]}
+        assert by_name["clone-02"] == tree["troubles"]
+        assert by_name["fresh-01"] == []
+        lines = terminal.run("list").stdout.splitlines()
+        assert any(line.startswith("clone-02 ! ") for line in lines)
+        assert any(line.startswith("clone-02: error: ") for line in lines)
+        assert any(re.match("fresh-01  +running", line) for line in lines)
+    finally:
+        aside.rename(lost)
+    assert terminal.json("tree", "clone-02")["troubles"] == []
 
 
 def test_take_revert_and_delete_plan_first_and_act_with_yes(terminal: Terminal) -> None:

@@ -6,6 +6,7 @@ import io
 import re
 import time
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 
 import pytest
 from rich.cells import cell_len
@@ -13,10 +14,10 @@ from rich.console import Console
 
 from snaptree import words
 from snaptree.model.costs import domain_costs
-from snaptree.model.estate import Domain, DomainLayers, DomainState, Snapshot
+from snaptree.model.estate import DiskChain, Domain, DomainLayers, DomainState, Snapshot
 from snaptree.model.figures import Confidence, Figure, exact
 from snaptree.model.tree import SnapshotTree
-from snaptree.terminal import DomainReading, print_list, print_tree, tree_json
+from snaptree.terminal import DomainReading, list_json, print_list, print_tree, tree_json
 from tests.ui.values import HOST, MIB, layers_for, snapshot
 
 WIDTHS = (60, 61, 66, 72, 80, 100, 132, 200)
@@ -132,6 +133,30 @@ def test_a_list_never_cuts_figures_states_and_headers(width: int) -> None:
     assert words.figure(machines[0].costs.disk) in first
     assert words.figure(machines[0].costs.memory) in first
     assert ("Current" in header) == (width > 100)
+
+
+def test_troubles_stand_under_the_heading_and_in_lists() -> None:
+    sound = reading(STORY, name="sound-01")
+    layers = replace(layers_for(sound.tree), chains=(DiskChain("vda", (), "no header"),))
+    broken = reading([snapshot("start", problem="bad XML")], name="broken-01", layers=layers)
+    troubles = [
+        {"severity": "error", "text": "Disk vda: no header"},
+        {"severity": "warning", "text": "Snapshot “start”: bad XML"},
+    ]
+    assert printed(80, lambda out: print_tree(out, broken))[1:3] == [
+        "error: Disk vda: no header",
+        "warning: Snapshot “start”: bad XML",
+    ]
+    assert printed(80, lambda out: print_tree(out, sound))[1].startswith("Snapshot  ")
+    assert tree_json(broken)["troubles"] == troubles
+    assert tree_json(sound)["troubles"] == []
+
+    lines = printed(80, lambda out: print_list(out, [HOST], [broken, sound]))
+    assert any(line.startswith("broken-01 !  ") for line in lines)
+    assert any(line.startswith("sound-01  ") for line in lines)
+    assert lines[-1] == "broken-01: error: Disk vda: no header (and 1 more)"
+    (host,) = list_json([HOST], [broken, sound])
+    assert [domain["troubles"] for domain in host["domains"]] == [troubles, []]
 
 
 def test_json_says_how_sure_each_figure_is() -> None:
