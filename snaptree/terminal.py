@@ -126,14 +126,25 @@ class _Column:
         """Columns of the screen that it takes."""
         return max(cell_len(self.title), *(cell.cell_len for cell in self.cells), 0)
 
+    @property
+    def least(self) -> int:
+        """The width down to which it can be cut."""
+        if self.cut is _Cut.NOTHING:
+            text = max((cell.cell_len for cell in self.cells), default=0)
+        else:
+            text = self.kept + _SHORTEST
+        return min(self.width, max(cell_len(self.short_title or self.title), text))
+
     def narrow(self, width: int) -> None:
-        """Cut its cells to a width, or as far as they can be."""
-        self.title = self.short_title or self.title
-        width = max(width, cell_len(self.title), self.kept + _SHORTEST)
+        """Cut its title and cells to a width that is not less than its `least`."""
+        if cell_len(self.title) > width:
+            self.title = self.short_title
         for index, cell in enumerate(self.cells):
-            if cell.cell_len > width and self.cut is _Cut.END:
+            if cell.cell_len <= width:
+                continue
+            if self.cut is _Cut.END:
                 cell.truncate(width, overflow="ellipsis")
-            elif cell.cell_len > width and self.cut is _Cut.MIDDLE:
+            else:
                 self.cells[index] = _without_middle(cell, self.kept + (width - self.kept) // 2, width)
 
 
@@ -172,13 +183,24 @@ def _print_table(out: Console, columns: Sequence[_Column]) -> None:
 def _those_that_fit(columns: Sequence[_Column], room: int) -> list[_Column]:
     """The columns that are shown in so much room, cut or left out in their turn."""
     shown = list(columns)
-    for column in sorted((column for column in columns if column.turn), key=lambda column: column.turn):
-        excess = _width_of(shown) - room
-        if excess > 0 and (column.cut is not _Cut.NOTHING or column.short_title):
-            column.narrow(column.width - excess)
-            excess = _width_of(shown) - room
-        if excess > 0 and not column.stays:
-            shown.remove(column)
+    widths = [column.width for column in columns]
+    by_turn = sorted((column for column in columns if column.turn), key=lambda column: column.turn)
+
+    def slack() -> int:
+        return room - sum(widths) - _GAP * (len(shown) - 1)
+
+    for column in by_turn:
+        place = shown.index(column)
+        widths[place] = max(column.least, min(widths[place], widths[place] + slack()))
+        if slack() < 0 and not column.stays:
+            del shown[place], widths[place]
+    for column in reversed(by_turn):  # what left last may have left more room than was missing
+        if column in shown and slack() > 0:
+            place = shown.index(column)
+            widths[place] = min(column.width, widths[place] + slack())
+    for column, width in zip(shown, widths, strict=True):
+        if width < column.width:
+            column.narrow(width)
     return shown
 
 
