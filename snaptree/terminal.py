@@ -6,7 +6,8 @@ import datetime as dt
 import json
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import Any
@@ -18,7 +19,7 @@ from rich.text import Text
 
 from snaptree import words
 from snaptree.model.costs import DomainCosts, host_disk
-from snaptree.model.estate import Domain, DomainLayers, Host, Snapshot
+from snaptree.model.estate import Domain, DomainLayers, Host, Snapshot, SnapshotKind
 from snaptree.model.folding import NOW, RowId, fold
 from snaptree.model.lanes import LaneRow, draw_row, lay_out
 from snaptree.model.tree import SnapshotTree
@@ -250,10 +251,16 @@ def _snapshot_json(snapshot: Snapshot, reading: DomainReading) -> dict[str, Any]
 
 
 def print_tree(out: Console, reading: DomainReading) -> None:
-    """Print one machine's tree, drawn in lanes, oldest first."""
+    """Print one machine's tree, drawn in lanes, oldest first.
+
+    Where it mixes kinds the heading names the usual one, and the others are marked: as in the window.
+    """
     domain, costs, tree = reading.domain, reading.costs, reading.tree
+    kinds = Counter(snapshot.kind for snapshot in tree)
+    usual = kinds.most_common(1)[0][0] if kinds else None
+    mostly = f", mostly {words.kind(usual)}" if usual is not None and len(kinds) > 1 else ""
     out.print(
-        f"{plain(domain.name)}  ({domain.state.value}; {words.count(len(tree), 'snapshot')}; "
+        f"{plain(domain.name)}  ({domain.state.value}; {words.count(len(tree), 'snapshot')}{mostly}; "
         f"disk {words.figure(costs.disk)}; saved memory {words.figure(costs.memory)})",
         style="bold",
         soft_wrap=False,
@@ -262,16 +269,17 @@ def print_tree(out: Console, reading: DomainReading) -> None:
         _print_trouble(out, trouble)
     layout = lay_out(fold(tree, unfolded=tree.snapshots).rows, straight_to=NOW)
     names = _Column("Snapshot", turn=3, cut=_Cut.MIDDLE, stays=True, kept=2 * layout.width + 1)
+    marks = _Column("Marks", turn=4, cut=_Cut.END)
     ages = _Column("Age")
     written, frees, memory = (_Column(title, right=True) for title in ("Written", "Frees", "Memory"))
     consistency = _Column("Consistency", turn=2)
     notes = _Column("Note", turn=1, cut=_Cut.END)
-    columns = (names, ages, written, frees, memory, consistency, notes)
+    columns = (names, marks, ages, written, frees, memory, consistency, notes)
     now = time.time()
     for row in layout:
         lanes = Text(_lanes_text(row, layout.width, tree.current), style="cyan")
         if not isinstance(row.id, str):
-            _add_row(columns, lanes + Text("Now", style="bold"), "", words.figure(costs.now), "", "", "", "")
+            _add_row(columns, lanes + Text("Now", style="bold"), "", "", words.figure(costs.now), "", "", "", "")
             continue
         snapshot = tree[row.id]
         cost = costs.snapshots[row.id]
@@ -279,6 +287,7 @@ def print_tree(out: Console, reading: DomainReading) -> None:
         _add_row(
             columns,
             lanes + name,
+            ", ".join(_marks(snapshot, usual, reading.layers)),
             words.age(now - snapshot.created),
             words.figure(cost.written),
             words.figure(cost.frees),
@@ -288,7 +297,25 @@ def print_tree(out: Console, reading: DomainReading) -> None:
         )
     if memory.is_empty:
         memory.turn = 2
-    _print_table(out, columns)
+    _print_table(out, [column for column in columns if column is not marks or not marks.is_empty])
+
+
+def _marks(snapshot: Snapshot, usual: SnapshotKind | None, layers: DomainLayers) -> Iterator[str]:
+    """What is worth knowing of a snapshot besides its figures, in the words of the window's badges."""
+    if snapshot.problem:
+        yield "damaged"
+    if snapshot.delete_in_progress:
+        yield "delete interrupted"
+    if any((image := layers.images.get(disk.frozen or "")) and image.is_missing for disk in snapshot.disks):
+        yield "image missing"
+    if snapshot.annotations.pinned:
+        yield "pinned"
+    if snapshot.annotations.known_good:
+        yield "known good"
+    if snapshot.annotations.safety:
+        yield "safety"
+    if snapshot.kind is not usual:
+        yield words.kind(snapshot.kind)
 
 
 def _print_trouble(out: Console, trouble: Trouble, where: str = "", more: str = "") -> None:

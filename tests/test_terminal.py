@@ -14,7 +14,7 @@ from rich.console import Console
 
 from snaptree import words
 from snaptree.model.costs import domain_costs
-from snaptree.model.estate import DiskChain, Domain, DomainLayers, DomainState, Snapshot
+from snaptree.model.estate import Annotations, DiskChain, Domain, DomainLayers, DomainState, Snapshot
 from snaptree.model.figures import Confidence, Figure, exact
 from snaptree.model.tree import SnapshotTree
 from snaptree.terminal import DomainReading, list_json, print_list, print_tree, tree_json
@@ -133,6 +133,59 @@ def test_a_list_never_cuts_figures_states_and_headers(width: int) -> None:
     assert words.figure(machines[0].costs.disk) in first
     assert words.figure(machines[0].costs.memory) in first
     assert ("Current" in header) == (width > 100)
+
+
+MARKED = (
+    snapshot("plain", days=20),
+    snapshot("kept", "plain", days=19, annotations=Annotations(pinned=True)),
+    snapshot("good", "kept", days=18, annotations=Annotations(pinned=True, known_good=True)),
+    snapshot("saved", "good", days=17, annotations=Annotations(safety=True)),
+    snapshot("inside", "saved", days=16, internal=True),
+    snapshot("bad", "inside", days=15, problem="bad XML"),
+)
+
+
+@pytest.mark.parametrize("width", [60, 80, 10_000])
+def test_a_tree_marks_what_the_window_has_badges_for(width: int) -> None:
+    lines = printed(width, lambda out: print_tree(out, reading(MARKED)), is_terminal=width < 10_000)
+    assert "6 snapshots, mostly external; " in " ".join(lines)
+    rows = {match[1]: line for line in lines if (match := re.match(r"[│●◉] (\w+)", line))}
+    for name, marks in (
+        ("plain", ""),
+        ("kept", "pinned"),
+        ("good", "pinned, known good"),
+        ("saved", "safety"),
+        ("inside", "internal"),
+        ("bad", "damaged"),
+    ):
+        age = words.age(time.time() - next(each.created for each in MARKED if each.name == name))
+        assert re.match(rf". {name}  +{marks}{'  +' if marks else ''}{age} ", rows[name])
+
+
+def test_a_tree_of_one_kind_without_marks_has_no_column_for_them() -> None:
+    text = "\n".join(printed(120, lambda out: print_tree(out, reading(STORY))))
+    assert "Marks" not in text
+    assert "mostly" not in text
+    assert "external" not in text
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_marks_are_cut_after_names_and_before_figures(width: int) -> None:
+    marks = Annotations(pinned=True, known_good=True, safety=True)
+    many = snapshot(f"{LONG}-3", STORY[-1].name, days=1, internal=True, annotations=marks)
+    lines = printed(width, lambda out: print_tree(out, reading([*STORY[1:], many], sizes=SIZES)))
+    assert max(map(cell_len, lines)) <= width
+    (row,) = (line for line in lines if "-3 " in line)
+    assert re.search(r"-3  pinned, known good, safety, internal  a day " if width >= 100 else "-3  pin.*…  a day ", row)
+    assert (LONG in row) == (width >= 200)
+
+
+def test_a_column_that_is_left_out_leaves_its_room_to_names() -> None:
+    machines = [reading(STORY, name="a-virtual-machine-with-a-long-name-1", sizes=SIZES)]
+    lines = printed(56, lambda out: print_list(out, [HOST], machines))
+    assert "Depth" not in lines[1]
+    assert cell_len(lines[1]) == 56, "the name takes what Depth left"
+    assert "…" in lines[2]
 
 
 def test_troubles_stand_under_the_heading_and_in_lists() -> None:
