@@ -30,7 +30,7 @@ EXIT_REFUSED = 3
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run `snaptree` and return its exit status: 0 done, 1 an error, 2 wrong usage, 3 a refusal."""
+    """Run `snaptree` and return its exit status: 0 done, 1 an error, 2 wrong usage, 3 refused or not agreed to."""
     try:
         try:
             options = _parser().parse_args(arguments)
@@ -81,6 +81,28 @@ def _stopped_by_signals() -> Iterator[None]:
 # Arguments
 
 
+class _CommandParser(argparse.ArgumentParser):
+    """The parser of one command: options stand anywhere among its names, and what it does not know is its own error."""
+
+    _is_mixing = False
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse what stands after the command. Nothing is left over."""
+        if self._is_mixing:  # argparse comes back here from within the call below
+            return super().parse_known_args(args, namespace)
+        if "--" in args:  # mixing loses it, and takes names that begin with a dash for options
+            options, unknown = super().parse_known_args(args, namespace)
+        else:
+            self._is_mixing = True
+            try:
+                options, unknown = self.parse_known_intermixed_args(args, namespace)
+            finally:
+                self._is_mixing = False
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return options, unknown
+
+
 def _parser() -> argparse.ArgumentParser:
     common = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
     where = common.add_argument_group("where")
@@ -102,11 +124,11 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
         description="Snapshot trees of libvirt virtual machines: seen, costed and changed safely. "
         "Without a command, the window opens.",
-        epilog="Exit status: 0 done, 1 an error, 2 wrong usage, 3 refused by a rule.",
+        epilog="Exit status: 0 done, 1 an error, 2 wrong usage, 3 refused by a rule, or not agreed to.",
     )
     parser.add_argument("--version", action="version", version=f"snaptree {__version__}")
     parser.set_defaults(run=_open_window)
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
+    commands: Any = parser.add_subparsers(title="commands", metavar="COMMAND", parser_class=_CommandParser)
 
     def command(name: str, text: str, run: Callable[[argparse.Namespace], int], *, changes: bool = False) -> Any:
         added = commands.add_parser(
@@ -218,14 +240,15 @@ def _demo_estate(directory: Path | None) -> Iterator[str]:
         transient=True,
         disable=not out.is_terminal,
     )
-    task = bar.add_task("Building the demo estate", total=None)
 
     def on_progress(progress: DemoProgress) -> None:
         bar.update(task, description=progress.doing, completed=progress.done, total=progress.total)
 
-    with bar:
-        estate = DemoEstate.create(directory, on_progress)
+    estate = DemoEstate.prepare(directory)
     try:
+        task = bar.add_task(f"{'Opening' if estate.is_built else 'Building'} the demo estate", total=None)
+        with bar:
+            estate.build(on_progress)
         yield estate.uri
     finally:
         estate.close()

@@ -94,13 +94,13 @@ def test_list_shows_every_machine_with_its_totals(terminal: Terminal) -> None:
 
 def test_tree_as_json_has_the_keys_that_scripts_rely_on(terminal: Terminal) -> None:
     tree = terminal.json("tree", "web-01")
-    assert set(tree) == {"domain", "host", "state", "current", "totals", "snapshots"}
+    assert set(tree) == {"domain", "host", "state", "current", "totals", "troubles", "snapshots"}
     assert len(tree["snapshots"]) >= 40
     assert tree["current"] in names(tree)
     for snapshot in tree["snapshots"]:
         assert set(snapshot) == {
             *("name", "parent", "kind", "state", "created", "consistency", "pinned", "written", "frees"),
-            *("memory", "confidence", "disks", "note"),
+            *("memory", "confidence", "frees_confidence", "memory_confidence", "disks", "note"),
         }
         assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", snapshot["created"])
         assert isinstance(snapshot["written"], int)
@@ -130,6 +130,30 @@ def test_the_drawn_tree_has_a_row_for_each_snapshot_and_now(terminal: Terminal) 
     assert any("●─╮" in row for row in rows), "a fork is drawn"
 
 
+def test_a_lost_layer_is_said_by_every_command(terminal: Terminal) -> None:
+    lost = Path(terminal.json("tree", "clone-02")["snapshots"][-1]["disks"][0]["layer"])
+    aside = lost.rename(lost.with_name("aside"))
+    try:
+        tree = terminal.json("tree", "clone-02")
+        assert {"severity": "error", "text": f"The image {lost} is missing, and with it what it held."} in (
+            tree["troubles"]
+        )
+        text = terminal.run("tree", "clone-02").stdout.splitlines()
+        assert text[1].startswith("error: ")
+        assert any(line.startswith("error: ") and str(lost) in line for line in text)
+        (host,) = terminal.json("list")
+        by_name = {machine["domain"]: machine["troubles"] for machine in host["domains"]}
+        assert by_name["clone-02"] == tree["troubles"]
+        assert by_name["fresh-01"] == []
+        lines = terminal.run("list").stdout.splitlines()
+        assert any(line.startswith("clone-02 ! ") for line in lines)
+        assert any(line.startswith("clone-02: error: ") for line in lines)
+        assert any(re.match("fresh-01  +running", line) for line in lines)
+    finally:
+        aside.rename(lost)
+    assert terminal.json("tree", "clone-02")["troubles"] == []
+
+
 def test_take_revert_and_delete_plan_first_and_act_with_yes(terminal: Terminal) -> None:
     before = terminal.json("tree", "db-01")
     content = digest_of_now(terminal, "db-01")
@@ -137,7 +161,8 @@ def test_take_revert_and_delete_plan_first_and_act_with_yes(terminal: Terminal) 
     plan = terminal.json("take", "db-01", "mine", "--internal", "--note", "my <b>note</b>", "-n")
     assert plan["refusals"] == []
     assert [step["kind"] for step in plan["steps"]] == ["take"]
-    assert set(plan["forecast"]) == {"copies", "frees", "peak_extra", "seconds", "pause_seconds"}
+    assert set(plan["forecast"]) == {"copies", "frees", "peak_extra", "seconds", "pause_seconds", "confidence"}
+    assert set(plan["forecast"]["confidence"]) == {"copies", "frees", "peak_extra"}
     assert terminal.json("tree", "db-01") | {"totals": None} == before | {"totals": None}, "a dry run changes nothing"
 
     done = terminal.json("take", "db-01", "mine", "--internal", "--note", "my <b>note</b>", "-y")
@@ -244,6 +269,8 @@ def test_a_terminal_asks(terminal: Terminal, answer: str, taken: bool) -> None:
             except OSError:
                 break  # the program ended, and with it the terminal's other side
     os.close(ours)
+    assert b"Opening the demo estate" in shown
+    assert b"Building" not in shown, "it is built already"
     assert program.returncode == (0 if taken else 3)
     assert (names(terminal.json("tree", "fresh-01")) == ["asked"]) == taken
     if taken:
@@ -255,6 +282,8 @@ def test_a_terminal_asks(terminal: Terminal, answer: str, taken: bool) -> None:
     [
         (("tree", "nobody"), 1, "web-01"),
         (("delete", "web-01", "nonsense", "-y"), 1, "nonsense"),
+        (("delete", "db-01", "patchd", "-y"), 1, "There are: “patched”, "),
+        (("revert", "db-01", "quarterend", "-y"), 1, "There are: “quarter-end”, "),
         (("tree",), 2, "VM"),
         (("frobnicate",), 2, "frobnicate"),
         (("take", "web-01", "a/b", "-y"), 3, "a/b"),
@@ -267,6 +296,44 @@ def test_wrong_input_says_what_is_wrong(terminal: Terminal, arguments: tuple[str
     assert says in done.stderr
     assert "Traceback" not in done.stderr
     assert done.stdout == "" or status == 3
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("take", "fresh-01", "--disk-only", "anywhere", "-n"),
+        ("take", "--disk-only", "fresh-01", "-n", "anywhere"),
+        ("take", "-n", "--disk-only", "--", "fresh-01", "anywhere"),
+    ],
+)
+def test_options_stand_anywhere_among_names(terminal: Terminal, arguments: tuple[str, ...]) -> None:
+    plan = terminal.json(*arguments) if "--" not in arguments else json.loads(terminal.run("--json", *arguments).stdout)
+    (step,) = plan["steps"]
+    assert step["name"] == "anywhere"
+    assert step["memory"] == "no"
+
+
+def test_what_stands_after_two_dashes_is_a_name(terminal: Terminal) -> None:
+    done = terminal.run("revert", "--", "db-01", "-y")
+    assert done.returncode == 1
+    assert "“-y”" in done.stderr
+
+
+@pytest.mark.parametrize("command", ["take", "revert", "delete"])
+def test_wrong_usage_of_a_command_shows_its_own_usage(command: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "snaptree", command, "web-01", "some", "--nonsense"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"usage: snaptree {command} ")
+    assert "--nonsense" in done.stderr
+
+
+def test_help_says_what_every_status_means(terminal: Terminal) -> None:
+    assert "3 refused by a rule, or not agreed to" in " ".join(terminal.run("--help").stdout.split())
 
 
 @pytest.mark.parametrize("uri", ["qemu+unix:///system?socket=/nonexistent", "nonsense:///x"])

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from types import MappingProxyType
 
 from snaptree.model.errors import VanishedError
 from snaptree.model.estate import Snapshot
+from snaptree.model.tree import SnapshotTree
 from snaptree.plans import rules
 from snaptree.plans.aftermath import after
 from snaptree.plans.facts import Facts
 from snaptree.plans.plan import Action, Finding, Forecast, Plan, RemoveLeftover, Step, Undo
 from snaptree.plans.rule import Case, action_of
 from snaptree.plans.situation import Situation
-from snaptree.plans.wording import plain, quoted
+from snaptree.plans.wording import MOST_NAMED, plain, quoted, snapshots_named
 
 
 class Draft:
@@ -95,6 +97,15 @@ def find_snapshot(situation: Situation, name: str) -> Snapshot:
     if snapshot is None:
         raise VanishedError(
             f"{plain(situation.domain.name)} has no snapshot named {quoted(name)}.",
-            hint="It may have been deleted meanwhile. Look at the tree as it is now.",
+            hint=f"It may have been deleted meanwhile. {_there_are(situation.tree, name)}",
         )
     return snapshot
+
+
+def _there_are(tree: SnapshotTree, name: str) -> str:
+    """Snapshots that exist, those with the most similar names first."""
+    if not len(tree):
+        return "There are none."
+    by_folded = {known.casefold(): known for known in tree.snapshots}
+    close = [by_folded[folded] for folded in get_close_matches(name.casefold(), by_folded, n=MOST_NAMED)]
+    return f"There are: {snapshots_named(dict.fromkeys([*close, *tree.snapshots]))}."

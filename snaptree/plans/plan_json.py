@@ -84,6 +84,11 @@ def plan_to_json(plan: Plan) -> dict[str, Any]:
             "peak_extra": forecast.peak_extra.bytes,
             "seconds": forecast.seconds,
             "pause_seconds": forecast.pause_seconds,
+            "confidence": {
+                "copies": forecast.copies.confidence.value,
+                "frees": forecast.frees.confidence.value,
+                "peak_extra": forecast.peak_extra.confidence.value,
+            },
         },
         "warnings": [{"rule": warning.rule, "reason": warning.reason} for warning in plan.warnings],
         "refusals": [

@@ -4,20 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from snaptree.model.text import plain as plain
+from snaptree.model.text import quoted as quoted
+
 MOST_NAMED = 3
 """How many of a list are named before "and 4 more"."""
-
-
-def plain(text: str) -> str:
-    """Text with everything that would move the cursor or reverse the line written as an escape."""
-    if text.isprintable():
-        return text
-    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
-
-
-def quoted(name: str) -> str:
-    """A snapshot's name as it stands in a sentence."""
-    return f"“{plain(name)}”"
 
 
 def listed(items: Iterable[str]) -> str:

@@ -22,9 +22,10 @@ from PySide6.QtWidgets import (
 )
 
 from snaptree.model.estate import DomainState
+from snaptree.model.troubles import Severity
 from snaptree.ui import icons
 from snaptree.ui.estate_model import Column, EstateModel, Order
-from snaptree.ui.machine import MachineId, Severity
+from snaptree.ui.machine import MachineId
 from snaptree.ui.theme import Colours, colours_of
 
 if TYPE_CHECKING:

@@ -19,11 +19,11 @@ from PySide6.QtWidgets import (
 from snaptree import words
 from snaptree.model.costs import selection_frees
 from snaptree.model.figures import NOTHING, Figure, total, unknown
+from snaptree.model.troubles import Severity, Trouble
 from snaptree.plans.plan import Action
 from snaptree.plans.wording import listed, plain, version
 from snaptree.ui.labels import ElidedLabel, PlainLabel, SectionTitle
 from snaptree.ui.layer_stack import LayerStack, stacks_of
-from snaptree.ui.machine import Severity
 from snaptree.ui.plan_view import Notice
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from snaptree.ui.actions import Actions
     from snaptree.ui.availability import Selection
     from snaptree.ui.estate import HostEntry
-    from snaptree.ui.machine import Machine, Trouble
+    from snaptree.ui.machine import Machine
 
 MEANT_WIDTH = 320
 _MARGIN = 12

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from enum import IntEnum
 from functools import cached_property
 from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
 
 from snaptree.model.estate import Consistency, SnapshotKind
 from snaptree.model.figures import Figure, unknown
-from snaptree.plans.wording import plain, quoted
+from snaptree.model.troubles import Severity, Trouble, troubles_of_layers, troubles_of_tree, worst_first
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -20,9 +19,6 @@ if TYPE_CHECKING:
     from snaptree.model.errors import SnapTreeError
     from snaptree.model.estate import Domain, Snapshot
     from snaptree.model.tree import SnapshotTree
-
-DEEP_CHAIN = 30
-"""Layers from which on a chain is worth a warning: each one slows the guest's reads, and libvirt ends at 200."""
 
 _SAMPLE = 500
 
@@ -34,21 +30,6 @@ class MachineId(NamedTuple):
 
     uri: str
     uuid: str
-
-
-class Severity(IntEnum):
-    """How bad a trouble is."""
-
-    WARNING = 1
-    ERROR = 2
-
-
-@dataclass(frozen=True, slots=True)
-class Trouble:
-    """Something that an administrator should know about a machine."""
-
-    severity: Severity
-    text: str
 
 
 @dataclass(frozen=True)
@@ -113,7 +94,7 @@ class Machine:
     @cached_property
     def troubles(self) -> tuple[Trouble, ...]:
         """What is wrong with it, the worst first."""
-        return tuple(sorted(self._troubles(), key=lambda trouble: -trouble.severity))
+        return worst_first(self._troubles())
 
     @property
     def worst(self) -> Trouble | None:
@@ -124,28 +105,6 @@ class Machine:
         if self.error is not None:
             yield Trouble(Severity.ERROR, self.error.summary)
         if self.costs is not None:
-            for chain in self.costs.layers.chains:
-                if chain.problem:
-                    yield Trouble(Severity.ERROR, f"Disk {plain(chain.target)}: {plain(chain.problem)}")
-                if len(chain.layers) >= DEEP_CHAIN:
-                    yield Trouble(
-                        Severity.WARNING,
-                        f"Disk {plain(chain.target)} stands on a chain of {len(chain.layers)} layers: slow reads.",
-                    )
-            # Overlays may be missing: libvirt unlinks the last one of a branch when it leaves it. Content may not.
-            images = self.costs.layers.images
-            for path in sorted({disk.frozen for snapshot in self.tree or () for disk in snapshot.disks if disk.frozen}):
-                if path in images and images[path].is_missing:
-                    yield Trouble(Severity.ERROR, f"The image {plain(path)} is missing, and with it what it held.")
+            yield from troubles_of_layers(self.tree, self.costs.layers)
         if self.tree is not None:
-            yield from _troubles_of(self.tree, is_complete=self.reading is not None and self.reading.complete)
-
-
-def _troubles_of(tree: SnapshotTree, *, is_complete: bool) -> Iterator[Trouble]:
-    for snapshot in tree:
-        if snapshot.problem:
-            yield Trouble(Severity.WARNING, f"Snapshot {quoted(snapshot.name)}: {plain(snapshot.problem)}")
-        if snapshot.delete_in_progress:
-            yield Trouble(Severity.WARNING, f"A delete below snapshot {quoted(snapshot.name)} was interrupted.")
-    if is_complete and len(tree) and tree.current is None:
-        yield Trouble(Severity.WARNING, "libvirt knows of no current snapshot: what runs now descends from none.")
+            yield from troubles_of_tree(self.tree, is_complete=self.reading is not None and self.reading.complete)

@@ -91,7 +91,13 @@ def test_every_document_has_the_same_keys(plan: Plan) -> None:
     assert list(document) == [
         "action", "domain", "snapshots", "steps", "forecast", "warnings", "refusals", "undo",
     ]  # fmt: skip
-    assert list(document["forecast"]) == ["copies", "frees", "peak_extra", "seconds", "pause_seconds"]
+    assert list(document["forecast"]) == ["copies", "frees", "peak_extra", "seconds", "pause_seconds", "confidence"]
+    assert document["forecast"]["confidence"] == {
+        "copies": plan.forecast.copies.confidence.value,
+        "frees": plan.forecast.frees.confidence.value,
+        "peak_extra": plan.forecast.peak_extra.confidence.value,
+    }
+    assert "confidence" not in plan_to_record(plan)["forecast"], "the journal keeps whole figures"
     assert all({"kind", "says"} <= set(step) for step in document["steps"])
     assert all(set(warning) == {"rule", "reason"} for warning in document["warnings"])
     assert all(set(refusal) == {"rule", "reason", "remedy"} for refusal in document["refusals"])

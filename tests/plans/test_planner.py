@@ -368,6 +368,17 @@ def test_a_snapshot_that_is_gone_is_said_to_be(intention: Revert | Delete) -> No
         make_plan(intention, a_machine().external("a").build())
 
 
+def test_names_that_exist_are_said_the_most_similar_first() -> None:
+    machine = a_machine()
+    for name in ("start", "middle", "before-upgrade", "other", "after-upgrade", "end"):
+        machine = machine.external(name)
+    with pytest.raises(VanishedError) as raised:
+        make_plan(Revert("Before-Upgrad"), machine.build())
+    assert raised.value.hint.endswith("There are: “before-upgrade”, “after-upgrade”, “start” and 3 more.")
+    with pytest.raises(VanishedError, match="There are none"):
+        make_plan(Delete(("nope",)), a_machine().build())
+
+
 def test_deleting_nothing_is_asked_back() -> None:
     with pytest.raises(SnapTreeError, match="No snapshot was named"):
         make_plan(Delete(()), a_machine().external("a").build())

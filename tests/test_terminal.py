@@ -1,0 +1,227 @@
+"""What the terminal commands print, from plain values: on screens of any width, and of machines in trouble."""
+
+from __future__ import annotations
+
+import io
+import re
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+
+import pytest
+from rich.cells import cell_len
+from rich.console import Console
+
+from snaptree import words
+from snaptree.model.costs import domain_costs
+from snaptree.model.estate import Annotations, DiskChain, Domain, DomainLayers, DomainState, Snapshot
+from snaptree.model.figures import Confidence, Figure, exact
+from snaptree.model.tree import SnapshotTree
+from snaptree.terminal import DomainReading, list_json, print_list, print_tree, tree_json
+from tests.ui.values import HOST, MIB, layers_for, snapshot
+
+WIDTHS = (60, 61, 66, 72, 80, 100, 132, 200)
+
+
+def reading(
+    snapshots: Iterable[Snapshot],
+    *,
+    name: str = "web-01",
+    sizes: Mapping[str, Figure] | None = None,
+    layers: DomainLayers | None = None,
+) -> DomainReading:
+    every = list(snapshots)
+    tree = SnapshotTree.build(every, every[-1].name if every else None)
+    layers = layers or layers_for(tree, sizes or {})
+    domain = Domain(name, name, DomainState.SUSPENDED, is_persistent=True, snapshot_count=len(tree))
+    return DomainReading(HOST, domain, tree, layers, domain_costs(tree, layers))
+
+
+def printed(width: int, show: Callable[[Console], None], *, is_terminal: bool = True) -> list[str]:
+    """Lines as they stand on a screen so wide."""
+    out = Console(
+        file=io.StringIO(),
+        width=width,
+        force_terminal=is_terminal,
+        color_system=None,
+        soft_wrap=True,
+        highlight=False,
+        markup=False,
+        emoji=False,
+    )
+    show(out)
+    assert isinstance(out.file, io.StringIO)
+    return [line.rstrip() for line in out.file.getvalue().splitlines()]
+
+
+LONG = "a-rather-long-name-of-a-snapshot-that-somebody-chose"
+
+STORY = (
+    snapshot("start", days=400, note="The beginning of all things, and a long note about them"),
+    snapshot(f"{LONG}-1", "start", days=33, memory=True, note="二回目。拡張機能を先に入れてから移行した"),
+    snapshot(f"{LONG}-2", "start", days=2, memory=True),
+)
+
+SIZES = {
+    "disk": exact(1000 * MIB),
+    "start": Figure(1023 * MIB, Confidence.UPPER_BOUND),
+    f"{LONG}-2": Figure(700 * MIB, Confidence.LIVE),
+}
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_a_tree_never_cuts_figures_ages_and_headers(width: int) -> None:
+    shown = reading(STORY, sizes=SIZES)
+    lines = printed(width, lambda out: print_tree(out, shown))
+    assert max(map(cell_len, lines)) <= width
+    (header,) = (line for line in lines if line.startswith("Snapshot"))
+    assert header.split() == [
+        *("Snapshot", "Age", "Written", "Frees", "Memory", "Consistency", "Note")[: len(header.split())]
+    ]
+    rows = lines[lines.index(header) + 1 :]
+    assert len(rows) == 4
+    for row, taken in zip(rows, shown.tree, strict=False):
+        cost = shown.costs.snapshots[taken.name]
+        assert f"  {words.age(time.time() - taken.created)}  " in row
+        assert words.figure(cost.written) in row
+        if cost.memory.bytes:
+            assert f"  {words.figure(cost.memory)}" in row
+    assert words.figure(shown.costs.now) in rows[-1]
+    assert words.figure(shown.costs.disk) in " ".join(lines)
+
+
+def test_a_narrow_tree_gives_up_notes_then_consistency_then_the_middle_of_names() -> None:
+    shown = reading(STORY, sizes=SIZES)
+
+    def columns(width: int) -> list[str]:
+        return next(line for line in printed(width, lambda out: print_tree(out, shown)) if "Age" in line).split()
+
+    def text(width: int) -> str:
+        return "\n".join(printed(width, lambda out: print_tree(out, shown)))
+
+    assert "Note" in columns(200)
+    assert "long note about them" in text(200)
+    assert columns(142)[-1] == "Note"
+    assert "…" in text(142)
+    assert LONG in text(142)
+    assert columns(118)[-1] == "Consistency"
+    assert LONG in text(118)
+    assert columns(80)[-1] == "Memory"
+    assert LONG not in text(80)
+    first, second = (line for line in text(80).splitlines() if " a-rather-" in line)
+    assert "…" in first
+    assert "-1  " in first, "names differ at their ends"
+    assert "-2  " in second
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_a_list_never_cuts_figures_states_and_headers(width: int) -> None:
+    machines = [
+        reading(STORY, name="a-virtual-machine-with-a-long-name-1", sizes=SIZES),
+        reading([], name="fresh-01"),
+    ]
+    lines = printed(width, lambda out: print_list(out, [HOST], machines))
+    assert max(map(cell_len, lines)) <= width
+    (header,) = (line for line in lines if "  State " in line)
+    assert re.match(
+        "(Virtual machine|VM) +State +Snapshots( +Depth)? +Disk +(Saved memory|Memory)( +Current)?$", header
+    )
+    first, second = lines[lines.index(header) + 1 :]
+    assert first.startswith("a-")
+    assert "-1  pmsuspended  " in first
+    assert "  pmsuspended  " in second
+    assert words.figure(machines[0].costs.disk) in first
+    assert words.figure(machines[0].costs.memory) in first
+    assert ("Current" in header) == (width > 100)
+
+
+MARKED = (
+    snapshot("plain", days=20),
+    snapshot("kept", "plain", days=19, annotations=Annotations(pinned=True)),
+    snapshot("good", "kept", days=18, annotations=Annotations(pinned=True, known_good=True)),
+    snapshot("saved", "good", days=17, annotations=Annotations(safety=True)),
+    snapshot("inside", "saved", days=16, internal=True),
+    snapshot("bad", "inside", days=15, problem="bad XML"),
+)
+
+
+@pytest.mark.parametrize("width", [60, 80, 10_000])
+def test_a_tree_marks_what_the_window_has_badges_for(width: int) -> None:
+    lines = printed(width, lambda out: print_tree(out, reading(MARKED)), is_terminal=width < 10_000)
+    assert "6 snapshots, mostly external; " in " ".join(lines)
+    rows = {match[1]: line for line in lines if (match := re.match(r"[│●◉] (\w+)", line))}
+    for name, marks in (
+        ("plain", ""),
+        ("kept", "pinned"),
+        ("good", "pinned, known good"),
+        ("saved", "safety"),
+        ("inside", "internal"),
+        ("bad", "damaged"),
+    ):
+        age = words.age(time.time() - next(each.created for each in MARKED if each.name == name))
+        assert re.match(rf". {name}  +{marks}{'  +' if marks else ''}{age} ", rows[name])
+
+
+def test_a_tree_of_one_kind_without_marks_has_no_column_for_them() -> None:
+    text = "\n".join(printed(120, lambda out: print_tree(out, reading(STORY))))
+    assert "Marks" not in text
+    assert "mostly" not in text
+    assert "external" not in text
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_marks_are_cut_after_names_and_before_figures(width: int) -> None:
+    marks = Annotations(pinned=True, known_good=True, safety=True)
+    many = snapshot(f"{LONG}-3", STORY[-1].name, days=1, internal=True, annotations=marks)
+    lines = printed(width, lambda out: print_tree(out, reading([*STORY[1:], many], sizes=SIZES)))
+    assert max(map(cell_len, lines)) <= width
+    (row,) = (line for line in lines if "-3 " in line)
+    assert re.search(r"-3  pinned, known good, safety, internal  a day " if width >= 100 else "-3  pin.*…  a day ", row)
+    assert (LONG in row) == (width >= 200)
+
+
+def test_a_column_that_is_left_out_leaves_its_room_to_names() -> None:
+    machines = [reading(STORY, name="a-virtual-machine-with-a-long-name-1", sizes=SIZES)]
+    lines = printed(56, lambda out: print_list(out, [HOST], machines))
+    assert "Depth" not in lines[1]
+    assert cell_len(lines[1]) == 56, "the name takes what Depth left"
+    assert "…" in lines[2]
+
+
+def test_troubles_stand_under_the_heading_and_in_lists() -> None:
+    sound = reading(STORY, name="sound-01")
+    layers = replace(layers_for(sound.tree), chains=(DiskChain("vda", (), "no header"),))
+    broken = reading([snapshot("start", problem="bad XML")], name="broken-01", layers=layers)
+    troubles = [
+        {"severity": "error", "text": "Disk vda: no header"},
+        {"severity": "warning", "text": "Snapshot “start”: bad XML"},
+    ]
+    assert printed(80, lambda out: print_tree(out, broken))[1:3] == [
+        "error: Disk vda: no header",
+        "warning: Snapshot “start”: bad XML",
+    ]
+    assert printed(80, lambda out: print_tree(out, sound))[1].startswith("Snapshot  ")
+    assert tree_json(broken)["troubles"] == troubles
+    assert tree_json(sound)["troubles"] == []
+
+    lines = printed(80, lambda out: print_list(out, [HOST], [broken, sound]))
+    assert any(line.startswith("broken-01 !  ") for line in lines)
+    assert any(line.startswith("sound-01  ") for line in lines)
+    assert lines[-1] == "broken-01: error: Disk vda: no header (and 1 more)"
+    (host,) = list_json([HOST], [broken, sound])
+    assert [domain["troubles"] for domain in host["domains"]] == [troubles, []]
+
+
+def test_json_says_how_sure_each_figure_is() -> None:
+    start, first, _ = tree_json(reading(STORY, sizes=SIZES))["snapshots"]
+    (inside,) = tree_json(reading([snapshot("inside", memory=True, internal=True)]))["snapshots"]
+    assert (start["written"], start["confidence"]) == (1000 * MIB, "exact")
+    assert (start["frees"], start["frees_confidence"]) == (None, "unknown")
+    assert (start["memory"], start["memory_confidence"]) == (0, "exact")
+    assert (first["memory"], first["memory_confidence"]) == (5 * MIB, "exact")
+    assert (inside["memory"], inside["memory_confidence"]) == (None, "unknown")
+
+
+def test_what_is_piped_on_is_never_cut() -> None:
+    lines = printed(10_000, lambda out: print_tree(out, reading(STORY)), is_terminal=False)
+    assert any(LONG in line and STORY[1].description in line for line in lines)
