@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from snaptree.hosts.connection import Connection
 from snaptree.hosts.domain_xml import parse, read_definition
@@ -16,10 +16,12 @@ from snaptree.hosts.volumes import VolumeImages
 from snaptree.images.files import ImageReader, read_chain
 from snaptree.images.read_at import BadImageError
 from snaptree.images.saved_memory import read_memory_file
-from snaptree.images.sharing import Sharing
 from snaptree.model.estate import DiskChain, DomainLayers, Image
 from snaptree.model.figures import Confidence, Figure, unknown
 from snaptree.model.tree import SnapshotTree
+
+if TYPE_CHECKING:
+    from snaptree.images.sharing import Sharing
 
 _QCOW2_MAGIC = b"QFI\xfb"
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import stat
 import time
@@ -12,17 +11,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Lock
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-import numpy as np
-from numpy.typing import NDArray
-
-from snaptree.images.extents import taken_on_host
 from snaptree.images.qcow2 import Qcow2Content, as_image, has_protocol, read_content
 from snaptree.images.read_at import BadImageError, in_words
-from snaptree.images.sharing import Sharing, read_sharing
 from snaptree.model.estate import Image
 from snaptree.model.figures import Figure, exact, unknown
+
+if TYPE_CHECKING:
+    from snaptree.images.sharing import Sharing
 
 DEEPEST_CHAIN: Final = 500
 """Layers in one chain: far above what QEMU itself would open, and an end for hostile images."""
@@ -36,8 +33,6 @@ _SETTLED_AFTER: Final = 2_000_000_000
 """Nanoseconds. A file changed later than this may change again without its time of change telling."""
 _MOST_SNAPSHOTS_CACHED: Final = 1000
 _MOST_ANALYSED: Final = 512
-_MOST_EXTENTS: Final = 1 << 18
-"""Pieces of data in a file that are still looked for: they take a second."""
 
 ReadImage = Callable[[str, str], Image]
 """Reads an image by path and recorded format; never raises for a bad one."""
@@ -116,6 +111,9 @@ class ImageReader:
 
     def read_sharing(self, path: str, cancelled: Callable[[], bool]) -> Sharing:
         """Who holds the clusters of a local qcow2 image. Raises OSError, BadImageError, also if it is being changed."""
+        from snaptree.images.extents import taken_on_host  # numpy is loaded when it is needed
+        from snaptree.images.sharing import read_sharing
+
         version = _version(look_at(path))
         with self._lock:
             remembered = self._analysed.get(path)
@@ -178,24 +176,6 @@ class LocalFile:
             offset += len(part)
             length -= len(part)
         return b"".join(parts)
-
-    def data_extents(self) -> NDArray[np.int64] | None:
-        """Where the file has data, the rest being holes: rows of (start, stop) in bytes, ascending.
-
-        A device is all data. None if there are too many pieces to tell. Raises OSError.
-        """
-        extents: list[tuple[int, int]] = []
-        stop = 0
-        while len(extents) < _MOST_EXTENTS:
-            try:
-                start = os.lseek(self._descriptor, stop, os.SEEK_DATA)
-                stop = os.lseek(self._descriptor, start, os.SEEK_HOLE)
-            except OSError as error:
-                if error.errno != errno.ENXIO:  # which says that there is no more data
-                    raise
-                return np.array(extents, np.int64).reshape(-1, 2)
-            extents.append((start, stop))
-        return None
 
 
 @contextmanager
