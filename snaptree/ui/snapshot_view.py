@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from snaptree.ui.machine import Machine, MachineId
 
 _MEASURED_ROWS = 100
+_USUAL_AGE = "59 minutes"
 """Names measured to find a good width for the column: enough, and quick."""
 _LETTERS_OF_NAME = 20
 _LETTERS_OF_NOTE = 12
@@ -98,7 +99,7 @@ class SnapshotView(QTableView):
         width = self.fontMetrics().horizontalAdvance
         for column, widest in (
             (Column.TREE, "m" * 22),
-            (Column.AGE, "1 year, 350 days"),
+            (Column.AGE, _USUAL_AGE),
             (Column.WRITTEN, "~888.8 MiB"),
             (Column.FREES, "8.8 MiB"),
             (Column.MEMORY, "888.8 MiB"),
@@ -247,7 +248,8 @@ class SnapshotView(QTableView):
             return
         header, letter = self.horizontalHeader(), self.fontMetrics().averageCharWidth()
         if self._wanted is None:
-            self._wanted = self._measure_names()
+            self._wanted = self._measure(Column.TREE)
+            self._fit_ages()
         others = sum(header.sectionSize(column) for column in (Column.AGE, *FIGURES))
         bar = self.style().pixelMetric(QStyle.PixelMetric.PM_ScrollBarExtent)
         at_most = self.width() - bar - others - _LETTERS_OF_NOTE * letter
@@ -256,11 +258,17 @@ class SnapshotView(QTableView):
         header.resizeSection(Column.TREE, width)
         self._is_fitting = False
 
-    def _measure_names(self) -> int:
+    def _fit_ages(self) -> None:
+        """Make room for what is older than usual: "1 year, 35 days"."""
+        usual = self.fontMetrics().horizontalAdvance(_USUAL_AGE) + 2 * PADDING
+        self.horizontalHeader().resizeSection(Column.AGE, max(usual, self._measure(Column.AGE)))
+
+    def _measure(self, column: Column) -> int:
+        """The width that a column's last rows need."""
         option = QStyleOptionViewItem()
         self.initViewItemOption(option)
         rows = range(max(0, self._model.rowCount() - _MEASURED_ROWS), self._model.rowCount())
-        return max((self._delegate.sizeHint(option, self._model.index(row, 0)).width() for row in rows), default=0)
+        return max((self._delegate.sizeHint(option, self._model.index(row, column)).width() for row in rows), default=0)
 
     def _rows_changed(self, first: QModelIndex, _last: QModelIndex) -> None:
         if first.column() == Column.TREE:
