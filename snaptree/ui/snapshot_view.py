@@ -101,7 +101,7 @@ class SnapshotView(QTableView):
             (Column.TREE, "m" * 22),
             (Column.AGE, _USUAL_AGE),
             (Column.WRITTEN, "~888.8 MiB"),
-            (Column.FREES, "8.8 MiB"),
+            (Column.FREES, "≤ 888.8 MiB"),
             (Column.MEMORY, "888.8 MiB"),
         ):
             header.resizeSection(column, width(widest) + 2 * PADDING)
