@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -24,9 +24,10 @@ from snaptree.jobs import garbage
 from snaptree.jobs.connecting import Connector, CredentialsRequest
 from snaptree.jobs.session import Session
 from snaptree.jobs.worker import Job, Priority, ShouldStop, Worker
-from snaptree.model.costs import DomainCosts, domain_costs
+from snaptree.model.costs import DomainCosts, SelectionCost, domain_costs, selection_cost
 from snaptree.model.errors import ConnectionLostError, SnapTreeError, VanishedError
 from snaptree.model.estate import Domain, DomainLayers, Host
+from snaptree.model.merging import ALONE, Elsewhere
 from snaptree.model.tree import SnapshotTree
 from snaptree.plans.intention import Intention, TakeBack
 from snaptree.plans.operation import Operation, OperationState
@@ -90,6 +91,13 @@ class CostReading:
 
     layers: DomainLayers
     costs: DomainCosts
+    elsewhere: Elsewhere = ALONE
+
+    def selection(self, tree: SnapshotTree, names: Collection[str]) -> SelectionCost:
+        """What deleting exactly these snapshots of the machine frees and copies."""
+        if len(names) == 1 and (known := self.costs.snapshots.get(*names)) is not None:
+            return SelectionCost(known.frees, known.copies)
+        return selection_cost(tree, self.layers, names, self.elsewhere)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -5,25 +5,34 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
-from snaptree.model.estate import DiskSnapshot, DomainLayers, MemorySnapshot, Snapshot, SnapshotDisk, Space
+from snaptree.model.estate import DiskSnapshot, DomainLayers, ImageKey, MemorySnapshot, Snapshot, SnapshotDisk, Space
 from snaptree.model.figures import NOTHING, Confidence, Figure, total, unknown
+from snaptree.model.merging import ALONE, Elsewhere, LayerTree
 from snaptree.model.tree import SnapshotTree
 
 _NEEDS_ANALYSIS = "inside an image shared with other snapshots: needs an analysis of its clusters"
-_NEEDS_MERGE = "what merging its layers gives back needs an analysis of their clusters"
 _NOT_RECORDED = "the snapshot does not say which image holds this disk"
 _MANUAL = "a disk is snapshotted by other means than libvirt's"
 
-ImageKey = tuple[int, int] | str
-"""An image's identity where it is known, else its path: one image has one, whatever paths lead to it."""
+
+@dataclass(frozen=True, slots=True)
+class SelectionCost:
+    """Bytes: what comes back if exactly some snapshots are deleted, and what has to be copied for that first.
+
+    Less than nothing comes back where the layer at a fork has to be copied into each of its branches.
+    """
+
+    frees: Figure
+    copies: Figure
 
 
 @dataclass(frozen=True, slots=True)
 class SnapshotCost:
-    """Bytes on the host. `written`: added compared with the parent. `frees`: back if only this one is deleted."""
+    """Bytes on the host. `written`: added compared with the parent. `frees` and `copies`: if only this one goes."""
 
     written: Figure
     frees: Figure
+    copies: Figure
     memory: Figure
 
 
@@ -53,10 +62,11 @@ def host_disk(machines: Iterable[DomainCosts]) -> Figure:
     return total([*images.values(), *unknowns])
 
 
-def domain_costs(tree: SnapshotTree, layers: DomainLayers) -> DomainCosts:
-    """Work out every figure that layers alone can give (what lies inside one image needs more)."""
-    holders = _holders_of_layers(tree, layers)
-    snapshots = {snapshot.name: _snapshot_cost(snapshot, tree, layers, holders) for snapshot in tree}
+def domain_costs(tree: SnapshotTree, layers: DomainLayers, elsewhere: Elsewhere = ALONE) -> DomainCosts:
+    """Work out every figure that layers alone can give; what lies inside them is known once it was analysed."""
+    layer_tree = LayerTree(tree, layers, elsewhere)
+    holders = layer_tree.holders
+    snapshots = {snapshot.name: _snapshot_cost(snapshot, layer_tree) for snapshot in tree}
     images = _needed_images(tree, layers)
     return DomainCosts(
         disk=total([*images.values(), *_chain_gaps(layers)]),
@@ -73,11 +83,6 @@ def layer_bytes(layers: DomainLayers, path: str) -> Figure:
     return unknown("this image was not looked at") if image is None else image.allocated
 
 
-def _key(layers: DomainLayers, path: str) -> ImageKey:
-    image = layers.images.get(path)
-    return path if image is None or image.identity is None else image.identity
-
-
 def _needed_images(tree: SnapshotTree, layers: DomainLayers) -> dict[ImageKey, Figure]:
     """Bytes of all that the disks and the snapshots stand on, down to the bottom. A file that is gone takes none."""
     waiting = [path for chain in layers.chains for path in chain.layers]
@@ -92,7 +97,7 @@ def _needed_images(tree: SnapshotTree, layers: DomainLayers) -> dict[ImageKey, F
         if image is not None and image.backing is not None:
             waiting.append(image.backing)
     return {
-        _key(layers, path): layer_bytes(layers, path)
+        layers.key(path): layer_bytes(layers, path)
         for path in sorted(paths)
         if not ((image := layers.images.get(path)) is not None and image.is_missing)
     }
@@ -102,28 +107,20 @@ def _chain_gaps(layers: DomainLayers) -> list[Figure]:
     return [unknown(chain.problem) for chain in layers.chains if chain.problem]
 
 
-_Holders = Mapping[ImageKey, set[str]]
-
-
-def _holders_of_layers(tree: SnapshotTree, layers: DomainLayers) -> _Holders:
-    """Image -> snapshots whose content lies in it as its own layer (not merely below it)."""
-    holders: dict[ImageKey, set[str]] = {}
-    for snapshot in tree:
-        for disk in _held_disks(snapshot):
-            if disk.frozen and disk.how is not DiskSnapshot.MANUAL:
-                holders.setdefault(_key(layers, disk.frozen), set()).add(snapshot.name)
-    return holders
+_Holders = Mapping[ImageKey, frozenset[str]]
 
 
 def _held_disks(snapshot: Snapshot) -> list[SnapshotDisk]:
     return [disk for disk in snapshot.disks if disk.how is not DiskSnapshot.NO]
 
 
-def _snapshot_cost(snapshot: Snapshot, tree: SnapshotTree, layers: DomainLayers, holders: _Holders) -> SnapshotCost:
-    parts = [_written_to_disk(snapshot, disk, tree, layers, holders) for disk in _held_disks(snapshot)]
+def _snapshot_cost(snapshot: Snapshot, layer_tree: LayerTree) -> SnapshotCost:
+    tree, layers, holders = layer_tree.tree, layer_tree.layers, layer_tree.holders
+    selection = _selection_cost(layer_tree, (snapshot.name,))
     return SnapshotCost(
-        written=total(parts),
-        frees=selection_frees(tree, layers, (snapshot.name,)),
+        written=total(_written_to_disk(snapshot, disk, tree, layers, holders) for disk in _held_disks(snapshot)),
+        frees=selection.frees,
+        copies=selection.copies,
         memory=_memory_cost(snapshot, layers),
     )
 
@@ -137,7 +134,7 @@ def _written_to_disk(
         return unknown(_NOT_RECORDED)
     if disk.how is DiskSnapshot.INTERNAL:
         return _written_inside(snapshot, disk.frozen, tree, layers)
-    if len(holders[_key(layers, disk.frozen)]) > 1:
+    if len(holders[layers.key(disk.frozen)]) > 1:
         return unknown(_NEEDS_ANALYSIS)
     return _written_since_held(disk.frozen, layers, holders)
 
@@ -176,24 +173,32 @@ def _as_figure(space: Space, path: str, layers: DomainLayers, how: str) -> Figur
     return Figure(space.on_host, Confidence.LIVE if is_live else Confidence.EXACT, how)
 
 
-def selection_frees(tree: SnapshotTree, layers: DomainLayers, names: Collection[str]) -> Figure:
-    """Bytes that come back if exactly these snapshots are deleted, saved memory included."""
+def selection_cost(
+    tree: SnapshotTree, layers: DomainLayers, names: Collection[str], elsewhere: Elsewhere = ALONE
+) -> SelectionCost:
+    """What comes back if exactly these snapshots are deleted, saved memory included, and what is copied first."""
+    return _selection_cost(LayerTree(tree, layers, elsewhere), names)
+
+
+def _selection_cost(layer_tree: LayerTree, names: Collection[str]) -> SelectionCost:
+    tree, layers = layer_tree.tree, layer_tree.layers
+    outside = layer_tree.deleting(names)
     inside: dict[str, list[int]] = {}
-    parts = []
+    parts = [outside.frees]
     for name in names:
         snapshot = tree[name]
         if snapshot.memory is MemorySnapshot.EXTERNAL:
             parts.append(_memory_cost(snapshot, layers))
-        for disk in _held_disks(snapshot):
-            if disk.how is not DiskSnapshot.INTERNAL or disk.frozen is None:
-                parts.append(unknown(_NEEDS_MERGE))
-                continue
-            number = _number_inside(name, disk.frozen, layers)
-            if number is None:
+        for disk in _internal_disks(snapshot):
+            if disk.frozen is not None and layers.key(disk.frozen) in outside.removed:
+                continue  # it goes with the whole image
+            number = None if disk.frozen is None else _number_inside(name, disk.frozen, layers)
+            if number is None or disk.frozen is None:
                 parts.append(unknown(_NEEDS_ANALYSIS))
             else:
                 inside.setdefault(disk.frozen, []).append(number)
-    return total([*parts, *(_freed_inside(path, numbers, layers) for path, numbers in inside.items())])
+    parts += [_freed_inside(path, numbers, layers) for path, numbers in inside.items()]
+    return SelectionCost(total(parts), outside.copies)
 
 
 def _freed_inside(path: str, numbers: Collection[int], layers: DomainLayers) -> Figure:
@@ -216,7 +221,7 @@ def _written_since_held(path: str, layers: DomainLayers, holders: _Holders) -> F
     counted = [path]
     image = layers.images.get(path)
     while image is not None and image.backing is not None and image.backing not in counted:
-        if _key(layers, image.backing) in holders:
+        if layers.key(image.backing) in holders:
             return total(_without_internal(layers, one) for one in counted)
         counted.append(image.backing)
         image = layers.images.get(image.backing)
@@ -265,7 +270,7 @@ def _now_cost(tree: SnapshotTree, layers: DomainLayers, holders: _Holders) -> Fi
             parts.append(unknown(chain.problem or "the disk has no file"))
         elif how.get(chain.target) is DiskSnapshot.INTERNAL and chain.active in layers.sharing:
             parts.append(_now_inside(chain.active, tree, layers))
-        elif _key(layers, chain.active) in holders:
+        elif layers.key(chain.active) in holders:
             parts.append(unknown(_NEEDS_ANALYSIS))
         else:
             parts.append(_written_since_held(chain.active, layers, holders))

@@ -247,6 +247,46 @@ class ClusterSharing(Protocol):
         """Saved memory that would be gone with this snapshot."""
 
 
+class MergeBytes(Protocol):
+    """What making one layer of several writes, in bytes: at least and at most, where zeros or the host decide."""
+
+    @property
+    def copies_least(self) -> int:
+        """Of the guest's bytes that are written as data."""
+
+    @property
+    def copies_most(self) -> int:
+        """Of the guest's bytes that are written as data."""
+
+    @property
+    def growth_least(self) -> int:
+        """What the file that is merged into grows by; below zero if zeros make room in it."""
+
+    @property
+    def growth_most(self) -> int:
+        """What the file that is merged into grows by."""
+
+
+class LayerOverlaps(Protocol):
+    """What the layers of a disk hold of it, one upon another. Layers are named by path, bytes are the guest's."""
+
+    def data(self, layer: str) -> int:
+        """What a layer itself defines as data."""
+
+    def visible(self, layer: str, top: str) -> int:
+        """How much of a layer's data a reader of `top` sees, which is that layer or stands on it."""
+
+    def merge(self, bottom: str, top: str, into: str) -> MergeBytes:
+        """What it takes to make one layer of those from `bottom` to `top` that shows what `top` shows.
+
+        It is made in the file of `into`: the bottom one (commit) or the top one (pull).
+        """
+
+
+ImageKey = tuple[int, int] | str
+"""An image's identity where it is known, else its path: one image has one, whatever paths lead to it."""
+
+
 @dataclass(frozen=True, slots=True)
 class DiskChain:
     """The layers that a disk of the running (or stopped) machine stands on now, active layer first."""
@@ -271,3 +311,10 @@ class DomainLayers:
     """Saved-RAM files of external snapshots: bytes allocated, by path."""
     sharing: Mapping[str, ClusterSharing] = field(default_factory=lambda: MappingProxyType({}))
     """By path, for images with internal snapshots, if their clusters were analysed."""
+    overlaps: Mapping[str, LayerOverlaps] = field(default_factory=lambda: MappingProxyType({}))
+    """By path, for images that stand on others or below them, if they were analysed. Layers of one disk have one."""
+
+    def key(self, path: str) -> ImageKey:
+        """What tells an image from others, by whichever path it is asked for."""
+        image = self.images.get(path)
+        return path if image is None or image.identity is None else image.identity

@@ -17,7 +17,7 @@ from PySide6.QtWidgets import (
 )
 
 from snaptree import words
-from snaptree.model.costs import selection_frees
+from snaptree.model.costs import SelectionCost
 from snaptree.model.figures import NOTHING, Figure, total, unknown
 from snaptree.model.troubles import Severity, Trouble
 from snaptree.plans.plan import Action
@@ -198,6 +198,8 @@ class Inspector(QScrollArea):
             facts.append(Fact("Costs", words.UNKNOWN, "Not read yet."))
         else:
             facts += [_bytes("Written", cost.written), _bytes("Frees", cost.frees)]
+            if cost.copies != NOTHING:
+                facts.append(_bytes("Copies", cost.copies))
             if cost.memory != NOTHING:
                 facts.append(_bytes("Saved memory", cost.memory))
         if machine.tree is not None:
@@ -285,21 +287,18 @@ class Inspector(QScrollArea):
 
 
 def selection_sums(machine: Machine, names: tuple[str, ...]) -> list[tuple[str, Figure]]:
-    """Frees, written and memory of a selection. What several free together is not the sum of what each one does."""
-    if machine.costs is None:
-        not_read = unknown("not read yet")
-        return [("Frees", not_read), ("Written", not_read), ("Memory", not_read)]
-    every = machine.costs.costs.snapshots
-    costs = [every[name] for name in names if name in every]
-    if len(costs) == 1 and len(names) == 1:
-        frees = costs[0].frees
-    elif machine.tree is not None and all(name in machine.tree for name in names):
-        frees = selection_frees(machine.tree, machine.costs.layers, names)
+    """Figures of a selection. What several free together is not the sum of what each one does."""
+    not_read = unknown("not read yet")
+    if machine.costs is None or machine.tree is None or not all(name in machine.tree for name in names):
+        selection = SelectionCost(not_read, not_read)
     else:
-        frees = unknown("not read yet")
-    missing = [unknown("not read yet")] * (len(names) - len(costs))
+        selection = machine.costs.selection(machine.tree, names)
+    every = {} if machine.costs is None else machine.costs.costs.snapshots
+    costs = [every[name] for name in names if name in every]
+    missing = [not_read] * (len(names) - len(costs))
     return [
-        ("Frees", frees),
+        ("Frees", selection.frees),
+        ("Copies", selection.copies),
         ("Written", total([*(cost.written for cost in costs), *missing])),
         ("Memory", total([*(cost.memory for cost in costs), *missing])),
     ]

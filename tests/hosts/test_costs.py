@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from snaptree.hosts.layers import read_layers
-from snaptree.model.costs import domain_costs, selection_frees
+from snaptree.model.costs import domain_costs, selection_cost
 from snaptree.model.figures import Confidence
 from snaptree.plans.intention import Capture, Delete, Take
 from tests.kit.machines import MIB, EmbeddedHost, Machine
@@ -40,7 +40,7 @@ def test_what_comes_back_is_what_was_said(host: EmbeddedHost, names: tuple[str, 
     machine = history(host)
     tree = machine.tree()
     layers = read_layers(machine.connection, machine.uuid, tree)
-    frees = selection_frees(tree, layers, names)
+    frees = selection_cost(tree, layers, names).frees
     assert frees.confidence is Confidence.EXACT
     assert frees.bytes is not None
     before = on_host(machine)
@@ -53,8 +53,8 @@ def test_several_free_together_what_none_frees_alone(host: EmbeddedHost) -> None
     tree = machine.tree()
     layers = read_layers(machine.connection, machine.uuid, tree)
     names = tuple(tree.snapshots)
-    alone = [selection_frees(tree, layers, (name,)).bytes or 0 for name in names]
-    together = selection_frees(tree, layers, names).bytes
+    alone = [selection_cost(tree, layers, (name,)).frees.bytes or 0 for name in names]
+    together = selection_cost(tree, layers, names).frees.bytes
     assert together is not None
     assert together >= sum(alone) + MIB, "the beginning of the disk, which all of them share"
 
