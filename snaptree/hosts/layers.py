@@ -21,7 +21,11 @@ from snaptree.model.figures import Confidence, Figure, unknown
 from snaptree.model.tree import SnapshotTree
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from snaptree.images.overlaps import Overlaps
     from snaptree.images.sharing import Sharing
+    from snaptree.model.estate import ImageKey, LayerOverlaps
 
 _QCOW2_MAGIC = b"QFI\xfb"
 
@@ -59,6 +63,17 @@ class Images:
             return None
         try:
             return _reader.read_sharing(image.path, cancelled)
+        except (OSError, BadImageError):
+            return None
+
+    def overlaps(
+        self, below: Mapping[str, str | None], formats: Mapping[str, str], cancelled: Callable[[], bool]
+    ) -> Overlaps | None:
+        """What the layers of one disk hold; None where that can't be read, or not while they are written to."""
+        if not self._connection.host.is_local:
+            return None
+        try:
+            return _reader.read_overlaps(below, formats, cancelled)
         except (OSError, BadImageError):
             return None
 
@@ -123,21 +138,73 @@ def live_chains(
     return tuple(chains)
 
 
-def read_layers(
-    connection: Connection, uuid: str, tree: SnapshotTree, cancelled: Callable[[], bool] = never
-) -> DomainLayers:
-    """The chains of a machine and every image and memory file that it or a snapshot of it names, clusters included.
+def read_layers(connection: Connection, uuid: str, tree: SnapshotTree) -> DomainLayers:
+    """The chains of a machine and every image and memory file that it or a snapshot of it names."""
+    return layers_of(connection, connection.domain(uuid), tree, Images(connection))
 
-    Raises CancelledError soon after `cancelled` turns true.
+
+def analysed(connection: Connection, layers: DomainLayers, cancelled: Callable[[], bool] = never) -> DomainLayers:
+    """Add what the clusters of the images tell: who holds which, and what covers what.
+
+    Takes as long as there are tables to read. Raises CancelledError soon after `cancelled` turns true.
     """
     images = Images(connection)
-    layers = layers_of(connection, connection.domain(uuid), tree, images)
     sharing = {
         path: found
         for path, image in layers.images.items()
         if image.internal_snapshots and (found := images.sharing(image, cancelled)) is not None
     }
-    return replace(layers, sharing=MappingProxyType(sharing))
+    overlaps: dict[str, Overlaps] = {}
+    for below in _piles(layers):
+        formats = {path: layers.images[path].format for path in below}
+        if (pile := images.overlaps(below, formats, cancelled)) is not None:
+            overlaps |= dict.fromkeys(below, pile)
+    return replace(layers, sharing=MappingProxyType(sharing), overlaps=MappingProxyType(overlaps))
+
+
+def with_earlier_analysis(layers: DomainLayers, earlier: DomainLayers) -> DomainLayers:
+    """Take over what was found in the same images before. Of those written to since, it was true a moment ago."""
+    sharing = {
+        path: found
+        for path, found in earlier.sharing.items()
+        if path in layers.images and layers.images[path].internal_snapshots == earlier.images[path].internal_snapshots
+    }
+    overlaps: dict[str, LayerOverlaps] = {}
+    before = list(_piles(earlier))
+    for below in _piles(layers):
+        pile = earlier.overlaps.get(next(iter(below)))
+        if pile is not None and below in before:
+            overlaps |= dict.fromkeys(below, pile)
+    return replace(layers, sharing=MappingProxyType(sharing), overlaps=MappingProxyType(overlaps))
+
+
+def is_analysed(layers: DomainLayers) -> bool:
+    """Whether there is nothing left that `analysed` might add, but for images that it can't read."""
+    return all(path in layers.sharing for path, image in layers.images.items() if image.internal_snapshots) and all(
+        path in layers.overlaps for below in _piles(layers) for path in below
+    )
+
+
+def _piles(layers: DomainLayers) -> Iterator[dict[str, str | None]]:
+    """Images that stand on each other, each with what it stands on. Where that can't be read, it stands on nothing."""
+    paths: dict[ImageKey, str] = {}
+    for path, image in sorted(layers.images.items()):
+        if not image.problem and not image.is_missing and image.format in ("qcow2", "raw"):
+            paths.setdefault(layers.key(path), path)
+    piles: dict[str, dict[str, str | None]] = {}
+    for path in paths.values():
+        standing = [path]
+        while (backing := layers.images[standing[-1]].backing) is not None:
+            base = paths.get(layers.key(backing))
+            if base is None or base in standing:
+                break
+            standing.append(base)
+        pile = piles.setdefault(standing[-1], {})
+        for upper, lower in zip(standing, [*standing[1:], None], strict=True):
+            pile[upper] = lower
+    for pile in piles.values():
+        if any(layers.images[path].format == "qcow2" for path in pile):
+            yield pile
 
 
 def layers_of(connection: Connection, domain: Any, tree: SnapshotTree, images: Images) -> DomainLayers:

@@ -21,7 +21,8 @@ from snaptree.hosts.reading import read_domain, read_tree
 from snaptree.hosts.snapshot_xml import recorded_disks
 from snaptree.images.files import read_chain
 from snaptree.model.estate import DomainLayers, Image
-from snaptree.plans.situation import Disk, Situation
+from snaptree.model.merging import Elsewhere
+from snaptree.plans.situation import Disk, Situation, elsewhere
 
 # Every attribute by which libvirt's XML can name an image, in machines, snapshots and save files alike.
 _PATHS = re.compile(r"""<(?:source|mirror)\b[^>]*?\s(?:file|dev)=(?:'([^']*)'|"([^"]*)")""")
@@ -70,6 +71,17 @@ def read_situation(connection: Connection, uuid: str) -> Situation:
         memory_bytes=definition.memory,
         now=int(time.time()),
     )
+
+
+def read_elsewhere(connection: Connection, uuid: str, layers: DomainLayers) -> Elsewhere:
+    """Which images of a machine others read. Looks through all machines of the host, if there is an image to look for.
+
+    Raises SnapTreeError if the host can't be read.
+    """
+    if not layers.images:
+        return Elsewhere()
+    dependants, unreadable = _dependants(connection, uuid, Images(connection), _own_images(layers, ()))
+    return elsewhere(layers, dependants, unreadable)
 
 
 def _own_images(layers: DomainLayers, disks: Iterable[Disk]) -> frozenset[str]:

@@ -6,8 +6,8 @@ import os
 import stat
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Lock
@@ -19,6 +19,7 @@ from snaptree.model.estate import Image
 from snaptree.model.figures import Figure, exact, unknown
 
 if TYPE_CHECKING:
+    from snaptree.images.overlaps import Overlaps
     from snaptree.images.sharing import Sharing
 
 DEEPEST_CHAIN: Final = 500
@@ -73,6 +74,8 @@ class ImageReader:
         self._most_remembered = most_remembered
         self._remembered: OrderedDict[str, tuple[_Version, Qcow2Content]] = OrderedDict()
         self._analysed: OrderedDict[str, tuple[_Version, Sharing]] = OrderedDict()
+        self._piles: OrderedDict[tuple[str, ...], tuple[tuple[_Version, ...], Overlaps]] = OrderedDict()
+        """By the paths of all layers of a disk."""
         self._lock = Lock()
 
     def read_image(self, path: str | Path, recorded_format: str) -> Image:
@@ -131,6 +134,41 @@ class ImageReader:
                 if len(self._analysed) > _MOST_ANALYSED:
                     self._analysed.popitem(last=False)
         return sharing
+
+    def read_overlaps(
+        self, below: Mapping[str, str | None], formats: Mapping[str, str], cancelled: Callable[[], bool]
+    ) -> Overlaps:
+        """What local images that stand on each other hold. Raises as `read_sharing`."""
+        from snaptree.images.extents import taken_on_host  # numpy is loaded when it is needed
+        from snaptree.images.layer_windows import Layer
+        from snaptree.images.overlaps import read_overlaps
+
+        key = tuple(sorted(below))
+        versions = tuple(_version(look_at(path)) for path in key)
+        with self._lock:
+            remembered = self._piles.get(key)
+            if remembered is not None and remembered[0] == versions:
+                self._piles.move_to_end(key)
+                return remembered[1]
+        with ExitStack() as opened:
+            files = {path: opened.enter_context(open_local(path)) for path in key}
+            layers = {
+                path: Layer.of_raw(file, taken_on_host(file))
+                if formats[path] == "raw"
+                else Layer.of_qcow2(file, allocated_by(file.status).bytes)
+                for path, file in files.items()
+            }
+            overlaps = read_overlaps(layers, below, cancelled=cancelled)
+            statuses = [file.status for file in files.values()]
+        if overlaps.anomalies:
+            raise BadImageError("its tables point to nowhere: it is broken, or written to at this moment")
+        versions = tuple(map(_version, statuses))
+        if all(map(_is_settled, statuses)) and versions == tuple(_version(look_at(path)) for path in key):
+            with self._lock:
+                self._piles[key] = versions, overlaps
+                if len(self._piles) > _MOST_ANALYSED:
+                    self._piles.popitem(last=False)
+        return overlaps
 
     def _content(self, path: str, status: os.stat_result) -> Qcow2Content:
         version = _version(status)

@@ -10,12 +10,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import partial
+from types import MappingProxyType
 
 from PySide6.QtCore import QObject, Qt, QTimer, Signal, Slot
 
 from snaptree.hosts.connection import Connection
 from snaptree.hosts.journal import Journal
-from snaptree.hosts.layers import read_layers
+from snaptree.hosts.layers import analysed, is_analysed, read_layers, with_earlier_analysis
 from snaptree.hosts.reading import list_domains, read_tree
 from snaptree.hosts.running import run_plan
 from snaptree.hosts.situation import read_situation
@@ -25,14 +26,15 @@ from snaptree.jobs.connecting import Connector, CredentialsRequest
 from snaptree.jobs.session import Session
 from snaptree.jobs.worker import Job, Priority, ShouldStop, Worker
 from snaptree.model.costs import DomainCosts, SelectionCost, domain_costs, selection_cost
-from snaptree.model.errors import ConnectionLostError, SnapTreeError, VanishedError
-from snaptree.model.estate import Domain, DomainLayers, Host
+from snaptree.model.errors import CancelledError, ConnectionLostError, SnapTreeError, VanishedError
+from snaptree.model.estate import Domain, DomainLayers, Host, ImageKey, SnapshotKind
 from snaptree.model.merging import ALONE, Elsewhere
 from snaptree.model.tree import SnapshotTree
-from snaptree.plans.intention import Intention, TakeBack
+from snaptree.plans.intention import Delete, Intention, TakeBack
 from snaptree.plans.operation import Operation, OperationState
 from snaptree.plans.plan import Action, Plan
 from snaptree.plans.planner import make_plan
+from snaptree.plans.wording import machines_named
 
 __all__ = ["CostReading", "CredentialsRequest", "HostBackend", "HostStatus", "Phase", "TreeReading"]
 
@@ -45,6 +47,7 @@ PROGRESS_SECONDS = 0.1
 
 _NO_SNAPSHOTS = SnapshotTree.build((), None)
 _LIST = "list"
+_ELSEWHERE = "elsewhere"
 
 _operation_numbers = itertools.count(-1, -1)
 """An operation has its number before it is in the journal; below zero, it can't be taken for the journal's."""
@@ -95,8 +98,6 @@ class CostReading:
 
     def selection(self, tree: SnapshotTree, names: Collection[str]) -> SelectionCost:
         """What deleting exactly these snapshots of the machine frees and copies."""
-        if len(names) == 1 and (known := self.costs.snapshots.get(*names)) is not None:
-            return SelectionCost(known.frees, known.copies)
         return selection_cost(tree, self.layers, names, self.elsewhere)
 
 
@@ -122,10 +123,11 @@ class _Postman(QObject):
 class HostBackend(QObject):
     """Reads, watches and changes one host. Lives on the window's thread; nothing here blocks it.
 
-    Three workers: one reads lists and trees, which libvirt answers whatever a machine is doing; one measures and
-    plans, which may have to wait for a busy machine or for storage; one makes changes, in the order asked for, over
-    a connection of its own. What they hand over are frozen values; what equals the last reading is the same object
-    and is not told again. State changes on the window's thread only; the workers at most look at it.
+    Four workers: one reads lists and trees, which libvirt answers whatever a machine is doing; one measures and
+    plans, which may have to wait for a busy machine or for storage; one analyses what is in images, which takes long
+    for large ones; one makes changes, in the order asked for, over a connection of its own. What they hand over are
+    frozen values; what equals the last reading is the same object and is not told again. State changes on the
+    window's thread only; the workers at most look at it.
     """
 
     host_changed = Signal(object)
@@ -182,13 +184,18 @@ class HostBackend(QObject):
         self._connector = Connector(uri, read_only=read_only, ask=self._ask)
         self._reader = Worker(f"read {uri}", self._post, at_end=self._close_session)
         self._measurer = Worker(f"measure {uri}", self._post)
+        # Of no lower priority to the kernel: set aside with the interpreter's lock in hand, it would stop the window.
+        self._analyst = Worker(f"analyse {uri}", self._post)
         self._changer = Worker(f"change {uri}", self._post, oldest_first=True, at_end=self._close_change_connection)
+        self._workers = (self._reader, self._measurer, self._analyst, self._changer)
 
         self._garbage = garbage.collector()
         self._counts_timer = QTimer(self, singleShot=True, interval=COUNTS_EVERY_MS)
         self._counts_timer.timeout.connect(self._tell_domains)
         self._live_timer = QTimer(self, singleShot=True)
         self._live_timer.timeout.connect(self._measure_what_is_on_screen)
+        self._elsewhere_timer = QTimer(self, singleShot=True, interval=COUNTS_EVERY_MS)
+        self._elsewhere_timer.timeout.connect(self._reckon_all_again)
 
     @Slot(object)
     def _run_posted(self, call: Callable[[], None]) -> None:
@@ -254,15 +261,15 @@ class HostBackend(QObject):
         self._session = None
         self._counts_timer.stop()
         self._live_timer.stop()
-        for worker in (self._reader, self._measurer, self._changer):
+        self._elsewhere_timer.stop()
+        for worker in self._workers:
             worker.close()
         self._connector.close()
 
     def wait_until_closed(self, seconds: float) -> bool:
         """After `close`: block until all threads have ended, or so many seconds. Returns whether they have."""
         deadline = time.monotonic() + seconds
-        workers = (self._reader, self._measurer, self._changer)
-        return all(worker.join(max(0.0, deadline - time.monotonic())) for worker in workers)
+        return all(worker.join(max(0.0, deadline - time.monotonic())) for worker in self._workers)
 
     def _connect(self) -> None:
         was_connected = self._status.phase is Phase.LOST
@@ -505,39 +512,132 @@ class HostBackend(QObject):
             self.reading_failed.emit(uuid, error)
 
     def _measure(self, uuid: str, priority: Priority) -> None:
+        """Look at a machine's images, then at what is in them."""
         session, reading = self._session, self._trees.get(uuid)
         if session is None or reading is None or not reading.complete or self._is_changing(uuid):
             return
 
-        def work(should_stop: ShouldStop) -> tuple[CostReading, float]:
+        def work(_should_stop: ShouldStop) -> tuple[CostReading, float]:
             began = time.monotonic()
             with session.using() as connection:
-                layers = read_layers(connection, uuid, reading.tree, should_stop)
-            measured = CostReading(layers, domain_costs(reading.tree, layers))
+                layers = read_layers(connection, uuid, reading.tree)
             known = self._costs.get(uuid)
-            return known if known == measured and known is not None else measured, time.monotonic() - began
+            if known is not None:
+                layers = with_earlier_analysis(layers, known.layers)
+            return self._reckon(uuid, reading.tree, layers), began
 
         self._measurer.submit(
             work,
-            on_done=partial(self._measured, uuid),
+            on_done=partial(self._measured, uuid, priority),
             on_failed=partial(self._reading_failed, session, self._unmeasured, uuid),
             priority=priority,
             key=uuid,
         )
 
-    def _measured(self, uuid: str, measured: tuple[CostReading, float]) -> None:
-        costs, seconds = measured
-        domain = self._domains.get(uuid)
-        if domain is None:
+    def _measured(self, uuid: str, priority: Priority, measured: tuple[CostReading, float]) -> None:
+        costs, began = measured
+        if uuid not in self._domains:
             return
         if uuid in self._unmeasured:
             self._unmeasured.discard(uuid)
             if uuid in self._trees and uuid not in self._unread:
                 self.tree_changed.emit(uuid, self._trees[uuid])
-        if self._costs.get(uuid) is not costs:
-            self._costs[uuid] = costs
-            self.costs_changed.emit(uuid, costs)
-        if uuid == self._looked_at and domain.state.is_active:
+        self._tell_costs(uuid, costs)
+        if costs.layers.images:
+            self._analyse(uuid, priority, began)
+        else:
+            self._measure_again(uuid, began)
+
+    def _analyse(self, uuid: str, priority: Priority, began: float) -> None:
+        """Read what is in a machine's images."""
+        session, reading, known = self._session, self._trees.get(uuid), self._costs.get(uuid)
+        if session is None or reading is None or known is None:
+            return
+
+        def work(should_stop: ShouldStop) -> CostReading:
+            with session.using() as connection:
+                layers = analysed(connection, known.layers, should_stop)
+            return self._reckon(uuid, reading.tree, layers)
+
+        def done(costs: CostReading) -> None:
+            if uuid in self._domains and self._costs.get(uuid) is known:
+                self._tell_costs(uuid, costs)
+                self._measure_again(uuid, began)
+
+        self._analyst.submit(
+            work,
+            on_done=done,
+            on_failed=partial(self._reading_failed, session, self._unmeasured, uuid),
+            priority=priority,
+            key=uuid,
+        )
+
+    def _reckon(self, uuid: str, tree: SnapshotTree, layers: DomainLayers) -> CostReading:
+        """On a worker: the reading that is known already if nothing is new."""
+        elsewhere = self._elsewhere(uuid, tree, layers)
+        reckoned = CostReading(layers, domain_costs(tree, layers, elsewhere), elsewhere)
+        known = self._costs.get(uuid)
+        return known if known == reckoned and known is not None else reckoned
+
+    def _elsewhere(self, uuid: str, tree: SnapshotTree, layers: DomainLayers) -> Elsewhere:
+        """On a worker: what other machines read of these images, as far as they were measured."""
+        if all(snapshot.kind is SnapshotKind.INTERNAL for snapshot in tree):
+            return ALONE  # there is no layer that might go
+        ours = {layers.key(path) for path in layers.images}
+        users: dict[ImageKey, set[str]] = {}
+        domains, measured = dict(self._domains), dict(self._costs)
+        for other, reading in measured.items():
+            if other != uuid and other in domains:
+                for key in ours & reading.costs.images.keys():
+                    users.setdefault(key, set()).add(domains[other].name)
+        named = MappingProxyType({key: frozenset(names) for key, names in users.items()})
+        unmeasured = [domain.name for domain in domains.values() if domain.uuid not in measured and domain.uuid != uuid]
+        if unmeasured:
+            return Elsewhere(named, f"the disks of {machines_named(unmeasured)} may stand on it: not looked at yet")
+        unknown = [
+            domains[other].name
+            for other, reading in measured.items()
+            if other != uuid and other in domains and any(chain.problem for chain in reading.layers.chains)
+        ]
+        if unknown:
+            return Elsewhere(named, f"the disks of {machines_named(unknown)} can't be followed: they may stand on it")
+        return Elsewhere(named)
+
+    def _tell_costs(self, uuid: str, costs: CostReading) -> None:
+        before = self._costs.get(uuid)
+        if before is costs:
+            return
+        self._costs[uuid] = costs
+        self.costs_changed.emit(uuid, costs)
+        if before is None or before.costs.images.keys() != costs.costs.images.keys():
+            self._elsewhere_timer.start()
+
+    def _reckon_all_again(self) -> None:
+        """What some machines read changed: others may have shared it, or share it now."""
+
+        def work(should_stop: ShouldStop) -> list[tuple[str, CostReading, CostReading]]:
+            found = []
+            for uuid, known in list(self._costs.items()):
+                if should_stop():
+                    raise CancelledError("Working out costs was cancelled.")
+                reading = self._trees.get(uuid)
+                if reading is not None and self._elsewhere(uuid, reading.tree, known.layers) != known.elsewhere:
+                    found.append((uuid, known, self._reckon(uuid, reading.tree, known.layers)))
+            return found
+
+        def done(found: list[tuple[str, CostReading, CostReading]]) -> None:
+            for uuid, known, costs in found:
+                if self._costs.get(uuid) is known:
+                    self._tell_costs(uuid, costs)
+
+        self._analyst.submit(
+            work, on_done=done, on_failed=self._list_failed, priority=Priority.BACKGROUND, key=_ELSEWHERE
+        )
+
+    def _measure_again(self, uuid: str, began: float) -> None:
+        """While a machine on screen runs, look at it now and then, the less often the longer that takes."""
+        if uuid == self._looked_at and self._domains[uuid].state.is_active:
+            seconds = time.monotonic() - began
             self._live_timer.start(int(1000 * max(LIVE_COSTS_SECONDS, 10 * seconds)))
 
     def _measure_what_is_on_screen(self) -> None:
@@ -553,9 +653,17 @@ class HostBackend(QObject):
             self._post(partial(on_ready, self._not_connected_error()))
             return
 
-        def work(_should_stop: ShouldStop) -> Plan:
+        def work(should_stop: ShouldStop) -> Plan:
             with session.using() as connection:
-                return make_plan(intention, read_situation(connection, uuid))
+                situation = read_situation(connection, uuid)
+                if not isinstance(intention, Delete | TakeBack):
+                    return make_plan(intention, situation)
+                # What is on screen was analysed already; a figure in a preview need not be truer than that.
+                known = self._costs.get(uuid)
+                layers = situation.layers if known is None else with_earlier_analysis(situation.layers, known.layers)
+                if not is_analysed(layers):
+                    layers = analysed(connection, layers, should_stop)
+                return make_plan(intention, replace(situation, layers=layers))
 
         self._measurer.submit(work, on_done=on_ready, on_failed=on_ready, priority=Priority.USER)
 

@@ -24,6 +24,8 @@ class SelectionCost:
 
     frees: Figure
     copies: Figure
+    reusable: Figure
+    """What images that hold snapshots can use again themselves, whether or not the host gets it back."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,20 +176,27 @@ def _as_figure(space: Space, path: str, layers: DomainLayers, how: str) -> Figur
 
 
 def selection_cost(
-    tree: SnapshotTree, layers: DomainLayers, names: Collection[str], elsewhere: Elsewhere = ALONE
+    tree: SnapshotTree,
+    layers: DomainLayers,
+    names: Collection[str],
+    elsewhere: Elsewhere = ALONE,
+    kept: Collection[str] = (),
 ) -> SelectionCost:
-    """What comes back if exactly these snapshots are deleted, saved memory included, and what is copied first."""
-    return _selection_cost(LayerTree(tree, layers, elsewhere), names)
+    """What comes back if exactly these snapshots are deleted, saved memory included, and what is copied first.
+
+    `kept` are paths of layers and memory files that stay all the same.
+    """
+    return _selection_cost(LayerTree(tree, layers, elsewhere), names, kept)
 
 
-def _selection_cost(layer_tree: LayerTree, names: Collection[str]) -> SelectionCost:
+def _selection_cost(layer_tree: LayerTree, names: Collection[str], kept: Collection[str] = ()) -> SelectionCost:
     tree, layers = layer_tree.tree, layer_tree.layers
-    outside = layer_tree.deleting(names)
+    outside = layer_tree.deleting(names, {layers.key(path) for path in kept})
     inside: dict[str, list[int]] = {}
     parts = [outside.frees]
     for name in names:
         snapshot = tree[name]
-        if snapshot.memory is MemorySnapshot.EXTERNAL:
+        if snapshot.memory is MemorySnapshot.EXTERNAL and snapshot.memory_file not in kept:
             parts.append(_memory_cost(snapshot, layers))
         for disk in _internal_disks(snapshot):
             if disk.frozen is not None and layers.key(disk.frozen) in outside.removed:
@@ -198,7 +207,17 @@ def _selection_cost(layer_tree: LayerTree, names: Collection[str]) -> SelectionC
             else:
                 inside.setdefault(disk.frozen, []).append(number)
     parts += [_freed_inside(path, numbers, layers) for path, numbers in inside.items()]
-    return SelectionCost(total(parts), outside.copies)
+    reusable = (_reusable_inside(path, numbers, layers) for path, numbers in inside.items())
+    return SelectionCost(total(parts), outside.copies, total(reusable))
+
+
+def _reusable_inside(path: str, numbers: Collection[int], layers: DomainLayers) -> Figure:
+    sharing = layers.sharing.get(path)
+    if sharing is None:
+        return unknown(_NEEDS_ANALYSIS)
+    is_live = layers.images[path].allocated.confidence is Confidence.LIVE
+    confidence = Confidence.LIVE if is_live else Confidence.EXACT
+    return Figure(sharing.frees(numbers).in_image, confidence, "clusters that nobody else holds")
 
 
 def _freed_inside(path: str, numbers: Collection[int], layers: DomainLayers) -> Figure:

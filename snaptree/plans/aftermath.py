@@ -39,7 +39,12 @@ _JUST_MADE = exact(0, "made by this plan itself")
 
 
 def after(situation: Situation, step: Step) -> Situation:
-    """The situation after a step has been run."""
+    """The situation after a step has been run. Who holds the clusters of an image is then for nobody to say."""
+    then = _after(situation, step)
+    return replace(then, layers=replace(then.layers, sharing=MappingProxyType({})))
+
+
+def _after(situation: Situation, step: Step) -> Situation:
     match step:
         case TakeSnapshot():
             return after_take(situation, step)

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
+from snaptree.model.costs import selection_cost
 from snaptree.model.errors import SnapTreeError
 from snaptree.model.estate import Snapshot
 from snaptree.model.figures import NOTHING, Confidence, Figure, total, unknown
 from snaptree.plans.aftermath import leaks_memory_file
 from snaptree.plans.draft import Draft, find_snapshot
-from snaptree.plans.facts import DeleteEffect, Facts, internal_images, is_external, memory_file_of
+from snaptree.plans.facts import DeleteEffect, Facts, Merge, internal_images, is_external, memory_file_of
 from snaptree.plans.intention import Delete
 from snaptree.plans.plan import Action, DeleteSnapshot, Finding, Forecast, Plan, RemoveLeftover
 from snaptree.plans.rules_plan import LEFTOVER_STAYS
-from snaptree.plans.situation import Situation
+from snaptree.plans.situation import Situation, elsewhere
 from snaptree.plans.wording import machines_named, plain
 
 
@@ -30,26 +32,33 @@ def plan_delete(intention: Delete, situation: Situation) -> Plan:
     names = tuple(name for name in situation.tree.snapshots if name in wanted)
     draft = Draft(Action.DELETE, situation)
     costs = add_deletes(draft, names, batch=names)
-    return draft.plan(names, forecast_delete(costs), None)
+    return draft.plan(names, forecast_delete(costs, situation, names), None)
 
 
 @dataclass
 class DeleteCosts:
-    """What each delete of a plan copies and frees, and the room that it needs meanwhile."""
+    """What each delete of a plan at most copies and frees, and the room that it needs meanwhile."""
 
     copies: list[Figure] = field(default_factory=list)
     frees: list[Figure] = field(default_factory=list)
     extra: list[Figure] = field(default_factory=list)
+    kept: list[str] = field(default_factory=list)
+    """Files that nothing needs afterwards, and that stay all the same."""
 
 
-def forecast_delete(costs: DeleteCosts) -> Forecast:
-    """The sums. Merges run one after the other, so the room needed is that of the largest."""
+def forecast_delete(costs: DeleteCosts, situation: Situation, names: Collection[str]) -> Forecast:
+    """The sums. Merges run one after the other, so the room needed is that of the largest.
+
+    `situation` is that before the deletes. Where what its layers hold was analysed, that is what counts.
+    """
     unknown_extra = next((figure for figure in costs.extra if not figure.is_known), None)
     known = [figure for figure in costs.extra if figure.is_known]
     largest = max(known, key=lambda figure: figure.bytes or 0, default=NOTHING)
+    users = elsewhere(situation.layers, situation.dependants, situation.unreadable_domains)
+    analysed = selection_cost(situation.tree, situation.layers, names, users, costs.kept)
     return Forecast(
-        copies=total(costs.copies),
-        frees=total(costs.frees),
+        copies=analysed.copies if analysed.copies.is_known else total(costs.copies),
+        frees=analysed.frees if analysed.frees.is_known else total(costs.frees),
         peak_extra=unknown_extra or largest,
     )
 
@@ -103,7 +112,7 @@ def _add_costs(costs: DeleteCosts, facts: Facts, snapshot: Snapshot, effect: Del
         )
         costs.copies.append(at_most)
         costs.frees.append(at_most)
-        costs.extra.append(at_most)
+        costs.extra.append(_growth(facts, merge) or at_most)
     costs.frees += [_allocated(facts, path) for path in effect.removes]
     if internal_images(snapshot):
         costs.frees.append(unknown("inside an image: needs an analysis of its clusters"))
@@ -111,6 +120,20 @@ def _add_costs(costs: DeleteCosts, facts: Facts, snapshot: Snapshot, effect: Del
     if memory_file is not None and memory_file not in facts.situation.missing_files:
         missing = unknown("the memory file was not looked at")
         costs.frees.append(facts.situation.layers.memory_files.get(memory_file, missing))
+
+
+def _growth(facts: Facts, merge: Merge) -> Figure | None:
+    """What the layer merged into may grow by, None where the layers were not analysed.
+
+    It may hold more by then, from merges before, and grow by less.
+    """
+    overlaps = facts.situation.layers.overlaps.get(merge.overlay)
+    if overlaps is None or facts.situation.layers.overlaps.get(merge.into) is not overlaps:
+        return None
+    if merge.into not in facts.stack(merge.overlay):
+        return None
+    bounds = overlaps.merge(merge.into, merge.overlay, merge.into)
+    return Figure(max(0, bounds.growth_most), Confidence.UPPER_BOUND, "clusters that the layer below has not")
 
 
 def _allocated(facts: Facts, path: str) -> Figure:
@@ -124,9 +147,11 @@ def _remove_leftovers(draft: Draft, snapshot: Snapshot, effect: DeleteEffect, co
     for layer in effect.leaks:
         if (why_kept := _still_needed(draft, layer)) is None:
             costs.frees.append(_allocated(before, layer))
-            _remove(draft, layer, "libvirt leaves the layer of a deleted snapshot without a parent behind")
-        elif why_kept:
-            draft.warn(_stays(draft, layer, why_kept))
+            _remove(draft, layer, "libvirt leaves the layer of a deleted snapshot without a parent behind", costs)
+        else:
+            costs.kept.append(layer)
+            if why_kept:
+                draft.warn(_stays(draft, layer, why_kept))
     memory_file = memory_file_of(snapshot)
     if (
         memory_file is not None
@@ -135,13 +160,16 @@ def _remove_leftovers(draft: Draft, snapshot: Snapshot, effect: DeleteEffect, co
         and memory_file not in draft.situation.missing_files
         and not any(other.memory_file == memory_file for other in draft.situation.tree)
     ):
-        _remove(draft, memory_file, "this version of libvirt leaves the saved memory of a deleted snapshot behind")
+        _remove(
+            draft, memory_file, "this version of libvirt leaves the saved memory of a deleted snapshot behind", costs
+        )
 
 
-def _remove(draft: Draft, path: str, why: str) -> None:
+def _remove(draft: Draft, path: str, why: str, costs: DeleteCosts) -> None:
     if draft.situation.host.is_local:
         draft.add_unjudged(RemoveLeftover(path, why))
     else:
+        costs.kept.append(path)
         draft.warn(_stays(draft, path, "it lies on another computer."))
 
 

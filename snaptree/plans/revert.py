@@ -121,7 +121,8 @@ def plan_take_back(intention: TakeBack, situation: Situation) -> Plan:
                 )
             )
         else:
-            deletes = forecast_delete(add_deletes(draft, names))
+            before = draft.situation
+            deletes = forecast_delete(add_deletes(draft, names), before, names)
             forecast = Forecast(deletes.copies, total([*frees, deletes.frees]), deletes.peak_extra)
     shown = tuple(dict.fromkeys([*([intention.revert_to] if intention.revert_to else []), *names]))
     return draft.plan(shown, forecast, None)

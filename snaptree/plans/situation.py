@@ -7,8 +7,10 @@ from enum import IntEnum
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from snaptree.model.estate import Domain, DomainLayers, Host
+from snaptree.model.estate import Domain, DomainLayers, Host, ImageKey
+from snaptree.model.merging import Elsewhere
 from snaptree.model.tree import SnapshotTree
+from snaptree.plans.wording import machines_named
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -87,6 +89,20 @@ class Situation:
     now: int = 0
     """Seconds since 1970, UTC, when this was read."""
     known: Known = Known.EVERYTHING
+
+
+def elsewhere(
+    layers: DomainLayers, dependants: Mapping[str, frozenset[str]], unreadable_domains: tuple[str, ...]
+) -> Elsewhere:
+    """Put what is known of other machines into the model's words."""
+    users: dict[ImageKey, frozenset[str]] = {}
+    for path, names in dependants.items():
+        users[layers.key(path)] = users.get(layers.key(path), frozenset()) | names
+    unknown = ""
+    if unreadable_domains:
+        machines = machines_named(unreadable_domains)
+        unknown = f"the disks of {machines} can't be followed, so nobody knows whether they stand on these layers"
+    return Elsewhere(MappingProxyType(users), unknown)
 
 
 def glance(host: Host, domain: Domain, tree: SnapshotTree, layers: DomainLayers | None = None) -> Situation:

@@ -290,7 +290,7 @@ def selection_sums(machine: Machine, names: tuple[str, ...]) -> list[tuple[str, 
     """Figures of a selection. What several free together is not the sum of what each one does."""
     not_read = unknown("not read yet")
     if machine.costs is None or machine.tree is None or not all(name in machine.tree for name in names):
-        selection = SelectionCost(not_read, not_read)
+        selection = SelectionCost(not_read, not_read, not_read)
     else:
         selection = machine.costs.selection(machine.tree, names)
     every = {} if machine.costs is None else machine.costs.costs.snapshots

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from snaptree.hosts.layers import read_layers
+from snaptree.hosts.layers import analysed, read_layers
 from snaptree.model.costs import domain_costs, selection_cost
 from snaptree.model.figures import Confidence
 from snaptree.plans.intention import Capture, Delete, Take
@@ -39,7 +39,7 @@ def history(host: EmbeddedHost) -> Machine:
 def test_what_comes_back_is_what_was_said(host: EmbeddedHost, names: tuple[str, ...]) -> None:
     machine = history(host)
     tree = machine.tree()
-    layers = read_layers(machine.connection, machine.uuid, tree)
+    layers = analysed(machine.connection, read_layers(machine.connection, machine.uuid, tree))
     frees = selection_cost(tree, layers, names).frees
     assert frees.confidence is Confidence.EXACT
     assert frees.bytes is not None
@@ -51,7 +51,7 @@ def test_what_comes_back_is_what_was_said(host: EmbeddedHost, names: tuple[str, 
 def test_several_free_together_what_none_frees_alone(host: EmbeddedHost) -> None:
     machine = history(host)
     tree = machine.tree()
-    layers = read_layers(machine.connection, machine.uuid, tree)
+    layers = analysed(machine.connection, read_layers(machine.connection, machine.uuid, tree))
     names = tuple(tree.snapshots)
     alone = [selection_cost(tree, layers, (name,)).frees.bytes or 0 for name in names]
     together = selection_cost(tree, layers, names).frees.bytes
@@ -62,7 +62,7 @@ def test_several_free_together_what_none_frees_alone(host: EmbeddedHost) -> None
 def test_what_was_written_is_what_the_parent_has_not(host: EmbeddedHost) -> None:
     machine = history(host)
     tree = machine.tree()
-    costs = domain_costs(tree, read_layers(machine.connection, machine.uuid, tree))
+    costs = domain_costs(tree, analysed(machine.connection, read_layers(machine.connection, machine.uuid, tree)))
     for name in ("two", "three", "four"):
         written = costs.snapshots[name].written
         # 3 MiB on one disk and 1 MiB on the other, with the tables that say where.

@@ -152,8 +152,8 @@ def test_a_refresh_tells_nothing_that_is_known_already(listen: Listen, virsh: An
     measured: list[str] = []
     original = listener.backend._measured
 
-    def note(uuid: str, costs: Any) -> None:
-        original(uuid, costs)
+    def note(uuid: str, *answer: Any) -> None:
+        original(uuid, *answer)
         measured.append(uuid)
 
     monkeypatch.setattr(listener.backend, "_measured", note)

@@ -1,0 +1,335 @@
+"""The layers of a disk, read side by side: what each of them says of one window of the guest's disk after the other.
+
+Windows go from the disk's beginning to its end. All layers of a disk are read in the same units: the smallest cluster
+(or subcluster) of any of them. Sources: QEMU's docs/interop/qcow2.txt, "Cluster mapping".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from snaptree.images.extents import Taken
+from snaptree.images.qcow2 import Qcow2Content, read_content
+from snaptree.images.read_at import BadImageError, ReadAt
+from snaptree.images.tables import (
+    COMPRESSED,
+    COPIED,
+    MOST_TABLE_BYTES,
+    OFFSET_BITS,
+    ZERO,
+    Budget,
+    Geometry,
+    Offsets,
+    Words,
+    l2_places,
+    read_l2_tables,
+    read_words,
+)
+from snaptree.model.errors import CancelledError
+
+Kinds = NDArray[np.uint8]
+"""For each unit of a window TRANSPARENT, ZERO_KIND or DATA."""
+
+TRANSPARENT: Final = 0
+"""What lies below shows."""
+ZERO_KIND: Final = 1
+DATA: Final = 2
+
+_LEAST_BUDGET: Final = 34 << 20
+"""Bytes of tables that are read of any image: an L1 table may be the largest there is, and lie in a hole."""
+_COMPRESSED: Final = 4
+"""So many times what it takes a file may hold: some file systems compress, and tables well."""
+
+LARGEST_CLUSTER: Final = 2 << 20
+_SMALLEST_UNIT: Final = 512
+_L1_SLICE: Final = 1 << 14
+"""Entries of an L1 table that are held at a time; all that a disk of 8 TiB has in clusters of 64 KiB."""
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """An opened image that others stand on, or that stands on others."""
+
+    source: ReadAt
+    content: Qcow2Content | None
+    """None if it is raw, which only a bottom layer may be."""
+    virtual_size: int
+    """Bytes of the guest's disk."""
+    allocated: int | None = None
+    """Bytes that its file takes on the host, if that is known: its tables take no more, whatever it says."""
+    taken: Taken | None = None
+    """Of a raw image: what parts of it take on the host. None if nobody can tell: then all of it counts as data."""
+
+    @classmethod
+    def of_qcow2(cls, source: ReadAt, allocated: int | None = None) -> Layer:
+        """Make a layer of a qcow2 image. Raises BadImageError or OSError."""
+        content = read_content(source)
+        return cls(source, content, content.header.virtual_size, allocated)
+
+    @classmethod
+    def of_raw(cls, source: ReadAt, taken: Taken | None = None) -> Layer:
+        """Make a layer of a raw image."""
+        return cls(source, None, source.size, taken=taken)
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """A piece of the guest's disk: `units` of `unit` bytes from `start`."""
+
+    start: int
+    units: int
+    unit: int
+
+    @property
+    def stop(self) -> int:
+        """Where it ends, in bytes."""
+        return self.start + self.units * self.unit
+
+    def units_before(self, end: int) -> int:
+        """How many units begin before a place on the disk."""
+        return min(max(-(-(end - self.start) // self.unit), 0), self.units)
+
+
+@dataclass(slots=True)
+class Held:
+    """Bytes that a layer's file has for the guest's data, added up as its windows are read."""
+
+    owned: int = 0
+    """In clusters that can be written in place, whether there is data in them or zeros."""
+    owned_data: int = 0
+    """Of these, in clusters with data."""
+    shared_data: int = 0
+    """In clusters with data that can't be written in place: compressed, or held by an internal snapshot as well."""
+    tables: int = 0
+    """L2 tables that can be written in place."""
+
+
+class LayerReader(Protocol):
+    """Reads one layer, window by window."""
+
+    cluster: int
+    """Bytes in which its file grows."""
+    finest: int
+    """Bytes of the smallest piece that it tells of."""
+    table_span: int
+    """Bytes of the guest's disk that one table speaks of."""
+    size: int
+    """Bytes of the guest's disk."""
+    anomalies: int
+    """Entries of its tables, met so far, that a sound image does not have."""
+    held: Held
+
+    def next_touched(self, offset: int) -> int | None:
+        """Where at or after a place on the disk it may define anything next; None if nowhere."""
+
+    def load(self, window: Window) -> Kinds | None:
+        """What it defines in a window; None if nothing. Raises BadImageError, OSError or CancelledError."""
+
+
+def reader_of(layer: Layer, cancelled: Callable[[], bool]) -> LayerReader:
+    """Make the reader of a layer."""
+    if layer.content is None:
+        return _RawReader(layer)
+    most = MOST_TABLE_BYTES
+    if layer.allocated is not None:
+        most = min(most, _LEAST_BUDGET + _COMPRESSED * layer.allocated)
+    return _Qcow2Reader(layer, layer.content, Budget(most), cancelled)
+
+
+class _Qcow2Reader:
+    def __init__(self, layer: Layer, content: Qcow2Content, budget: Budget, cancelled: Callable[[], bool]) -> None:
+        self._header = content.header
+        self._geometry = Geometry(self._header.cluster_bits, self._header.extended_l2, layer.source.size)
+        self.size = layer.virtual_size
+        self.cluster = self._geometry.cluster
+        self.finest = self.cluster // 32 if self._header.extended_l2 else self.cluster
+        self.table_span = self._geometry.l2_span
+        self.anomalies = 0
+        self.held = Held()
+        self._source = layer.source
+        self._budget = budget
+        self._cancelled = cancelled
+        self._tables = min(-(-self.size // self.table_span), self._header.l1_entries)
+        self._slice = -1
+        self._places: Offsets = np.zeros(0, np.int64)
+        self._next_touched: tuple[int, int | None] = (1 << 64, None)
+
+    def next_touched(self, offset: int) -> int | None:
+        asked, found = self._next_touched
+        if not asked <= offset or (found is not None and offset > found):
+            found = self._find_touched(offset)
+            self._next_touched = offset, found
+        return found
+
+    def _find_touched(self, offset: int) -> int | None:
+        index = offset // self.table_span
+        while index < self._tables:
+            self._hold(index // _L1_SLICE)
+            found = np.flatnonzero(self._places[index % _L1_SLICE :])
+            if len(found):
+                return max(offset, (index + int(found[0])) * self.table_span)
+            index = (index // _L1_SLICE + 1) * _L1_SLICE
+        return None
+
+    def load(self, window: Window) -> Kinds | None:
+        first = window.start // self.table_span
+        last = min(-(-window.stop // self.table_span), self._tables)
+        places = self._l1(first, last)
+        if not places.any():
+            return None
+        words = self._l2(window, first, places)
+        kinds = self._subclusters(words) if self._header.extended_l2 else self._clusters(words)
+        if self.finest != window.unit:
+            kinds = np.repeat(kinds, self.finest // window.unit)
+        kinds[window.units_before(self.size) :] = TRANSPARENT
+        return kinds
+
+    def _hold(self, number: int) -> None:
+        """Have a slice of the L1 table at hand."""
+        if number == self._slice:
+            return
+        if self._cancelled():
+            raise CancelledError("Reading the image was cancelled.")
+        first = number * _L1_SLICE
+        entries = min(_L1_SLICE, self._tables - first)
+        words = read_words(self._source, self._header.l1_offset + first * 8, entries, self._budget)
+        self._places, dropped = l2_places(words, self._geometry)
+        if number > self._slice:  # windows go forward: each slice is counted once
+            self.anomalies += dropped
+            self.held.tables += int(np.count_nonzero((self._places != 0) & ((words & np.uint64(COPIED)) != 0)))
+        self._slice = number
+
+    def _l1(self, first: int, last: int) -> Offsets:
+        """Places of L2 tables."""
+        places = [self._places[:0]]
+        while first < last:
+            self._hold(first // _L1_SLICE)
+            begin = first % _L1_SLICE
+            end = min(begin + last - first, _L1_SLICE)
+            places.append(self._places[begin:end])
+            first += end - begin
+        return np.concatenate(places)
+
+    def _l2(self, window: Window, first: int, places: Offsets) -> Words:
+        """Words of the L2 entries of all clusters in a window, 0 where there is no table."""
+        span, width = self.table_span, self._geometry.l2_words
+        found = np.sort(places[places != 0])
+        if (found[1:] == found[:-1]).any():
+            raise BadImageError("several entries of its L1 table lead to the same L2 table")
+        per_cluster = width // self._geometry.l2_entries
+        words = np.zeros(window.units * window.unit // self.cluster * per_cluster, np.uint64)
+        whole_first = -(-window.start // span)
+        whole_last = min(window.stop // span, first + len(places))
+        for index in {first, first + len(places) - 1}:  # the window may begin and end within a table
+            place = int(places[index - first])
+            if place == 0 or whole_first <= index < whole_last:
+                continue
+            begin, end = max(window.start, index * span), min(window.stop, (index + 1) * span)
+            skipped = (begin - index * span) // self.cluster * per_cluster
+            number = (end - begin) // self.cluster * per_cluster
+            at = (begin - window.start) // self.cluster * per_cluster
+            words[at : at + number] = read_words(self._source, place + skipped * 8, number, self._budget)
+        if whole_first >= whole_last:
+            return words
+        at = (whole_first * span - window.start) // self.cluster * per_cluster
+        rows = words[at : at + (whole_last - whole_first) * width].reshape(-1, width)
+        whole = places[whole_first - first : whole_last - first]
+        order = np.argsort(whole, kind="stable")
+        order = order[np.count_nonzero(whole == 0) :]
+        for number, tables in read_l2_tables(self._source, self._geometry, whole[order], self._budget, self._cancelled):
+            rows[order[number : number + len(tables)]] = tables
+        return words
+
+    def _clusters(self, words: Words) -> Kinds:
+        """Tell what plain L2 entries stand for."""
+        seen = int(np.bitwise_or.reduce(words))
+        has_place = self._has_place(words)
+        kinds = has_place.view(np.uint8) * np.uint8(DATA)
+        compressed = None
+        if seen & COMPRESSED:
+            compressed = (words & np.uint64(COMPRESSED)) != 0
+            kinds[compressed] = DATA
+            has_place &= ~compressed
+        if seen & ZERO:
+            is_zero = (words & np.uint64(ZERO)) != 0
+            if compressed is not None:
+                is_zero &= ~compressed  # there it is part of the place
+            if self._header.version < 3:
+                self.anomalies += int(np.count_nonzero(is_zero))
+            kinds[is_zero] = ZERO_KIND
+        self._count(words, has_place, kinds == DATA)
+        return kinds
+
+    def _subclusters(self, words: Words) -> Kinds:
+        """Tell what L2 entries with subclusters stand for: two bitmaps follow each, of data and of zeros."""
+        entries = np.ascontiguousarray(words[0::2])
+        bits = np.unpackbits(words[1::2].astype("<u8").view(np.uint8).reshape(-1, 8), axis=1, bitorder="little")
+        is_data, is_zero = bits[:, :32].view(np.bool_), bits[:, 32:].view(np.bool_)
+        has_place = self._has_place(entries)
+        compressed = (entries & np.uint64(COMPRESSED)) != 0
+        has_place &= ~compressed
+        self.anomalies += int(np.count_nonzero(is_data & (is_zero | ~has_place[:, None])))
+        kinds = np.zeros(is_data.shape, np.uint8)
+        kinds[is_data & has_place[:, None]] = DATA
+        kinds[is_zero] = ZERO_KIND
+        kinds[compressed] = DATA
+        self._count(entries, has_place, (kinds == DATA).any(axis=1))
+        return kinds.reshape(-1)
+
+    def _has_place(self, entries: Words) -> NDArray[np.bool_]:
+        """Whether entries that are not compressed lead somewhere; in a second file, place 0 is one like others."""
+        bits = OFFSET_BITS | COPIED if self._header.data_file is not None else OFFSET_BITS
+        has_place: NDArray[np.bool_] = (entries & np.uint64(bits)) != 0
+        return has_place
+
+    def _count(self, entries: Words, has_place: NDArray[np.bool_], has_data: NDArray[np.bool_]) -> None:
+        """Add up what the file has for these clusters. Those beyond its end, which QEMU reads as zeros, are odd."""
+        owned = has_place & ((entries & np.uint64(COPIED)) != 0)
+        owned_data = int(np.count_nonzero(owned & has_data))
+        self.held.owned += int(np.count_nonzero(owned)) * self.cluster
+        self.held.owned_data += owned_data * self.cluster
+        self.held.shared_data += (int(np.count_nonzero(has_data)) - owned_data) * self.cluster
+        if self._header.data_file is None:
+            beyond = (entries & np.uint64(OFFSET_BITS)) >= np.uint64(self._geometry.file_size)
+            self.anomalies += int(np.count_nonzero(beyond & has_place))
+
+
+class _RawReader:
+    """What takes room on the host is data; holes are zeros."""
+
+    def __init__(self, layer: Layer) -> None:
+        self.size = layer.virtual_size
+        self.cluster = self.finest = self.table_span = LARGEST_CLUSTER
+        self.anomalies = 0
+        self.held = Held()
+        self._taken = layer.taken
+
+    def next_touched(self, offset: int) -> int | None:
+        return offset if offset < self.size else None
+
+    def load(self, window: Window) -> Kinds | None:
+        units = window.units_before(self.size)
+        if not units:
+            return None
+        kinds = np.zeros(window.units, np.uint8)
+        if self._taken is None:
+            kinds[:units] = DATA
+            self.held.shared_data += units * window.unit
+            return kinds
+        taken = self._taken(window.start, window.unit, units)
+        kinds[:units] = np.where(taken > 0, np.uint8(DATA), np.uint8(ZERO_KIND))
+        whole = int(np.count_nonzero(taken >= window.unit)) * window.unit
+        some = int(np.count_nonzero(taken > 0)) * window.unit
+        self.held.owned += some
+        self.held.owned_data += whole
+        return kinds
+
+
+def common_unit(readers: list[LayerReader]) -> int:
+    """Bytes of the unit in which all these layers can be read."""
+    return max(_SMALLEST_UNIT, min((reader.finest for reader in readers), default=LARGEST_CLUSTER))
