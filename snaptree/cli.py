@@ -9,7 +9,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from snaptree.hosts.connection import Connection
+    from snaptree.model.merging import Elsewhere
     from snaptree.plans.intention import Intention
     from snaptree.plans.operation import Operation
     from snaptree.terminal import DomainReading
@@ -144,6 +145,10 @@ def _parser() -> argparse.ArgumentParser:
     command("list", "hosts and virtual machines with totals", _list)
     tree = command("tree", "the snapshot tree of a virtual machine with its costs", _tree)
     tree.add_argument("vm", metavar="VM")
+
+    cost = command("cost", "what each layer of a virtual machine takes, or what deleting snapshots gives back", _cost)
+    cost.add_argument("vm", metavar="VM")
+    cost.add_argument("snapshots", metavar="SNAPSHOT", nargs="*", help="say what deleting exactly these frees")
 
     take = command("take", "take a snapshot", _take, changes=True)
     take.add_argument("vm", metavar="VM")
@@ -284,15 +289,19 @@ def _find(connections: Sequence[Connection], name: str) -> tuple[Connection, str
     return found[0]
 
 
-def _read(connection: Connection, uuid: str) -> DomainReading:
-    from snaptree.hosts.layers import read_layers
+def _read(connection: Connection, uuid: str, elsewhere: Elsewhere | None = None) -> DomainReading:
+    """A machine with its costs. Without `elsewhere`, all machines of its host are asked what they stand on."""
+    from snaptree.hosts.layers import analysed, read_layers
     from snaptree.hosts.reading import read_domain, read_tree
+    from snaptree.hosts.situation import read_elsewhere
     from snaptree.model.costs import domain_costs
     from snaptree.terminal import DomainReading
 
     tree = read_tree(connection, uuid)
-    layers = read_layers(connection, uuid, tree)
-    return DomainReading(connection.host, read_domain(connection, uuid), tree, layers, domain_costs(tree, layers))
+    layers = analysed(connection, read_layers(connection, uuid, tree))
+    users = read_elsewhere(connection, uuid, layers) if elsewhere is None else elsewhere
+    costs = domain_costs(tree, layers, users)
+    return DomainReading(connection.host, read_domain(connection, uuid), tree, layers, costs, users)
 
 
 # Commands
@@ -301,9 +310,15 @@ def _read(connection: Connection, uuid: str) -> DomainReading:
 def _list(options: argparse.Namespace) -> int:
     from snaptree import terminal
     from snaptree.hosts.reading import list_domains
+    from snaptree.model.merging import ALONE
 
     with _connected(options) as connections:
-        readings = [_read(connection, domain.uuid) for connection in connections for domain in list_domains(connection)]
+        readings = [
+            # Totals do not depend on who shares an image: no need to ask every machine about every other.
+            _read(connection, domain.uuid, ALONE)
+            for connection in connections
+            for domain in list_domains(connection)
+        ]
         if _wants_json(options):
             terminal.print_json(terminal.list_json([connection.host for connection in connections], readings))
         else:
@@ -320,6 +335,25 @@ def _tree(options: argparse.Namespace) -> int:
             terminal.print_json(terminal.tree_json(reading))
         else:
             terminal.print_tree(terminal.console(), reading)
+    return 0
+
+
+def _cost(options: argparse.Namespace) -> int:
+    from snaptree import terminal, terminal_costs
+    from snaptree.plans.draft import snapshot_named
+
+    with _connected(options) as connections:
+        reading = _read(*_find(connections, options.vm))
+        names = tuple(dict.fromkeys(options.snapshots))
+        for name in names:
+            snapshot_named(reading.domain.name, reading.tree, name)
+        if _wants_json(options):
+            document = terminal_costs.selection_json(reading, names) if names else terminal_costs.layers_json(reading)
+            terminal.print_json(document)
+        elif names:
+            terminal_costs.print_selection(terminal.console(), reading, names)
+        else:
+            terminal_costs.print_layers(terminal.console(), reading)
     return 0
 
 
@@ -354,13 +388,18 @@ def _change(options: argparse.Namespace, intention: Intention) -> int:
     """Plan, show, ask, run: the one way in which a command changes anything."""
     from snaptree import terminal
     from snaptree.hosts.journal import Journal, journal_path
+    from snaptree.hosts.layers import analysed
     from snaptree.hosts.situation import read_situation
+    from snaptree.plans.intention import Delete
     from snaptree.plans.plan_json import plan_to_json
     from snaptree.plans.planner import make_plan
 
     with _connected(options) as connections:
         connection, uuid = _find(connections, options.vm)
-        plan = make_plan(intention, read_situation(connection, uuid))
+        situation = read_situation(connection, uuid)
+        if isinstance(intention, Delete):
+            situation = replace(situation, layers=analysed(connection, situation.layers))
+        plan = make_plan(intention, situation)
         only_plan = plan.is_refused or options.dry_run
         if not _wants_json(options):
             terminal.print_plan(terminal.console(), plan)

@@ -7,14 +7,11 @@ import json
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from enum import Enum, auto
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
-from rich.cells import cell_len
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from snaptree import words
@@ -22,11 +19,13 @@ from snaptree.model.costs import DomainCosts, host_disk
 from snaptree.model.estate import Domain, DomainLayers, Host, Snapshot, SnapshotKind
 from snaptree.model.folding import NOW, RowId, fold
 from snaptree.model.lanes import LaneRow, draw_row, lay_out
+from snaptree.model.merging import ALONE, Elsewhere
 from snaptree.model.tree import SnapshotTree
 from snaptree.model.troubles import Severity, Trouble, troubles_of_layers, troubles_of_tree, worst_first
 from snaptree.plans.operation import Operation
 from snaptree.plans.plan import Plan
 from snaptree.plans.plan_json import describe_step, plan_to_json
+from snaptree.terminal_table import Column, Cut, add_row, print_table
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +37,7 @@ class DomainReading:
     tree: SnapshotTree
     layers: DomainLayers
     costs: DomainCosts
+    elsewhere: Elsewhere = ALONE
 
     @property
     def troubles(self) -> tuple[Trouble, ...]:
@@ -78,137 +78,6 @@ def _visible(character: str) -> str:
     return {"\n": "⏎", "\t": "⇥"}.get(character, f"\\x{ord(character):02x}")
 
 
-# Tables
-
-
-_GAP = 2
-"""Blanks between columns."""
-_SHORTEST = 5
-"""Columns of the screen down to which a text is cut."""
-
-
-class _Cut(Enum):
-    """What of a text gives way."""
-
-    NOTHING = auto()
-    MIDDLE = auto()
-    """Names differ at their ends."""
-    END = auto()
-
-
-@dataclass(slots=True)
-class _Column:
-    """One column of a table. Figures, ages and states have no turn: they are never cut."""
-
-    title: str
-    short_title: str = ""
-    """What stands in its place on a narrow screen."""
-    turn: int = 0
-    """When it gives way to a narrow screen: 1 is first, 0 is never."""
-    cut: _Cut = _Cut.NOTHING
-    right: bool = False
-    stays: bool = False
-    """It is cut, but never left out."""
-    cells: list[Text] = field(default_factory=list)
-    kept: int = 0
-    """How much of the beginning of each cell is never cut: a tree's lines."""
-
-    def add(self, text: str | Text) -> None:
-        """Add the next row's cell."""
-        self.cells.append(Text(text) if isinstance(text, str) else text)
-
-    @property
-    def is_empty(self) -> bool:
-        """Whether no row has anything here."""
-        return not any(cell.plain for cell in self.cells)
-
-    @property
-    def width(self) -> int:
-        """Columns of the screen that it takes."""
-        return max(cell_len(self.title), *(cell.cell_len for cell in self.cells), 0)
-
-    @property
-    def least(self) -> int:
-        """The width down to which it can be cut."""
-        if self.cut is _Cut.NOTHING:
-            text = max((cell.cell_len for cell in self.cells), default=0)
-        else:
-            text = self.kept + _SHORTEST
-        return min(self.width, max(cell_len(self.short_title or self.title), text))
-
-    def narrow(self, width: int) -> None:
-        """Cut its title and cells to a width that is not less than its `least`."""
-        if cell_len(self.title) > width:
-            self.title = self.short_title
-        for index, cell in enumerate(self.cells):
-            if cell.cell_len <= width:
-                continue
-            if self.cut is _Cut.END:
-                cell.truncate(width, overflow="ellipsis")
-            else:
-                self.cells[index] = _without_middle(cell, self.kept + (width - self.kept) // 2, width)
-
-
-def _add_row(columns: Sequence[_Column], *cells: str | Text) -> None:
-    for column, cell in zip(columns, cells, strict=True):
-        column.add(cell)
-
-
-def _without_middle(text: Text, head: int, width: int) -> Text:
-    """A text cut to a width: as much of its beginning as is said, and of its end what there is room for."""
-    start, end = len(text), len(text)
-    while cell_len(text.plain[:start]) > head:
-        start -= 1
-    while cell_len(text.plain[end - 1 :]) < width - head:
-        end -= 1
-    return Text.assemble(text[:start], "…", text[end:])
-
-
-def _print_table(out: Console, columns: Sequence[_Column]) -> None:
-    """Print a table as wide as the screen, wider only if what must stay whole needs it."""
-    shown = _those_that_fit(columns, out.width)
-    table = Table(box=None, pad_edge=False, header_style="dim", width=_width_of(shown))
-    for column in shown:
-        table.add_column(column.title, justify="right" if column.right else "left", no_wrap=True)
-    for row in zip(*(column.cells for column in shown), strict=True):
-        table.add_row(*row)
-    if out.is_terminal:
-        out.print(table)
-        return
-    # A pipe gets no blanks that fill the last column.
-    with out.capture() as capture:
-        out.print(table)
-    out.file.writelines(f"{line.rstrip()}\n" for line in capture.get().splitlines())
-
-
-def _those_that_fit(columns: Sequence[_Column], room: int) -> list[_Column]:
-    """The columns that are shown in so much room, cut or left out in their turn."""
-    shown = list(columns)
-    widths = [column.width for column in columns]
-    by_turn = sorted((column for column in columns if column.turn), key=lambda column: column.turn)
-
-    def slack() -> int:
-        return room - sum(widths) - _GAP * (len(shown) - 1)
-
-    for column in by_turn:
-        place = shown.index(column)
-        widths[place] = max(column.least, min(widths[place], widths[place] + slack()))
-        if slack() < 0 and not column.stays:
-            del shown[place], widths[place]
-    for column in reversed(by_turn):  # what left last may have left more room than was missing
-        if column in shown and slack() > 0:
-            place = shown.index(column)
-            widths[place] = min(column.width, widths[place] + slack())
-    for column, width in zip(shown, widths, strict=True):
-        if width < column.width:
-            column.narrow(width)
-    return shown
-
-
-def _width_of(columns: Sequence[_Column]) -> int:
-    return sum(column.width for column in columns) + _GAP * (len(columns) - 1)
-
-
 # Trees
 
 
@@ -220,12 +89,13 @@ def tree_json(reading: DomainReading) -> dict[str, Any]:
         "state": reading.domain.state.value,
         "current": reading.tree.current,
         "totals": {"disk": reading.costs.disk.bytes, "memory": reading.costs.memory.bytes},
-        "troubles": _troubles_json(reading),
+        "troubles": troubles_json(reading),
         "snapshots": [_snapshot_json(snapshot, reading) for snapshot in reading.tree],
     }
 
 
-def _troubles_json(reading: DomainReading) -> list[dict[str, str]]:
+def troubles_json(reading: DomainReading) -> list[dict[str, str]]:
+    """What is wrong with a machine, the worst first."""
     return [{"severity": trouble.severity.word, "text": trouble.text} for trouble in reading.troubles]
 
 
@@ -265,26 +135,25 @@ def print_tree(out: Console, reading: DomainReading) -> None:
         style="bold",
         soft_wrap=False,
     )
-    for trouble in reading.troubles:
-        _print_trouble(out, trouble)
+    print_troubles(out, reading)
     layout = lay_out(fold(tree, unfolded=tree.snapshots).rows, straight_to=NOW)
-    names = _Column("Snapshot", turn=3, cut=_Cut.MIDDLE, stays=True, kept=2 * layout.width + 1)
-    marks = _Column("Marks", turn=4, cut=_Cut.END)
-    ages = _Column("Age")
-    written, frees, memory = (_Column(title, right=True) for title in ("Written", "Frees", "Memory"))
-    consistency = _Column("Consistency", turn=2)
-    notes = _Column("Note", turn=1, cut=_Cut.END)
+    names = Column("Snapshot", turn=3, cut=Cut.MIDDLE, stays=True, kept=2 * layout.width + 1)
+    marks = Column("Marks", turn=4, cut=Cut.END)
+    ages = Column("Age")
+    written, frees, memory = (Column(title, right=True) for title in ("Written", "Frees", "Memory"))
+    consistency = Column("Consistency", turn=2)
+    notes = Column("Note", turn=1, cut=Cut.END)
     columns = (names, marks, ages, written, frees, memory, consistency, notes)
     now = time.time()
     for row in layout:
         lanes = Text(_lanes_text(row, layout.width, tree.current), style="cyan")
         if not isinstance(row.id, str):
-            _add_row(columns, lanes + Text("Now", style="bold"), "", "", words.figure(costs.now), "", "", "", "")
+            add_row(columns, lanes + Text("Now", style="bold"), "", "", words.figure(costs.now), "", "", "", "")
             continue
         snapshot = tree[row.id]
         cost = costs.snapshots[row.id]
         name = Text(plain(snapshot.name), style="bold" if snapshot.name == tree.current else "")
-        _add_row(
+        add_row(
             columns,
             lanes + name,
             ", ".join(_marks(snapshot, usual, reading.layers)),
@@ -297,7 +166,7 @@ def print_tree(out: Console, reading: DomainReading) -> None:
         )
     if memory.is_empty:
         memory.turn = 2
-    _print_table(out, [column for column in columns if column is not marks or not marks.is_empty])
+    print_table(out, [column for column in columns if column is not marks or not marks.is_empty])
 
 
 def _marks(snapshot: Snapshot, usual: SnapshotKind | None, layers: DomainLayers) -> Iterator[str]:
@@ -316,6 +185,12 @@ def _marks(snapshot: Snapshot, usual: SnapshotKind | None, layers: DomainLayers)
         yield "safety"
     if snapshot.kind is not usual:
         yield words.kind(snapshot.kind)
+
+
+def print_troubles(out: Console, reading: DomainReading) -> None:
+    """Print what is wrong with a machine, each on a line of its own."""
+    for trouble in reading.troubles:
+        _print_trouble(out, trouble)
 
 
 def _print_trouble(out: Console, trouble: Trouble, where: str = "", more: str = "") -> None:
@@ -355,7 +230,7 @@ def list_json(hosts: Iterable[Host], readings: Iterable[DomainReading]) -> list[
                     "depth": reading.tree.depth,
                     "current": reading.tree.current,
                     "totals": {"disk": reading.costs.disk.bytes, "memory": reading.costs.memory.bytes},
-                    "troubles": _troubles_json(reading),
+                    "troubles": troubles_json(reading),
                 }
                 for reading in machines
             ],
@@ -372,16 +247,16 @@ def print_list(out: Console, hosts: Iterable[Host], readings: Iterable[DomainRea
         heading = f"{plain(host.uri)}  (libvirt {_version(host.libvirt_version)}{access}; disk {disk})"
         out.print(heading, style="bold", soft_wrap=False)
         columns = (
-            _Column("Virtual machine", short_title="VM", turn=3, cut=_Cut.MIDDLE, stays=True),
-            _Column("State"),
-            _Column("Snapshots", right=True),
-            _Column("Depth", right=True, turn=4),
-            _Column("Disk", right=True),
-            _Column("Saved memory", short_title="Memory", right=True, turn=2, stays=True),
-            _Column("Current", turn=1, cut=_Cut.MIDDLE),
+            Column("Virtual machine", short_title="VM", turn=3, cut=Cut.MIDDLE, stays=True),
+            Column("State"),
+            Column("Snapshots", right=True),
+            Column("Depth", right=True, turn=4),
+            Column("Disk", right=True),
+            Column("Saved memory", short_title="Memory", right=True, turn=2, stays=True),
+            Column("Current", turn=1, cut=Cut.MIDDLE),
         )
         for reading in machines:
-            _add_row(
+            add_row(
                 columns,
                 plain(reading.domain.name) + (_MARK if reading.troubles else ""),
                 reading.domain.state.value,
@@ -391,7 +266,7 @@ def print_list(out: Console, hosts: Iterable[Host], readings: Iterable[DomainRea
                 words.figure(reading.costs.memory),
                 plain(reading.tree.current or "—"),
             )
-        _print_table(out, columns)
+        print_table(out, columns)
         for reading in machines:
             if troubles := reading.troubles:
                 more = f" (and {len(troubles) - 1} more)" if len(troubles) > 1 else ""

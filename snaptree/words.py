@@ -15,8 +15,9 @@ NONE = "—"
 
 
 def size(number_of_bytes: float) -> str:
-    """Bytes in binary units: `512 Bytes`, `1.2 GiB`."""
-    return humanize.naturalsize(number_of_bytes, binary=True, format="%.1f")
+    """Bytes in binary units: `512 Bytes`, `1.2 GiB`, `−3.1 GiB`."""
+    sign = "−" if number_of_bytes < 0 else ""
+    return sign + humanize.naturalsize(abs(number_of_bytes), binary=True, format="%.1f")
 
 
 def figure(figure: Figure) -> str:
@@ -36,7 +37,8 @@ def figure_in_full(figure: Figure) -> str:
         Confidence.UPPER_BOUND: "At most: it can be less.",
         Confidence.LIVE: "A moment ago: it is being written to.",
     }.get(figure.confidence, "")
-    return "\n".join(part for part in (f"{figure.bytes:,} bytes", sure, figure.how) if part)
+    takes = f"It takes {size(-figure.bytes)} more than it gives back." if figure.bytes < 0 else ""
+    return "\n".join(part for part in (f"{figure.bytes:,} bytes", takes, sure, figure.how) if part)
 
 
 def age(seconds: float) -> str:
@@ -58,8 +60,9 @@ def duration(seconds: float) -> str:
 
 
 def count(number: int, noun: str) -> str:
-    """`1 snapshot`, `1,204 snapshots`."""
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+    """`1 snapshot`, `1,204 snapshots`, `2 branches`."""
+    ending = "" if number == 1 else "es" if noun.endswith(("ch", "s")) else "s"
+    return f"{number:,} {noun}{ending}"
 
 
 _STATES = {

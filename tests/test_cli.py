@@ -219,6 +219,50 @@ def test_deleting_a_layer_of_a_long_chain_merges_it(terminal: Terminal) -> None:
     assert names(after) == terminal.virsh("snapshot-list", "web-01", "--name", "--topological").split()
 
 
+# Costs
+
+
+def test_cost_says_what_comes_back_to_the_byte(terminal: Terminal) -> None:
+    """What the host really gets back is what was said, within a cluster for each layer."""
+    selected = ("what-if-partitioned", "what-if-without-index")
+    said = terminal.json("cost", "db-01", *selected)
+    assert said["snapshots"] == list(selected)
+    assert said["frees"] > 0
+    assert said["copies"] == 0
+    before = on_host(terminal, "db-01")
+    planned = json.loads(terminal.run("delete", "db-01", *selected, "-n", "--json").stdout)
+    assert planned["forecast"]["frees"] == said["frees"]
+    assert terminal.run("delete", "db-01", *selected, "-y").returncode == 0
+    assert abs(before - on_host(terminal, "db-01") - said["frees"]) <= 2 * 65536
+
+
+def on_host(terminal: Terminal, machine: str) -> int:
+    """Bytes that the layers of a machine's disks take."""
+    os.sync()
+    lines = terminal.virsh("domblklist", machine).splitlines()
+    return sum(Path(line.split(maxsplit=1)[1].strip()).stat().st_blocks * 512 for line in lines if line.strip())
+
+
+def test_cost_of_a_machine_lists_its_layers_with_who_else_needs_them(terminal: Terminal) -> None:
+    (disk,) = terminal.json("cost", "clone-01")["disks"]
+    assert [layer["layer"].rsplit("/", 1)[1] for layer in disk["layers"]][-2:] == [
+        "clone-01.qcow2",
+        "golden-debian.qcow2",
+    ]
+    base = disk["layers"][-1]
+    assert base["read_by"] == ["clone-02", "golden-debian"]
+    for layer in disk["layers"]:
+        assert 0 < layer["visible"] <= layer["visible"] + layer["covered"] <= layer["disk"]
+    table = terminal.run("cost", "clone-01").stdout
+    assert "clone-02, golden-debian" in table
+
+
+def test_cost_of_a_snapshot_that_is_not_there(terminal: Terminal) -> None:
+    done = terminal.run("cost", "db-01", "nope")
+    assert done.returncode == 1
+    assert "has no snapshot named “nope”" in done.stderr
+
+
 def digest_of_now(terminal: Terminal, machine: str) -> str:
     from tests.kit.machines import digest
 

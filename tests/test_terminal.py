@@ -13,11 +13,13 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from snaptree import words
-from snaptree.model.costs import domain_costs
+from snaptree.model.costs import domain_costs, selection_cost
 from snaptree.model.estate import Annotations, DiskChain, Domain, DomainLayers, DomainState, Snapshot
 from snaptree.model.figures import Confidence, Figure, exact
 from snaptree.model.tree import SnapshotTree
 from snaptree.terminal import DomainReading, list_json, print_list, print_tree, tree_json
+from snaptree.terminal_costs import layers_json, print_layers, print_selection, selection_json
+from tests.model.overlaps import UnitOverlaps
 from tests.ui.values import HOST, MIB, layers_for, snapshot
 
 WIDTHS = (60, 61, 66, 72, 80, 100, 132, 200)
@@ -225,3 +227,42 @@ def test_json_says_how_sure_each_figure_is() -> None:
 def test_what_is_piped_on_is_never_cut() -> None:
     lines = printed(10_000, lambda out: print_tree(out, reading(STORY)), is_terminal=False)
     assert any(LONG in line and STORY[1].description in line for line in lines)
+
+
+# Costs
+
+
+def analysed(shown: DomainReading) -> DomainReading:
+    """Every layer owns 16 units, half of which the next one covers."""
+    paths = shown.layers.chains[0].layers[::-1]
+    units = {path: frozenset(range(8 * number, 8 * number + 16)) for number, path in enumerate(paths)}
+    below = dict(zip(paths, [None, *paths], strict=False))
+    layers = replace(shown.layers, overlaps=dict.fromkeys(paths, UnitOverlaps(units, below)))
+    return replace(shown, layers=layers, costs=domain_costs(shown.tree, layers))
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_layers_show_what_is_visible_and_covered_at_any_width(width: int) -> None:
+    lines = printed(width, lambda out: print_layers(out, analysed(reading(STORY, sizes=SIZES))))
+    assert max(map(cell_len, lines)) <= width
+    base = lines[-1]
+    assert "1000.0 MiB" in base
+    assert base.count("512.0 KiB") == 2, "half of it shows, half is covered"
+    assert "start" in base or width < 132
+
+
+def test_layers_that_were_not_analysed_are_unknown() -> None:
+    (disk,) = layers_json(reading(STORY))["disks"]
+    assert {layer["visible"] for layer in disk["layers"]} == {None}
+    assert {layer["confidence"] for layer in disk["layers"]} == {"unknown"}
+
+
+def test_what_a_selection_frees_and_copies() -> None:
+    shown = analysed(reading((snapshot("a"), snapshot("b", "a"), snapshot("c", "b"))))
+    document = selection_json(shown, ("a", "b"))
+    cost = selection_cost(shown.tree, shown.layers, ("a", "b"))
+    assert (document["frees"], document["copies"]) == (cost.frees.bytes, cost.copies.bytes)
+    lines = printed(80, lambda out: print_selection(out, shown, ("a", "b")))
+    assert lines[0] == "Deleting 2 snapshots of web-01:"
+    assert any(line.startswith("copies first") and words.figure(cost.copies) in line for line in lines)
+    assert not any(line.startswith("reusable") for line in lines), "nothing is inside images"

@@ -23,6 +23,8 @@ class DomainDefinition:
     chains: tuple[tuple[str, tuple[tuple[str, str], ...]], ...]
     """Per target of a disk that holds data: (path, format) of each layer as listed, active first. Network disks list
     none; of a machine that is off the list may be partial."""
+    discards: frozenset[str]
+    """Targets of disks whose QEMU gives back to the host what an image frees (`<driver discard='unmap'>`)."""
     memory: int
     has_pflash: bool
     nvram_format: str | None
@@ -48,6 +50,7 @@ def read_definition(domain: ET.Element) -> DomainDefinition:
     return DomainDefinition(
         disks=tuple(_disk(element) for element in disk_elements),
         chains=tuple((_target(element), _listed_layers(element)) for element in disk_elements if _holds_data(element)),
+        discards=frozenset(_target(element) for element in disk_elements if _discards(element)),
         memory=memory_bytes(domain),
         has_pflash=(loader is not None and loader.get("type") == "pflash")
         or (os_element is not None and os_element.get("firmware") == "efi"),
@@ -85,6 +88,11 @@ def memory_bytes(domain: ET.Element) -> int:
 def _target(disk: ET.Element) -> str:
     target = disk.find("target")
     return "" if target is None else target.get("dev", "")
+
+
+def _discards(disk: ET.Element) -> bool:
+    driver = disk.find("driver")
+    return driver is not None and driver.get("discard") == "unmap"
 
 
 def _holds_data(disk: ET.Element) -> bool:

@@ -130,11 +130,13 @@ def live_chains(
         if not listed:
             chains.append(DiskChain(target, (), "it is not a file or block device of the host"))
         elif top_only or is_active:
-            chains.append(DiskChain(target, tuple(path for path, _ in listed[: 1 if top_only else None])))
+            paths = tuple(path for path, _ in listed[: 1 if top_only else None])
+            chains.append(DiskChain(target, paths, discards=target in definition.discards))
         else:
             images = images or Images(connection)
             chain = read_chain(*listed[0], images.read_image)
-            chains.append(DiskChain(target, tuple(image.path for image in chain.images), chain.problem))
+            paths = tuple(image.path for image in chain.images)
+            chains.append(DiskChain(target, paths, chain.problem, discards=target in definition.discards))
     return tuple(chains)
 
 

@@ -327,7 +327,7 @@ def _domain_xml(name: str, disks: Sequence[NewDisk], memory: int, title: str) ->
     ET.SubElement(devices, "emulator").text = shutil.which("qemu-system-x86_64")
     for new in disks:
         disk = ET.SubElement(devices, "disk", {"type": "file", "device": "disk"})
-        ET.SubElement(disk, "driver", {"name": "qemu", "type": new.image_format})
+        ET.SubElement(disk, "driver", {"name": "qemu", "type": new.image_format, "discard": "unmap"})
         ET.SubElement(disk, "source", {"file": str(new.image)})
         ET.SubElement(disk, "target", {"dev": new.target, "bus": new.bus})
     ET.SubElement(devices, "controller", {"type": "usb", "model": "none"})

@@ -225,9 +225,9 @@ def _freed_inside(path: str, numbers: Collection[int], layers: DomainLayers) -> 
     if sharing is None:
         return unknown(_NEEDS_ANALYSIS)
     figure = _as_figure(sharing.frees(numbers), path, layers, "clusters that nobody else holds")
-    if figure.confidence is Confidence.LIVE:
-        # Off, qemu-img returns them. Running, QEMU does so only if the disk passes discards on.
-        how = f"{figure.how}; the host gets them back if the disk passes discards on, else the image uses them again"
+    if figure.confidence is Confidence.LIVE and not any(c.discards for c in layers.chains if c.active == path):
+        # Off, qemu-img returns them. Running, QEMU does so only if the disk is told to.
+        how = f"{figure.how}; the image uses them again, since the running disk does not pass discards on to the host"
         return Figure(figure.bytes, Confidence.UPPER_BOUND, how)
     return figure
 

@@ -294,6 +294,8 @@ class DiskChain:
     target: str
     layers: tuple[str, ...]
     problem: str = ""
+    discards: bool = False
+    """While the machine runs, what an image frees is given back to the host (`discard='unmap'`)."""
 
     @property
     def active(self) -> str | None:

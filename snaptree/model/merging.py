@@ -106,6 +106,20 @@ class LayerTree:
         """The layers that take the guest's writes."""
         return frozenset(self.layers.key(chain.active) for chain in self.layers.chains if chain.active is not None)
 
+    def known_as(self, path: str) -> str:
+        """The path by which the analysis knows an image."""
+        return self._paths.get(self.layers.key(path), path)
+
+    def stands_on(self, top: str, path: str) -> bool:
+        """Whether an image is another one, or stands on it."""
+        wanted = self.layers.key(path)
+        key: ImageKey | None = self.layers.key(top)
+        seen: set[ImageKey] = set()
+        while key is not None and key != wanted and key not in seen:
+            seen.add(key)
+            key = self.below.get(key)
+        return key == wanted
+
     def branches_on(self, key: ImageKey) -> int:
         """How many layers stand directly on an image, those of other machines not counted."""
         return len(self.above.get(key, ()))

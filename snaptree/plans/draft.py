@@ -93,11 +93,16 @@ class Draft:
 
 def find_snapshot(situation: Situation, name: str) -> Snapshot:
     """A snapshot by name. Raises VanishedError if the machine has none of that name."""
-    snapshot = situation.tree.snapshots.get(name)
+    return snapshot_named(situation.domain.name, situation.tree, name)
+
+
+def snapshot_named(domain: str, tree: SnapshotTree, name: str) -> Snapshot:
+    """As `find_snapshot`, for who knows the tree only."""
+    snapshot = tree.snapshots.get(name)
     if snapshot is None:
         raise VanishedError(
-            f"{plain(situation.domain.name)} has no snapshot named {quoted(name)}.",
-            hint=f"It may have been deleted meanwhile. {_there_are(situation.tree, name)}",
+            f"{plain(domain)} has no snapshot named {quoted(name)}.",
+            hint=f"It may have been deleted meanwhile. {_there_are(tree, name)}",
         )
     return snapshot
 

@@ -69,3 +69,62 @@ def test_what_was_written_is_what_the_parent_has_not(host: EmbeddedHost) -> None
         assert written.confidence is Confidence.EXACT
         assert 4 * MIB <= (written.bytes or 0) <= 4 * MIB + 6 * CLUSTER
     assert MIB <= (costs.now.bytes or 0) <= MIB + 6 * CLUSTER
+
+
+def external_history(host: EmbeddedHost, *, running: bool) -> Machine:
+    """Four external snapshots: each layer covers a part of what the one below it holds, and adds something."""
+    machine = host.make_machine(running=False, disks=("qcow2", "qcow2"))
+    for number, name in enumerate(("one", "two", "three", "four")):
+        machine.write(number, offset=number * MIB, length=3 * MIB)
+        machine.write(number, target="vdb", offset=2 * number * MIB, length=MIB)
+        machine.change(Take(name, capture=Capture.DISKS))
+    machine.write(9, length=MIB)
+    if running:
+        machine.handle.create()
+    return machine
+
+
+def in_directories(machine: Machine) -> int:
+    """Bytes that all files beside the machine's images take now."""
+    os.sync()
+    directories = {path.parent for path in machine.active_layers().values()}
+    return sum(path.stat().st_blocks * 512 for directory in directories for path in directory.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("names", "running"),
+    [
+        (("one",), True),
+        (("three",), True),
+        (("four",), True),
+        (("two", "three"), True),
+        (("one", "two", "three", "four"), True),
+        # libvirt 9.0 merges only the newest layers of a machine that is off.
+        (("four",), False),
+        (("one", "two", "three", "four"), False),
+    ],
+)
+def test_merging_gives_back_what_was_said(host: EmbeddedHost, names: tuple[str, ...], *, running: bool) -> None:
+    machine = external_history(host, running=running)
+    tree = machine.tree()
+    layers = analysed(machine.connection, read_layers(machine.connection, machine.uuid, tree))
+    cost = selection_cost(tree, layers, names)
+    touches_active = running and "four" in names
+    assert cost.frees.confidence is (Confidence.LIVE if touches_active else Confidence.EXACT)
+    assert cost.frees.bytes is not None
+    assert cost.copies.bytes
+    before = in_directories(machine)
+    machine.change(Delete(names))
+    # Within a cluster for each layer: tables of reference counts grow too, and the file system has blocks of its own.
+    assert abs(before - in_directories(machine) - cost.frees.bytes) <= CLUSTER * len(names) * 2
+
+
+def test_several_layers_free_more_than_each_alone(host: EmbeddedHost) -> None:
+    machine = external_history(host, running=False)
+    tree = machine.tree()
+    layers = analysed(machine.connection, read_layers(machine.connection, machine.uuid, tree))
+    names = tuple(tree.snapshots)
+    alone = [selection_cost(tree, layers, (name,)).frees.bytes or 0 for name in names]
+    together = selection_cost(tree, layers, names).frees.bytes
+    assert together is not None
+    assert together > sum(alone)
