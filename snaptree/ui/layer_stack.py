@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import posixpath
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from PySide6.QtCore import QAbstractListModel, QModelIndex, QObject, QPersistentModelIndex, QRect, QSize, Qt
@@ -20,6 +20,8 @@ from PySide6.QtWidgets import (
 from snaptree import words
 from snaptree.model.costs import layer_bytes
 from snaptree.model.estate import DiskSnapshot
+from snaptree.model.merging import LayerTree
+from snaptree.model.stacks import LayerUse, layer_use
 from snaptree.plans.wording import listed, plain, quoted
 from snaptree.ui.text import tooltip
 from snaptree.ui.theme import Colours, colours_of
@@ -54,6 +56,15 @@ class Layer:
     is_missing: bool = False
     is_selected: bool = False
     """It holds the content of the selected snapshot."""
+    use: LayerUse | None = None
+    """What of it shows at the top of the stack, and who else needs it."""
+
+
+class Legend:
+    """What the parts of a layer's bar are."""
+
+
+_LEGEND = Legend()
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +83,7 @@ def stacks_of(machine: Machine, selected: str | None = None) -> tuple[Stack, ...
     if machine.costs is None or machine.tree is None:
         return ()
     layers, tree = machine.costs.layers, machine.tree
+    layer_tree = LayerTree(tree, layers, machine.costs.elsewhere)
     snapshot = tree[selected] if selected is not None and selected in tree else None
     frozen_by, holds = _holders(tree)
     marked = {disk.frozen for disk in snapshot.disks if disk.how is not DiskSnapshot.NO} if snapshot else set()
@@ -80,7 +92,10 @@ def stacks_of(machine: Machine, selected: str | None = None) -> tuple[Stack, ...
         return Stack(
             target,
             tuple(
-                _layer(layers, path, _role(number, len(paths), is_live), frozen_by, holds, path in marked)
+                replace(
+                    _layer(layers, path, _role(number, len(paths), is_live), frozen_by, holds, path in marked),
+                    use=layer_use(layer_tree, path, paths[0]),
+                )
                 for number, path in enumerate(paths)
             ),
             is_live,
@@ -169,7 +184,7 @@ class LayerModel(QAbstractListModel):
     def __init__(self, parent: QObject | None = None) -> None:
         super().__init__(parent)
         self._stacks: tuple[Stack, ...] = ()
-        self._rows: list[Stack | Layer] = []
+        self._rows: list[Stack | Layer | Legend] = []
         self._largest = 0
 
     def show(self, stacks: tuple[Stack, ...]) -> None:
@@ -181,6 +196,8 @@ class LayerModel(QAbstractListModel):
         self._rows = []
         for stack in stacks:
             self._rows += [stack, *stack.layers]
+        if any(layer.use is not None and layer.use.visible.is_known for stack in stacks for layer in stack.layers):
+            self._rows.append(_LEGEND)
         self._largest = max((layer.allocated.bytes or 0 for stack in stacks for layer in stack.layers), default=0)
         self.endResetModel()
 
@@ -189,8 +206,8 @@ class LayerModel(QAbstractListModel):
         """Bytes of the largest layer: the full width."""
         return self._largest
 
-    def row(self, row: int) -> Stack | Layer:
-        """A heading or a layer."""
+    def row(self, row: int) -> Stack | Layer | Legend:
+        """A heading, a layer, or the legend at the end."""
         return self._rows[row]
 
     def rowCount(self, parent: Index = QModelIndex()) -> int:  # noqa: B008  Qt's own default
@@ -202,11 +219,29 @@ class LayerModel(QAbstractListModel):
         if not index.isValid():
             return None
         row = self._rows[index.row()]
+        if isinstance(row, Legend):
+            return _legend_data(role)
         if role == Qt.ItemDataRole.DisplayRole:
             return heading(row) if isinstance(row, Stack) else f"{name(row)}, {size(row)}, {label(row)}"
         if role == Qt.ItemDataRole.ToolTipRole:
             return tooltip(row.problem if isinstance(row, Stack) else _explanation(row))
         return None
+
+
+_PARTS = (
+    ("shows", "Data that is seen at the top of the stack: nothing above covers it."),
+    ("covered", "Data that layers above hide. Merging the layers gives it back."),
+    ("other", "Tables, internal snapshots, saved memory."),
+)
+"""The parts of a bar: what the legend calls them, and what they are."""
+
+
+def _legend_data(role: int) -> Any:
+    if role == Qt.ItemDataRole.DisplayRole:
+        return ", ".join(name for name, _ in _PARTS)
+    if role == Qt.ItemDataRole.ToolTipRole:
+        return tooltip("\n".join(f"{name}: {meaning}" for name, meaning in _PARTS))
+    return None
 
 
 def heading(stack: Stack) -> str:
@@ -234,6 +269,10 @@ def label(layer: Layer) -> str:
         parts.append(f"frozen by {_names(layer.frozen_by)}")
     if layer.holds:
         parts.append(f"holds {_names(layer.holds)}" if len(layer.holds) < 3 else f"holds {len(layer.holds)} snapshots")
+    if layer.use is not None and layer.use.read_by:
+        parts.append(f"shared with {_names(sorted(layer.use.read_by))}")
+    if layer.use is not None and layer.use.branches > 1:
+        parts.append(f"{layer.use.branches} branches stand on it")
     if layer.problem and not layer.is_missing:
         parts.append(plain(layer.problem))
     return "; ".join(parts) or "in no snapshot"
@@ -248,6 +287,13 @@ def _explanation(layer: Layer) -> str:
     if layer.problem:
         parts.append(layer.problem)
     parts.append(words.figure_in_full(layer.allocated))
+    if layer.use is not None and layer.use.visible.bytes is not None:
+        parts.append(f"{words.figure(layer.use.visible)} of its data shows at the top of this stack")
+        parts.append(f"{words.figure(layer.use.covered)} of its data is covered by layers above")
+    if layer.use is not None and layer.use.read_by:
+        parts.append("shared with " + ", ".join(sorted(layer.use.read_by)))
+    if layer.use is not None and layer.use.branches > 1:
+        parts.append(f"{layer.use.branches} branches of this machine stand on it")
     if layer.frozen_by:
         parts.append("frozen by " + ", ".join(quoted(name) for name in layer.frozen_by))
     if layer.holds:
@@ -264,8 +310,8 @@ class _LayerDelegate(QStyledItemDelegate):
 
     def sizeHint(self, option: QStyleOptionViewItem, index: Index) -> QSize:
         line = option.fontMetrics.height()
-        is_heading = isinstance(self._model.row(index.row()), Stack)
-        return QSize(40, line + 10 if is_heading else 2 * line + 6 + _GAP)
+        is_layer = isinstance(self._model.row(index.row()), Layer)
+        return QSize(40, 2 * line + 6 + _GAP if is_layer else line + 10)
 
     def paint(self, painter: QPainter, option: QStyleOptionViewItem, index: Index) -> None:
         colours = colours_of(option.palette)
@@ -275,6 +321,8 @@ class _LayerDelegate(QStyledItemDelegate):
             painter.setPen(colours.error if row.problem else colours.text)
             text = heading(row) + (f" ({plain(row.problem)})" if row.problem else "")
             _draw(painter, option.rect, text, Qt.AlignmentFlag.AlignLeft)
+        elif isinstance(row, Legend):
+            _paint_legend(painter, option.rect, colours)
         else:
             self._paint_layer(painter, option.rect.adjusted(0, 0, 0, -_GAP), row, colours)
         painter.restore()
@@ -288,7 +336,10 @@ class _LayerDelegate(QStyledItemDelegate):
             painter.fillRect(box, QBrush(colours.faint, Qt.BrushStyle.BDiagPattern))
         elif layer.allocated.bytes and self._model.largest:
             width = max(2, box.width() * layer.allocated.bytes // self._model.largest)
-            painter.fillRect(QRect(box.left(), box.top(), width, box.height()), _fill(layer, colours))
+            _paint_bar(painter, QRect(box.left(), box.top(), width, box.height()), layer, colours)
+        if layer.use is not None and layer.use.is_shared:
+            painter.setPen(QPen(colours.dim, 1, Qt.PenStyle.DotLine))
+            painter.drawRect(box.adjusted(2, 2, -2, -2))
         painter.setPen(QPen(colours.error if layer.is_missing else colours.border, 1))
         painter.drawRect(box)
         if layer.is_selected:
@@ -305,6 +356,58 @@ class _LayerDelegate(QStyledItemDelegate):
         _draw(painter, upper.adjusted(0, 0, -room, 0), name(layer), Qt.AlignmentFlag.AlignLeft)
         painter.setPen(colours.dim)
         _draw(painter, lower, label(layer), Qt.AlignmentFlag.AlignLeft)
+
+
+def _paint_bar(painter: QPainter, bar: QRect, layer: Layer, colours: Colours) -> None:
+    """Fill a bar: as one where nobody knows what of it shows, else in parts."""
+    fill = _fill(layer, colours)
+    visible = None if layer.use is None else layer.use.visible.bytes
+    if layer.use is None or visible is None or not layer.allocated.bytes:
+        painter.fillRect(bar, fill)
+        return
+    covered = layer.use.covered.bytes or 0
+    whole = max(layer.allocated.bytes, visible + covered)  # a preallocated image has more data than it takes
+    shows, hides = bar.width() * visible // whole, bar.width() * covered // whole
+    if visible + covered > layer.allocated.bytes * 0.9:  # the rest are a few tables: not worth a part
+        hides = bar.width() - shows if covered else 0
+        shows = bar.width() - hides
+    _paint_parts(painter, bar, (shows, hides), fill, colours)
+
+
+def _paint_parts(painter: QPainter, bar: QRect, widths: tuple[int, int], fill: QColor, colours: Colours) -> None:
+    """Paint what shows, what is covered, and the rest of a bar."""
+    shows, hides = widths
+    painter.fillRect(QRect(bar.left(), bar.top(), shows, bar.height()), fill)
+    covered = QRect(bar.left() + shows, bar.top(), hides, bar.height())
+    painter.fillRect(covered, QBrush(colours.faint, Qt.BrushStyle.BDiagPattern))
+    other = QRect(covered.right() + 1, bar.top(), bar.width() - shows - hides, bar.height())
+    pale = QColor(fill)
+    pale.setAlphaF(0.4)
+    painter.fillRect(other, pale)
+
+
+def _paint_legend(painter: QPainter, rect: QRect, colours: Colours) -> None:
+    """A swatch and a word for each part, as far as there is room."""
+    metrics = painter.fontMetrics()
+    side = metrics.ascent()
+    left, top = rect.left(), rect.top() + (rect.height() - side) // 2
+    for number, (word, _) in enumerate(_PARTS):
+        width = side + 5 + metrics.horizontalAdvance(word) + 14
+        if left + width > rect.right():
+            return
+        swatch = QRect(left, top, side, side)
+        parts = tuple(side if part == number else 0 for part in range(2))
+        _paint_parts(painter, swatch, (parts[0], parts[1]), colours.layer, colours)
+        painter.setPen(QPen(colours.border, 1))
+        painter.drawRect(swatch)
+        painter.setPen(colours.dim)
+        _draw(
+            painter,
+            QRect(left + side + 5, rect.top(), width - side - 5, rect.height()),
+            word,
+            Qt.AlignmentFlag.AlignLeft,
+        )
+        left += width
 
 
 def _fill(layer: Layer, colours: Colours) -> QColor:

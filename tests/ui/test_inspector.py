@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from PySide6.QtCore import Qt
 from PySide6.QtWidgets import QLabel, QWidget
@@ -15,8 +17,9 @@ from snaptree.ui.availability import Selection, why_off
 from snaptree.ui.inspector import Inspector, selection_sums
 from snaptree.ui.layer_stack import LayerModel, label, size, stacks_of
 from snaptree.ui.theme import LIGHT, Theme
+from tests.model.overlaps import Merge, UnitOverlaps
 from tests.ui.test_text import read_tooltip
-from tests.ui.values import HOSTILE_NAMES, MIB, chain, layers_for, machine, snapshot
+from tests.ui.values import HOSTILE_NAMES, MIB, analysed, chain, layers_for, machine, snapshot
 
 
 @pytest.fixture
@@ -173,3 +176,74 @@ def test_layers_are_texts_for_screen_readers(qtbot: QtBot) -> None:
         "s1.qcow2, 1.0 MiB, frozen by s2",
         "disk.qcow2, 1.0 MiB, base; frozen by s1",
     ]
+
+
+def test_a_layer_says_what_of_it_shows_and_who_shares_it(inspector: Inspector) -> None:
+    every = [*chain(3), snapshot("side", "s1", days=0.5), snapshot("tip", "side", days=0.4)]
+    tree = machine(every, "s3").tree
+    assert tree is not None
+    shown = machine(every, "s3", layers=analysed(layers_for(tree)))
+    (stack,) = stacks_of(shown)
+    shared = stack.layers[2]
+    assert shared.path == "/vm/s1.qcow2"
+    assert "2 branches stand on it" in label(shared)
+    show(inspector, Selection(shown))
+    model = inspector.layers.model()
+    rows = [model.index(row, 0) for row in range(model.rowCount())]
+    said = {index.data(): index.data(Qt.ItemDataRole.ToolTipRole) for index in rows}
+    base = next(text for name, text in said.items() if name.startswith("disk.qcow2"))
+    assert "512.0 KiB of its data shows at the top of this stack" in base
+    assert "512.0 KiB of its data is covered by layers above" in base
+    assert rows[-1].data() == "shows, covered, other"
+
+
+def test_the_parts_of_a_bar_are_painted_apart(inspector: Inspector) -> None:
+    tree = machine(chain(1)).tree
+    assert tree is not None
+    shown = machine(chain(1), layers=analysed(layers_for(tree)))
+    show(inspector, Selection(shown))
+    view = inspector.layers
+    base = next(
+        view.visualRect(view.model().index(row, 0))
+        for row in range(view.model().rowCount())
+        if view.model().index(row, 0).data().startswith("disk.qcow2")
+    )
+    picture = view.viewport().grab().toImage()
+    ratio = picture.devicePixelRatio()
+    middle = base.top() + base.height() - 5
+
+    def colours(left: float, right: float) -> set[str]:
+        places = range(int(base.width() * left), int(base.width() * right))
+        return {picture.pixelColor(int(x * ratio), int(middle * ratio)).name() for x in places}
+
+    assert len(colours(0.3, 0.45)) == 1, "what shows is one plain colour"
+    assert len(colours(0.6, 0.9)) > 1, "what is covered is hatched"
+
+
+def test_without_an_analysis_there_is_no_legend(inspector: Inspector) -> None:
+    show(inspector, Selection(machine(chain(2))))
+    model = inspector.layers.model()
+    assert not any("covered" in model.index(row, 0).data() for row in range(model.rowCount()))
+
+
+def test_the_sums_of_many_selected_take_no_time(inspector: Inspector) -> None:
+    """Not timed: the tree of layers is gone through once, not once for each snapshot."""
+    every = chain(1000)
+    tree = machine(every).tree
+    assert tree is not None
+    layers = analysed(layers_for(tree))
+    asked: list[str] = []
+    overlaps = next(iter(layers.overlaps.values()))
+
+    class Counting(UnitOverlaps):
+        def merge(self, bottom: str, top: str, into: str) -> Merge:
+            asked.append(top)
+            return Merge(0, 0, 0, 0)
+
+    assert isinstance(overlaps, UnitOverlaps)
+    counting = Counting(overlaps.units, overlaps.below)
+    shown = machine(every, layers=replace(layers, overlaps=dict.fromkeys(layers.overlaps, counting)))
+    asked.clear()
+    sums = dict(selection_sums(shown, tuple(f"s{number}" for number in range(1, 1001, 2))))
+    assert sums["Frees"].is_known
+    assert len(asked) <= 2 * 500

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from types import MappingProxyType
 
 from snaptree.jobs.host_backend import CostReading, HostStatus, Phase, TreeReading
@@ -25,6 +26,7 @@ from snaptree.model.estate import (
 from snaptree.model.figures import Figure, exact
 from snaptree.model.tree import SnapshotTree
 from snaptree.ui.machine import Machine, MachineId
+from tests.model.overlaps import UnitOverlaps
 
 URI = "qemu:///system"
 NOW = int(time.time())
@@ -106,6 +108,21 @@ def layers_for(tree: SnapshotTree, sizes: Mapping[str, Figure] = MappingProxyTyp
     }
     memory = {snapshot.memory_file: exact(5 * MIB) for snapshot in tree if snapshot.memory_file}
     return DomainLayers((DiskChain("vda", tuple(paths)),), MappingProxyType(images), MappingProxyType(memory))
+
+
+def analysed(layers: DomainLayers) -> DomainLayers:
+    """Every layer owns 16 units of 64 KiB; the next one on it covers half of them."""
+    depths: dict[str, int] = {}
+
+    def depth(path: str) -> int:
+        if path not in depths:
+            backing = layers.images[path].backing
+            depths[path] = depth(backing) + 1 if backing in layers.images and backing is not None else 0
+        return depths[path]
+
+    below = {path: image.backing if image.backing in layers.images else None for path, image in layers.images.items()}
+    units = {path: frozenset(range(8 * depth(path), 8 * depth(path) + 16)) for path in layers.images}
+    return replace(layers, overlaps=dict.fromkeys(layers.images, UnitOverlaps(units, below)))
 
 
 def costs_for(tree: SnapshotTree, layers: DomainLayers | None = None) -> CostReading:
