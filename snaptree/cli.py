@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from snaptree.model.merging import Elsewhere
     from snaptree.plans.intention import Intention
     from snaptree.plans.operation import Operation
-    from snaptree.terminal import DomainReading
+    from snaptree.terminal.reading import DomainReading
 
 EXIT_ERROR = 1
 EXIT_USAGE = 2
@@ -235,7 +235,7 @@ def _demo_estate(directory: Path | None) -> Iterator[str]:
     from rich.progress import BarColumn, Progress, TextColumn
 
     from snaptree.demo import DemoEstate, DemoProgress
-    from snaptree.terminal import console
+    from snaptree.terminal.console import console
 
     out = console(stderr=True)
     bar = Progress(
@@ -295,7 +295,7 @@ def _read(connection: Connection, uuid: str, elsewhere: Elsewhere | None = None)
     from snaptree.hosts.reading import read_domain, read_tree
     from snaptree.hosts.situation import read_elsewhere
     from snaptree.model.costs import domain_costs
-    from snaptree.terminal import DomainReading
+    from snaptree.terminal.reading import DomainReading
 
     tree = read_tree(connection, uuid)
     layers = analysed(connection, read_layers(connection, uuid, tree))
@@ -308,9 +308,9 @@ def _read(connection: Connection, uuid: str, elsewhere: Elsewhere | None = None)
 
 
 def _list(options: argparse.Namespace) -> int:
-    from snaptree import terminal
     from snaptree.hosts.reading import list_domains
     from snaptree.model.merging import ALONE
+    from snaptree.terminal import console, lists
 
     with _connected(options) as connections:
         readings = [
@@ -320,27 +320,27 @@ def _list(options: argparse.Namespace) -> int:
             for domain in list_domains(connection)
         ]
         if _wants_json(options):
-            terminal.print_json(terminal.list_json([connection.host for connection in connections], readings))
+            console.print_json(lists.list_json([connection.host for connection in connections], readings))
         else:
-            terminal.print_list(terminal.console(), [connection.host for connection in connections], readings)
+            lists.print_list(console.console(), [connection.host for connection in connections], readings)
     return 0
 
 
 def _tree(options: argparse.Namespace) -> int:
-    from snaptree import terminal
+    from snaptree.terminal import console, trees
 
     with _connected(options) as connections:
         reading = _read(*_find(connections, options.vm))
         if _wants_json(options):
-            terminal.print_json(terminal.tree_json(reading))
+            console.print_json(trees.tree_json(reading))
         else:
-            terminal.print_tree(terminal.console(), reading)
+            trees.print_tree(console.console(), reading)
     return 0
 
 
 def _cost(options: argparse.Namespace) -> int:
-    from snaptree import terminal, terminal_costs
     from snaptree.plans.draft import snapshot_named
+    from snaptree.terminal import console, costs
 
     with _connected(options) as connections:
         reading = _read(*_find(connections, options.vm))
@@ -348,12 +348,12 @@ def _cost(options: argparse.Namespace) -> int:
         for name in names:
             snapshot_named(reading.domain.name, reading.tree, name)
         if _wants_json(options):
-            document = terminal_costs.selection_json(reading, names) if names else terminal_costs.layers_json(reading)
-            terminal.print_json(document)
+            document = costs.selection_json(reading, names) if names else costs.layers_json(reading)
+            console.print_json(document)
         elif names:
-            terminal_costs.print_selection(terminal.console(), reading, names)
+            costs.print_selection(console.console(), reading, names)
         else:
-            terminal_costs.print_layers(terminal.console(), reading)
+            costs.print_layers(console.console(), reading)
     return 0
 
 
@@ -386,13 +386,13 @@ def _delete(options: argparse.Namespace) -> int:
 
 def _change(options: argparse.Namespace, intention: Intention) -> int:
     """Plan, show, ask, run: the one way in which a command changes anything."""
-    from snaptree import terminal
     from snaptree.hosts.journal import Journal, journal_path
     from snaptree.hosts.layers import analysed
     from snaptree.hosts.situation import read_situation
     from snaptree.plans.intention import Delete
     from snaptree.plans.plan_json import plan_to_json
     from snaptree.plans.planner import make_plan
+    from snaptree.terminal import console, plans
 
     with _connected(options) as connections:
         connection, uuid = _find(connections, options.vm)
@@ -402,9 +402,9 @@ def _change(options: argparse.Namespace, intention: Intention) -> int:
         plan = make_plan(intention, situation)
         only_plan = plan.is_refused or options.dry_run
         if not _wants_json(options):
-            terminal.print_plan(terminal.console(), plan)
+            plans.print_plan(console.console(), plan)
         elif only_plan:
-            terminal.print_json(plan_to_json(plan))
+            console.print_json(plan_to_json(plan))
         if plan.is_refused:
             for refusal in plan.refusals:
                 _complain(SnapTreeError(f"Refused: {refusal.reason}", hint=refusal.remedy))
@@ -415,15 +415,15 @@ def _change(options: argparse.Namespace, intention: Intention) -> int:
             return EXIT_REFUSED
         journal = Journal(journal_path(connection.uri))
         try:
-            operation = _run(connection, plan, journal, terminal.console(stderr=True))
+            operation = _run(connection, plan, journal, console.console(stderr=True))
         finally:
             journal.close()
         if _wants_json(options):
-            terminal.print_json(terminal.result_json(plan, operation))
+            console.print_json(plans.result_json(plan, operation))
         if operation.error is not None:
             raise operation.error
         if not _wants_json(options):
-            terminal.console().print("Done.")
+            console.console().print("Done.")
     return 0
 
 
@@ -492,17 +492,17 @@ def _open_window(options: argparse.Namespace) -> int:
 
 def _without_display(options: argparse.Namespace) -> int:
     """Nobody can see a window here: say so, print the trees, and leave a picture of the window."""
-    from snaptree import terminal
     from snaptree.hosts.reading import list_domains
+    from snaptree.terminal import console, trees
     from snaptree.ui.application import save_screenshot
 
-    out = terminal.console()
+    out = console.console()
     out.print("There is no display here (neither DISPLAY nor WAYLAND_DISPLAY is set), so no window can open.")
     out.print("These are the trees that it would show:\n")
     with _connected(options) as connections:
         for connection in connections:
             for domain in list_domains(connection):
-                terminal.print_tree(out, _read(connection, domain.uuid))
+                trees.print_tree(out, _read(connection, domain.uuid))
                 out.print()
         path = _screenshot_path()
         save_screenshot([connection.uri for connection in connections], path)

@@ -17,8 +17,10 @@ from snaptree.model.costs import domain_costs, selection_cost
 from snaptree.model.estate import Annotations, DiskChain, Domain, DomainLayers, DomainState, Snapshot
 from snaptree.model.figures import Confidence, Figure, exact
 from snaptree.model.tree import SnapshotTree
-from snaptree.terminal import DomainReading, list_json, print_list, print_tree, tree_json
-from snaptree.terminal_costs import layers_json, print_layers, print_selection, selection_json
+from snaptree.terminal.costs import layers_json, print_layers, print_selection, selection_json
+from snaptree.terminal.lists import list_json, print_list
+from snaptree.terminal.reading import DomainReading
+from snaptree.terminal.trees import print_tree, tree_json
 from tests.model.overlaps import UnitOverlaps
 from tests.ui.values import HOST, MIB, layers_for, snapshot
 

@@ -222,6 +222,15 @@ class _Qcow2Reader:
         if (found[1:] == found[:-1]).any():
             raise BadImageError("several entries of its L1 table lead to the same L2 table")
         per_cluster = width // self._geometry.l2_entries
+        if len(found) == len(places) and len(places) * span == window.units * window.unit:
+            batches = [
+                tables
+                for _, tables in read_l2_tables(self._source, self._geometry, found, self._budget, self._cancelled)
+            ]
+            if len(batches) == 1 and (found == places).all():
+                return batches[0].reshape(-1)  # the common case of an image that was written from its beginning on
+            together = np.concatenate(batches)
+            return together[np.argsort(np.argsort(places, kind="stable"), kind="stable")].reshape(-1)
         words = np.zeros(window.units * window.unit // self.cluster * per_cluster, np.uint64)
         whole_first = -(-window.start // span)
         whole_last = min(window.stop // span, first + len(places))
@@ -248,21 +257,26 @@ class _Qcow2Reader:
     def _clusters(self, words: Words) -> Kinds:
         """Tell what plain L2 entries stand for."""
         seen = int(np.bitwise_or.reduce(words))
-        has_place = self._has_place(words)
-        kinds = has_place.view(np.uint8) * np.uint8(DATA)
-        compressed = None
+        offsets = words & np.uint64(OFFSET_BITS)
+        has_place = offsets != 0
+        if self._header.data_file is not None:  # there, place 0 is one like others
+            has_place |= (words & np.uint64(COPIED)) != 0
+        kinds: Kinds = np.left_shift(has_place.view(np.uint8), 1, dtype=np.uint8)  # DATA
+        has_data = has_place
         if seen & COMPRESSED:
             compressed = (words & np.uint64(COMPRESSED)) != 0
             kinds[compressed] = DATA
-            has_place &= ~compressed
+            has_data, has_place = has_place | compressed, has_place & ~compressed
+            offsets[compressed] = 0
         if seen & ZERO:
             is_zero = (words & np.uint64(ZERO)) != 0
-            if compressed is not None:
+            if seen & COMPRESSED:
                 is_zero &= ~compressed  # there it is part of the place
             if self._header.version < 3:
                 self.anomalies += int(np.count_nonzero(is_zero))
             kinds[is_zero] = ZERO_KIND
-        self._count(words, has_place, kinds == DATA)
+            has_data = has_data & ~is_zero
+        self._count(words, offsets, has_place, has_data)
         return kinds
 
     def _subclusters(self, words: Words) -> Kinds:
@@ -278,7 +292,9 @@ class _Qcow2Reader:
         kinds[is_data & has_place[:, None]] = DATA
         kinds[is_zero] = ZERO_KIND
         kinds[compressed] = DATA
-        self._count(entries, has_place, (kinds == DATA).any(axis=1))
+        offsets = entries & np.uint64(OFFSET_BITS)
+        offsets[~has_place] = 0
+        self._count(entries, offsets, has_place, (kinds == DATA).any(axis=1))
         return kinds.reshape(-1)
 
     def _has_place(self, entries: Words) -> NDArray[np.bool_]:
@@ -287,16 +303,17 @@ class _Qcow2Reader:
         has_place: NDArray[np.bool_] = (entries & np.uint64(bits)) != 0
         return has_place
 
-    def _count(self, entries: Words, has_place: NDArray[np.bool_], has_data: NDArray[np.bool_]) -> None:
+    def _count(self, entries: Words, offsets: Words, has_place: NDArray[np.bool_], has_data: NDArray[np.bool_]) -> None:
         """Add up what the file has for these clusters. Those beyond its end, which QEMU reads as zeros, are odd."""
-        owned = has_place & ((entries & np.uint64(COPIED)) != 0)
-        owned_data = int(np.count_nonzero(owned & has_data))
-        self.held.owned += int(np.count_nonzero(owned)) * self.cluster
+        owned = entries.view(np.int64) < 0  # COPIED is the highest bit
+        owned &= has_place
+        count = int(np.count_nonzero(owned))
+        owned_data = count if has_data is has_place else int(np.count_nonzero(owned & has_data))
+        self.held.owned += count * self.cluster
         self.held.owned_data += owned_data * self.cluster
         self.held.shared_data += (int(np.count_nonzero(has_data)) - owned_data) * self.cluster
-        if self._header.data_file is None:
-            beyond = (entries & np.uint64(OFFSET_BITS)) >= np.uint64(self._geometry.file_size)
-            self.anomalies += int(np.count_nonzero(beyond & has_place))
+        if self._header.data_file is None and len(offsets) and int(offsets.max()) >= self._geometry.file_size:
+            self.anomalies += int(np.count_nonzero(offsets >= np.uint64(self._geometry.file_size)))
 
 
 class _RawReader:

@@ -36,7 +36,11 @@ View = NDArray[np.uint16]
 """For each unit of a window twice the depth of the topmost layer that defines it, counted from 1, and 1 more where
 that is data. 0 where none does."""
 
-_WINDOW_UNITS: Final = 1 << 17
+Tally = NDArray[np.int64]
+"""How often each code occurs in a view."""
+
+_WINDOW_UNITS: Final = 1 << 14
+"""So few that what is worked on stays in a processor's cache, and is not mapped anew for every step."""
 _MOST_VIEW_UNITS: Final = 1 << 24
 """Of all views that are held at once: 32 MiB."""
 _MOST_UNITS: Final = 1 << 31
@@ -149,7 +153,7 @@ class Overlaps:
                 together[depth] - (seen.defined[own] if is_even else 0),
             )
         growth_least = seen.data[depth] - target.owned - target.shared_data
-        growth_most = together[depth] - target.owned_data
+        growth_most = together[depth] - target.owned_data + self._beyond_end(target)
         if target.is_raw:
             holes = seen.defined[1] - seen.defined[2] - (seen.data[1] - seen.data[2])
             growth_most = growth_most - holes if is_even else together[upper]
@@ -169,6 +173,10 @@ class Overlaps:
             growth_least,
             max(growth_least, growth_most) + zeros + tables * target.cluster,
         )
+
+    def _beyond_end(self, layer: _Known) -> int:
+        """How much of a layer's last cluster was counted where clusters are counted, and not where units are."""
+        return -layer.size % layer.cluster // self.unit * self.unit
 
     def _zeros_at_ends(self, path: list[_Known]) -> int:
         """At most how many zeros stand where one of these layers, or the one below, is shorter than another."""
@@ -221,24 +229,25 @@ class _Counts:
         self.own = 0
         self.own_tables = 0
 
-    def add(self, view: View, per_coarse: int, per_table: int) -> None:
+    def add(self, view: View, tally: Tally, per_coarse: int, per_table: int) -> None:
         """Count the units of a window, how many clusters of the coarsest kind they touch, and how many tables."""
         slots = len(self.data)
-        counts = np.bincount(view, minlength=2 * slots).reshape(-1, 2)
+        counts = tally.reshape(-1, 2)
+        defined = counts.sum(axis=1)
         self.data += counts[:, 1]
-        self.defined += counts.sum(axis=1)
+        self.defined += defined
         deepest = view if per_coarse == 1 else _highest(view, per_coarse)
-        self.coarse += np.bincount(deepest >> 1, minlength=slots)
-        tables = _highest(deepest, per_table // per_coarse)
-        self.tables += np.bincount(tables >> 1, minlength=slots)
+        self.coarse += defined if per_coarse == 1 else np.bincount(deepest >> 1, minlength=slots)
+        tables = np.bincount(_highest(deepest, per_table // per_coarse) >> 1, minlength=slots)
+        self.tables += tables
         if counts[1:, 0].any():
             only_data = np.where(view & 1, view, np.uint16(0))
-            tables = _highest(only_data, per_table)
-        self.data_tables += np.bincount(tables >> 1, minlength=slots)
+            tables = np.bincount(_highest(only_data, per_table) >> 1, minlength=slots)
+        self.data_tables += tables
 
-    def add_own(self, kinds: Kinds, per_table: int) -> None:
-        """Count what the layer itself defines in a window."""
-        self.own += int(np.count_nonzero(kinds == DATA))
+    def add_own(self, kinds: Kinds, data: int, per_table: int) -> None:
+        """Count what the layer itself defines in a window, so many units of it as data."""
+        self.own += data
         self.own_tables += int(np.count_nonzero(_highest(kinds, per_table)))
 
     def seen(self, unit: int, coarse: int) -> _Seen:
@@ -338,38 +347,77 @@ class _Walk:
 
     def _look(self, window: Window, counts: Mapping[str, _Counts], per_coarse: int, per_table: int) -> None:
         """Go through all layers from the bottom up, branch by branch."""
-        views: dict[str, View | None] = {}
+        views: dict[str, tuple[View, Tally] | None] = {}
         waiting = {name: len(above) for name, above in self._above.items()}
         for name in self._order:
             if self._cancelled():
                 raise CancelledError("Looking at the layers was cancelled.")
-            view = self._view_below(name, views, waiting)
+            seen = self._seen_below(name, views, waiting)
             kinds = self._readers[name].load(window)
             if kinds is not None:
-                counts[name].add_own(kinds, per_table)
-                if view is None:
-                    view = np.zeros(window.units, np.uint16)
-                own = kinds + np.uint16(2 * self._depths[name] - 1)
-                np.copyto(view, own, where=kinds != TRANSPARENT)
-            if view is not None:
+                data = int(np.count_nonzero(kinds == DATA))
+                zeros = int(np.count_nonzero(kinds)) - data
+                counts[name].add_own(kinds, data, per_table)
+                seen = _lay_over(seen, kinds, data, zeros, self._depths[name])
+            if seen is not None:
                 self._units_left -= window.units
                 if self._units_left < 0:
                     raise BadImageError("its disk is too large, and cut too finely, to be looked at")
-                view[window.units_before(self._readers[name].size) :] = 0
-                counts[name].add(view, per_coarse, per_table)
-            views[name] = view
+                seen = _cut_off(*seen, window.units_before(self._readers[name].size), self._depths[name])
+                counts[name].add(*seen, per_coarse, per_table)
+            views[name] = seen
 
-    def _view_below(self, name: str, views: dict[str, View | None], waiting: dict[str | None, int]) -> View | None:
-        """What shows below a layer: its own to write to, a copy where others want it too."""
+    def _seen_below(
+        self, name: str, views: dict[str, tuple[View, Tally] | None], waiting: dict[str | None, int]
+    ) -> tuple[View, Tally] | None:
+        """What shows below a layer, and how often each code does: its own to write to, a copy where others want it."""
         below = self._below[name]
         if below is None:
             return None
         waiting[below] -= 1
-        view = views[below]
+        seen = views[below]
+        if seen is None:
+            return None
+        view, tally = seen
         if waiting[below]:
-            return None if view is None else view.copy()
-        del views[below]
-        return view
+            view = view.copy()
+        else:
+            del views[below]
+        return view, np.append(tally, np.zeros(2, np.int64))
+
+
+def _lay_over(seen: tuple[View, Tally] | None, kinds: Kinds, data: int, zeros: int, depth: int) -> tuple[View, Tally]:
+    """Put a layer over what is seen below it."""
+    code = np.uint16(2 * depth - 1)
+    units = len(kinds)
+    if seen is None or data + zeros == units:
+        # Nothing else is seen: the common case of a base, and of a disk that was written full.
+        tally = np.zeros(2 * depth + 2, np.int64)
+        tally[[0, 2 * depth, 2 * depth + 1]] = units - data - zeros, zeros, data
+        if data == units:
+            return np.full(units, 2 * depth + 1, np.uint16), tally
+        view = kinds + code
+        view[kinds == TRANSPARENT] = 0
+        return view, tally
+    view, tally = seen
+    if data + zeros > units >> 2:
+        np.copyto(view, kinds + code, where=kinds != TRANSPARENT)
+        return view, np.bincount(view, minlength=len(tally))
+    if data + zeros:
+        changed = np.flatnonzero(kinds)
+        tally -= np.bincount(view[changed], minlength=len(tally))
+        tally[2 * depth] += zeros
+        tally[2 * depth + 1] += data
+        view[changed] = kinds[changed] + code
+    return view, tally
+
+
+def _cut_off(view: View, tally: Tally, units: int, depth: int) -> tuple[View, Tally]:
+    """Leave nothing to be seen beyond the end of a layer."""
+    if units == len(view) or not view[units:].any():
+        return view, tally
+    view[units:] = 0
+    return view, np.bincount(view, minlength=2 * depth + 2)
 
 
 def _upside_down(layers: Mapping[str, Layer], below: Mapping[str, str | None]) -> dict[str | None, list[str]]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -142,17 +142,22 @@ def _read_batch(source: ReadAt, geometry: Geometry, batch: Offsets) -> Words:
     for start, stop in zip(starts, [*starts[1:], len(batch)], strict=True):
         begin = int(batch[start])
         length = int(batch[stop - 1]) - begin + geometry.cluster
-        words = _words(source.read_at(begin, length), length // 8)
-        rows = (batch[start:stop] - begin) >> 3
-        if stop - start == 1:
-            tables[start] = words
+        words = _raw_words(source.read_at(begin, length), length // 8)
+        if length == (stop - start) * geometry.cluster:
+            tables[start:stop].reshape(-1)[:] = words  # the bytes are swapped on the way
         else:
+            rows = (batch[start:stop] - begin) >> 3
             tables[start:stop] = np.lib.stride_tricks.sliding_window_view(words, geometry.l2_words)[rows]
     return tables
 
 
-def _words(raw: bytes, wanted: int) -> Words:
-    """Take words of 8 bytes, big-endian, out of what was read. Raises BadImageError if there are too few."""
+def _raw_words(raw: bytes, wanted: int) -> NDArray[Any]:
+    """See words of 8 bytes, big-endian as they are, in what was read. Raises BadImageError if there are too few."""
     if len(raw) < wanted * 8:
         raise BadImageError("it ends in the middle of a table")
-    return np.frombuffer(raw, ">u8", wanted).astype(np.uint64)
+    return np.frombuffer(raw, ">u8", wanted)
+
+
+def _words(raw: bytes, wanted: int) -> Words:
+    """Take words of 8 bytes out of what was read, as `_raw_words` sees them."""
+    return _raw_words(raw, wanted).astype(np.uint64)

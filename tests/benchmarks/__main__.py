@@ -29,9 +29,11 @@ class Sizes:
     snapshots_each: int = 34
     merged: int = 512
     """MiB."""
+    disk: int = 100
+    """GiB, of the images that are analysed."""
 
 
-QUICK = Sizes(runs=1, snapshots=(100,), machines=10, snapshots_each=5, merged=16)
+QUICK = Sizes(runs=1, snapshots=(100,), machines=10, snapshots_each=5, merged=16, disk=1)
 
 
 def _show(sizes: Sizes) -> Iterable[Comparison]:
@@ -52,6 +54,12 @@ def _change(sizes: Sizes) -> Iterable[Comparison]:
     return change.measure(sizes.runs, sizes.merged)
 
 
+def _costs(sizes: Sizes) -> Iterable[Comparison]:
+    from tests.benchmarks import costs
+
+    return costs.measure(sizes.runs, sizes.disk)
+
+
 def _start(sizes: Sizes) -> Iterable[Comparison]:
     from tests.benchmarks import start
 
@@ -67,6 +75,7 @@ BENCHES: dict[str, tuple[str, Callable[[Sizes], Iterable[Comparison]]]] = {
     "show": ("Load and show one machine", _show),
     "stalls": ("The window's longest stalls", _stalls),
     "change": ("Take, revert and delete, connected already", _change),
+    "costs": ("What layers hold, from their tables", _costs),
     "start": ("Cold start and peak memory", _start),
 }
 

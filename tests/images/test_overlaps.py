@@ -213,6 +213,19 @@ def check_growth(bounds: MergeBounds, really: int, made: Sequence[Made], base: M
         assert bounds.copies_least == bounds.copies_most
 
 
+def test_a_disk_that_ends_within_a_cluster_grows_by_whole_clusters(tmp_path: Path, daemon: Daemon) -> None:
+    size = 46 * CLUSTER + 48 * KIBIBYTE
+    made = [
+        Made(size, CLUSTER, 3, True, False, False, ()),  # all is counted in its small units
+        Made(size, CLUSTER, 3, False, False, False, ((f"write -q {4 * CLUSTER} {size - 4 * CLUSTER}",),)),
+        Made(size, CLUSTER, 3, False, False, False, ((f"write -q 0 {4 * CLUSTER}",),)),
+    ]
+    paths = make_chain(tmp_path, made)
+    bounds = merge(look(paths), paths, 1, 2, 1)
+    really = grown(paths[1], lambda: daemon.pull(paths, 1))
+    assert (bounds.growth_least, really, bounds.growth_most) == (4 * CLUSTER - 16 * KIBIBYTE, 4 * CLUSTER, 4 * CLUSTER)
+
+
 # ---- trees ----
 
 

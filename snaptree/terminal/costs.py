@@ -14,8 +14,9 @@ from snaptree.model.estate import DiskChain, DiskSnapshot
 from snaptree.model.figures import Figure
 from snaptree.model.merging import LayerTree
 from snaptree.model.stacks import LayerUse, layer_use
-from snaptree.terminal import DomainReading, plain, print_troubles, troubles_json
-from snaptree.terminal_table import Column, Cut, add_row, print_table
+from snaptree.terminal.console import plain
+from snaptree.terminal.reading import DomainReading, print_troubles, troubles_json
+from snaptree.terminal.table import Column, Cut, add_row, print_table
 
 
 def selection_json(reading: DomainReading, names: Sequence[str]) -> dict[str, Any]:

@@ -1,0 +1,50 @@
+"""What a listing is made of: all that was read of one machine, and what is wrong with it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rich.console import Console
+
+from snaptree.model.costs import DomainCosts
+from snaptree.model.estate import Domain, DomainLayers, Host
+from snaptree.model.merging import ALONE, Elsewhere
+from snaptree.model.tree import SnapshotTree
+from snaptree.model.troubles import Severity, Trouble, troubles_of_layers, troubles_of_tree, worst_first
+from snaptree.terminal.console import plain
+
+
+@dataclass(frozen=True, slots=True)
+class DomainReading:
+    """One machine with everything that a listing shows of it."""
+
+    host: Host
+    domain: Domain
+    tree: SnapshotTree
+    layers: DomainLayers
+    costs: DomainCosts
+    elsewhere: Elsewhere = ALONE
+
+    @property
+    def troubles(self) -> tuple[Trouble, ...]:
+        """What is wrong with it, the worst first: what the window says too."""
+        return worst_first(
+            [*troubles_of_layers(self.tree, self.layers), *troubles_of_tree(self.tree, is_complete=True)]
+        )
+
+
+def troubles_json(reading: DomainReading) -> list[dict[str, str]]:
+    """What is wrong with a machine, the worst first."""
+    return [{"severity": trouble.severity.word, "text": trouble.text} for trouble in reading.troubles]
+
+
+def print_troubles(out: Console, reading: DomainReading) -> None:
+    """Print what is wrong with a machine, each on a line of its own."""
+    for trouble in reading.troubles:
+        print_trouble(out, trouble)
+
+
+def print_trouble(out: Console, trouble: Trouble, where: str = "", more: str = "") -> None:
+    """Print a trouble on a line of its own."""
+    style = "red" if trouble.severity is Severity.ERROR else "yellow"
+    out.print(f"{where}{trouble.severity.word}: {plain(trouble.text)}{more}", style=style)
