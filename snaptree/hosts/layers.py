@@ -6,14 +6,16 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from snaptree.hosts.connection import Connection
 from snaptree.hosts.domain_xml import parse, read_definition
 from snaptree.hosts.errors import explained
+from snaptree.hosts.far_images import FarImages
 from snaptree.hosts.reading import never
-from snaptree.hosts.volumes import VolumeImages
-from snaptree.images.files import ImageReader, read_chain
+from snaptree.hosts.volumes import VolumeImages, side_by_side
+from snaptree.images.analyses import Analyses
+from snaptree.images.files import ImageReader, LocalPlace, read_chain
 from snaptree.images.read_at import BadImageError
 from snaptree.images.saved_memory import read_memory_file
 from snaptree.model.estate import DiskChain, DomainLayers, Image
@@ -23,13 +25,19 @@ from snaptree.model.tree import SnapshotTree
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    from snaptree.images.analyses import Place
     from snaptree.images.overlaps import Overlaps
     from snaptree.images.sharing import Sharing
     from snaptree.model.estate import ImageKey, LayerOverlaps
 
+_IMAGES_AT_ONCE = 8
 _QCOW2_MAGIC = b"QFI\xfb"
 
 _reader = ImageReader()
+_analyses = Analyses()
+_here = LocalPlace()
+
+_Found = TypeVar("_Found")
 
 
 class Images:
@@ -47,6 +55,12 @@ class Images:
             image = self._read[path, recorded_format] = self._look_at(path, recorded_format)
         return image
 
+    def read_ahead(self, formats: Mapping[str, str]) -> None:
+        """Read images of another host side by side, so that asking for each later takes no time."""
+        if not self._connection.host.is_local:
+            for _ in side_by_side(lambda each: self.read_image(*each), formats.items(), _IMAGES_AT_ONCE):
+                pass
+
     def _look_at(self, path: str, recorded_format: str) -> Image:
         if not self._connection.host.is_local:
             return self._volume_images().read_image(path, recorded_format)
@@ -59,21 +73,27 @@ class Images:
 
     def sharing(self, image: Image, cancelled: Callable[[], bool]) -> Sharing | None:
         """Who holds the clusters of an image; None where that can't be read, or not while it is written to."""
-        if not self._connection.host.is_local or image.format != "qcow2":
+        if image.format != "qcow2":
             return None
-        try:
-            return _reader.read_sharing(image.path, cancelled)
-        except (OSError, BadImageError):
-            return None
+        return self._first_found(lambda place: _analyses.sharing(place, image.path, cancelled))
 
     def overlaps(
         self, below: Mapping[str, str | None], formats: Mapping[str, str], cancelled: Callable[[], bool]
     ) -> Overlaps | None:
         """What the layers of one disk hold; None where that can't be read, or not while they are written to."""
-        if not self._connection.host.is_local:
-            return None
+        return self._first_found(lambda place: _analyses.overlaps(place, below, formats, cancelled))
+
+    def _first_found(self, look: Callable[[Place], _Found]) -> _Found | None:
+        """Look at files where we may, at what libvirt lets us have elsewhere."""
+        if self._connection.host.is_local:
+            try:
+                return look(_here)
+            except PermissionError:
+                pass  # the daemon may read it
+            except (OSError, BadImageError):
+                return None
         try:
-            return _reader.read_overlaps(below, formats, cancelled)
+            return look(FarImages(self._connection, self._volume_images()))
         except (OSError, BadImageError):
             return None
 
@@ -223,9 +243,11 @@ def layers_of(connection: Connection, domain: Any, tree: SnapshotTree, images: I
     tops = [chain.active for chain in chains if chain.active is not None]
     overlays = [path for snapshot in tree for _, path in snapshot.revert_overlays]
     overlays += [disk.overlay for snapshot in tree for disk in snapshot.disks if disk.overlay is not None]
-    for path in [*tops, *formats, *overlays]:
-        # An overlay that libvirt made is qcow2; one that is named nowhere else is a leaf's, or gone.
-        chain = read_chain(path, formats.get(path, "qcow2"), images.read_image)
+    # An overlay that libvirt made is qcow2; one that is named nowhere else is a leaf's, or gone.
+    recorded = {path: formats.get(path, "qcow2") for path in [*tops, *formats, *overlays]}
+    images.read_ahead(recorded)
+    for path, recorded_format in recorded.items():
+        chain = read_chain(path, recorded_format, images.read_image)
         # The first reading of an image is by the format that the machine or snapshot recorded for it.
         found = {image.path: image for image in chain.images} | found
     if is_active:

@@ -4,26 +4,44 @@ from __future__ import annotations
 
 import contextlib
 import xml.etree.ElementTree as ET
-from typing import Any
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from threading import Lock
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import libvirt
 
 from snaptree.hosts.connection import Connection
 from snaptree.hosts.domain_xml import parse
 from snaptree.images.qcow2 import read_qcow2
+from snaptree.images.versions import Remembered, Version
 from snaptree.model.errors import SnapTreeError
 from snaptree.model.estate import Image
-from snaptree.model.figures import exact, unknown
+from snaptree.model.figures import Figure, exact, unknown
+
+if TYPE_CHECKING:
+    from snaptree.images.metadata_copy import Piece
 
 _NO_POOL_HINT = "Put its directory into a storage pool (virsh pool-create-as NAME dir --target DIRECTORY)."
+MOST_AT_ONCE: Final = 32
+"""Reads that are under way: each is two round trips, which a far host makes long, and nearly no work for it."""
+
+_images: Remembered[Image] = Remembered(4096)
+"""By URI and path: the beginning of one that is as it was need not come again."""
+
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
 
 
 class VolumeBytes:
     """Parts of a volume's content, as the readers of `images` want them. Each read is two round trips or more."""
 
-    def __init__(self, connection: Connection, volume: Any, size: int) -> None:
+    def __init__(self, connection: Connection, volume: Any, size: int, at_once: int = MOST_AT_ONCE) -> None:
         self._connection = connection
         self._volume = volume
+        self._at_once = at_once
         self.size = size
 
     def read_at(self, offset: int, length: int) -> bytes:
@@ -47,38 +65,97 @@ class VolumeBytes:
             raise OSError(error.get_error_message()) from error
         return bytes(parts)
 
+    def read_pieces(self, pieces: Iterable[Piece]) -> Iterator[bytes]:
+        """What `read_at` gives for each, in order; several are under way at once. Raises OSError."""
+        return side_by_side(lambda piece: self.read_at(*piece), pieces, self._at_once)
+
+
+def side_by_side(work: Callable[[_Item], _Result], items: Iterable[_Item], at_once: int) -> Iterator[_Result]:
+    """Do something for each item, for so many of them at once; gives what comes of it in order."""
+    waiting: deque[Future[_Result]] = deque()
+    pool = ThreadPoolExecutor(at_once, thread_name_prefix="snaptree-volume")
+    try:
+        for item in items:
+            waiting.append(pool.submit(work, item))
+            if len(waiting) > at_once:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+@dataclass(frozen=True, slots=True)
+class FoundVolume:
+    """A volume as its host describes it now."""
+
+    volume: Any
+    allocated: int
+    capacity: int
+    physical: int
+    version: Version
+    root: ET.Element
+
+    @property
+    def backing(self) -> str | None:
+        """What it stands on, as far as the host looked: one level."""
+        return self.root.findtext("backingStore/path")
+
+
+def _found(volume: Any) -> FoundVolume:
+    """Ask for a volume's description, which the host reads anew. Raises libvirtError, SnapTreeError, ValueError."""
+    root = parse(volume.XMLDesc())
+    allocated, capacity, physical = (int(root.findtext(name) or 0) for name in ("allocation", "capacity", "physical"))
+    changed = root.findtext("target/timestamps/ctime") or ""
+    modified = root.findtext("target/timestamps/mtime") or ""
+    seconds, _, fraction = changed.partition(".")
+    has_trace = bool(seconds) and root.get("type", "file") == "file"
+    # The host's clock may be another than ours, if not by much.
+    nanoseconds = int(seconds) * 10**9 + int(fraction.ljust(9, "0")) if has_trace else None
+    version = Version.of((allocated, capacity, physical, changed, modified), nanoseconds)
+    return FoundVolume(volume, allocated, capacity, physical, version, root)
+
 
 class VolumeImages:
     """Reads images by their path on the host. Pools are refreshed once, when a new overlay is not found."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
-        self._refreshed = connection.host.read_only  # a read-only connection must not refresh
+        self._refreshed = False
+        self._lock = Lock()
 
     def read_image(self, path: str, recorded_format: str) -> Image:
         """What can be known of the image. Never raises for an image: `problem` says what is missing and why."""
         try:
-            volume = self._lookup(path)
-            root = parse(volume.XMLDesc())
-            allocated = exact(int(root.findtext("allocation") or 0), "space allocated to the storage volume")
+            found = self.find(path)
         except libvirt.libvirtError as error:
             return _unreadable(path, recorded_format, _why_no_volume(error))
         except (SnapTreeError, ValueError) as error:
             return _unreadable(path, recorded_format, f"its storage volume cannot be understood: {error}")
+        allocated = exact(found.allocated, "space allocated to the storage volume")
         if recorded_format != "qcow2":
-            return Image(path, recorded_format, allocated, virtual_size=int(root.findtext("capacity") or 0))
+            return Image(path, recorded_format, allocated, virtual_size=found.capacity)
         if self._connection.host.read_only:
             # The volume's own description names one level below; the content can't be had.
             return Image(
                 path,
                 recorded_format,
                 allocated,
-                backing=root.findtext("backingStore/path"),
-                backing_format=_format(root.find("backingStore")),
+                backing=found.backing,
+                backing_format=_format(found.root.find("backingStore")),
                 problem="a read-only connection may not read the image's content",
             )
-        size = int(root.findtext("physical") or 0)
-        return read_qcow2(path, VolumeBytes(self._connection, volume, size), allocated)
+        return _images.get((self._connection.uri, path), found.version) or self._read(path, found, allocated)
+
+    def _read(self, path: str, found: FoundVolume, allocated: Figure) -> Image:
+        image = read_qcow2(path, VolumeBytes(self._connection, found.volume, found.physical), allocated)
+        if not image.problem:
+            _images.keep((self._connection.uri, path), image, found.version)
+        return image
+
+    def find(self, path: str) -> FoundVolume:
+        """Find the volume of a path. Raises libvirtError, SnapTreeError, ValueError."""
+        return _found(self._lookup(path))
 
     def format_of(self, path: str) -> str:
         """The format that the host found when it last refreshed the pool; `raw` if it knows no such volume."""
@@ -92,15 +169,19 @@ class VolumeImages:
         try:
             return self._connection.handle.storageVolLookupByPath(path)
         except libvirt.libvirtError as error:
-            if error.get_error_code() != libvirt.VIR_ERR_NO_STORAGE_VOL or self._refreshed:
+            if error.get_error_code() != libvirt.VIR_ERR_NO_STORAGE_VOL or self._connection.host.read_only:
                 raise
+        with self._lock:
+            self._refresh()
+        return self._connection.handle.storageVolLookupByPath(path)
+
+    def _refresh(self) -> None:
+        if self._refreshed:
+            return
         self._refreshed = True
         for pool in self._connection.handle.listAllStoragePools(libvirt.VIR_CONNECT_LIST_STORAGE_POOLS_ACTIVE):
-            try:
+            with contextlib.suppress(libvirt.libvirtError):  # one broken pool must not hide the others
                 pool.refresh()
-            except libvirt.libvirtError:
-                continue  # one broken pool must not hide the others
-        return self._connection.handle.storageVolLookupByPath(path)
 
 
 def _format(element: ET.Element | None) -> str:

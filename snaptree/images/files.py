@@ -4,23 +4,18 @@ from __future__ import annotations
 
 import os
 import stat
-import time
-from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from threading import Lock
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
+from snaptree.images.analyses import OpenImage
 from snaptree.images.qcow2 import Qcow2Content, as_image, has_protocol, read_content
 from snaptree.images.read_at import BadImageError, in_words
+from snaptree.images.versions import Remembered, Version
 from snaptree.model.estate import Image
 from snaptree.model.figures import Figure, exact, unknown
-
-if TYPE_CHECKING:
-    from snaptree.images.overlaps import Overlaps
-    from snaptree.images.sharing import Sharing
 
 DEEPEST_CHAIN: Final = 500
 """Layers in one chain: far above what QEMU itself would open, and an end for hostile images."""
@@ -30,10 +25,7 @@ _ALWAYS_AT_THE_BOTTOM: Final = frozenset(
 )
 """Formats that cannot have a backing file, so that all is known without reading them."""
 
-_SETTLED_AFTER: Final = 2_000_000_000
-"""Nanoseconds. A file changed later than this may change again without its time of change telling."""
 _MOST_SNAPSHOTS_CACHED: Final = 1000
-_MOST_ANALYSED: Final = 512
 
 ReadImage = Callable[[str, str], Image]
 """Reads an image by path and recorded format; never raises for a bad one."""
@@ -71,12 +63,7 @@ class ImageReader:
     """Reads image files, and remembers what was in those that did not change. Any thread may use it."""
 
     def __init__(self, most_remembered: int = 4096) -> None:
-        self._most_remembered = most_remembered
-        self._remembered: OrderedDict[str, tuple[_Version, Qcow2Content]] = OrderedDict()
-        self._analysed: OrderedDict[str, tuple[_Version, Sharing]] = OrderedDict()
-        self._piles: OrderedDict[tuple[str, ...], tuple[tuple[_Version, ...], Overlaps]] = OrderedDict()
-        """By the paths of all layers of a disk."""
-        self._lock = Lock()
+        self._contents: Remembered[Qcow2Content] = Remembered(most_remembered)
 
     def read_image(self, path: str | Path, recorded_format: str) -> Image:
         """Read what is known of an image, by its recorded format alone: none is ever guessed from content.
@@ -112,80 +99,40 @@ class ImageReader:
         """Follow the backing files of a local image."""
         return read_chain(str(path), recorded_format, self.read_image)
 
-    def read_sharing(self, path: str, cancelled: Callable[[], bool]) -> Sharing:
-        """Who holds the clusters of a local qcow2 image. Raises OSError, BadImageError, also if it is being changed."""
-        from snaptree.images.extents import taken_on_host  # numpy is loaded when it is needed
-        from snaptree.images.sharing import read_sharing
-
-        version = _version(look_at(path))
-        with self._lock:
-            remembered = self._analysed.get(path)
-            if remembered is not None and remembered[0] == version:
-                self._analysed.move_to_end(path)
-                return remembered[1]
-        with open_local(path) as file:
-            sharing = read_sharing(file, read_content(file), taken=taken_on_host(file), cancelled=cancelled)
-            opened = file.status
-        if sharing.pointers_to_nowhere:
-            raise BadImageError("its tables point to nowhere: it is broken, or written to at this moment")
-        if _is_settled(opened) and _version(look_at(path)) == _version(opened):
-            with self._lock:
-                self._analysed[path] = _version(opened), sharing
-                if len(self._analysed) > _MOST_ANALYSED:
-                    self._analysed.popitem(last=False)
-        return sharing
-
-    def read_overlaps(
-        self, below: Mapping[str, str | None], formats: Mapping[str, str], cancelled: Callable[[], bool]
-    ) -> Overlaps:
-        """What local images that stand on each other hold. Raises as `read_sharing`."""
-        from snaptree.images.extents import taken_on_host  # numpy is loaded when it is needed
-        from snaptree.images.layer_windows import Layer
-        from snaptree.images.overlaps import read_overlaps
-
-        key = tuple(sorted(below))
-        versions = tuple(_version(look_at(path)) for path in key)
-        with self._lock:
-            remembered = self._piles.get(key)
-            if remembered is not None and remembered[0] == versions:
-                self._piles.move_to_end(key)
-                return remembered[1]
-        with ExitStack() as opened:
-            files = {path: opened.enter_context(open_local(path)) for path in key}
-            layers = {
-                path: Layer.of_raw(file, taken_on_host(file))
-                if formats[path] == "raw"
-                else Layer.of_qcow2(file, allocated_by(file.status).bytes)
-                for path, file in files.items()
-            }
-            overlaps = read_overlaps(layers, below, cancelled=cancelled)
-            statuses = [file.status for file in files.values()]
-        if overlaps.anomalies:
-            raise BadImageError("its tables point to nowhere: it is broken, or written to at this moment")
-        versions = tuple(map(_version, statuses))
-        if all(map(_is_settled, statuses)) and versions == tuple(_version(look_at(path)) for path in key):
-            with self._lock:
-                self._piles[key] = versions, overlaps
-                if len(self._piles) > _MOST_ANALYSED:
-                    self._piles.popitem(last=False)
-        return overlaps
-
     def _content(self, path: str, status: os.stat_result) -> Qcow2Content:
-        version = _version(status)
-        with self._lock:
-            remembered = self._remembered.get(path)
-            if remembered is not None and remembered[0] == version:
-                self._remembered.move_to_end(path)
-                return remembered[1]
+        if (known := self._contents.get(path, version_of(status))) is not None:
+            return known
         with open_local(path) as file:
             content = read_content(file)
-            opened = file.status
-        if _is_settled(opened) and len(content.snapshots) <= _MOST_SNAPSHOTS_CACHED:
-            with self._lock:
-                self._remembered[path] = _version(opened), content
-                if len(self._remembered) > self._most_remembered:
-                    self._remembered.popitem(last=False)
+        if len(content.snapshots) <= _MOST_SNAPSHOTS_CACHED:
+            self._contents.keep(path, content, version_of(file.status))
         return content
+
+
+class LocalPlace:
+    """Images that are files or block devices of this computer, as `Analyses` wants them."""
+
+    name = ""
+
+    def versions(self, paths: Sequence[str]) -> tuple[Version, ...]:
+        """Look at images. Raises OSError or BadImageError."""
+        return tuple(version_of(look_at(path)) for path in paths)
+
+    @contextmanager
+    def open_images(
+        self,
+        formats: Mapping[str, str],
+        cancelled: Callable[[], bool],  # noqa: ARG002  # opening files takes no time
+    ) -> Iterator[Mapping[str, OpenImage]]:
+        """Open images. Raises OSError or BadImageError."""
+        from snaptree.images.extents import taken_on_host  # numpy is loaded when it is needed
+
+        with ExitStack() as opened:
+            files = {path: opened.enter_context(open_local(path)) for path in formats}
+            yield {
+                path: OpenImage(file, version_of(file.status), allocated_by(file.status).bytes, taken_on_host(file))
+                for path, file in files.items()
+            }
 
 
 class LocalFile:
@@ -300,14 +247,7 @@ def _length(status: os.stat_result) -> int | None:
     return _device_size(status) if stat.S_ISBLK(status.st_mode) else status.st_size
 
 
-_Version = tuple[int, ...]
-
-
-def _version(status: os.stat_result) -> _Version:
+def version_of(status: os.stat_result) -> Version:
     """What changes when a file is written to or replaced."""
-    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
-
-
-def _is_settled(status: os.stat_result) -> bool:
-    """Whether any later change will show in the file's version. A device's content changes without a trace."""
-    return stat.S_ISREG(status.st_mode) and time.time_ns() - status.st_ctime_ns > _SETTLED_AFTER
+    told_by = status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+    return Version.of(told_by, status.st_ctime_ns if stat.S_ISREG(status.st_mode) else None)

@@ -170,7 +170,7 @@ class Overlaps:
         return MergeBounds(
             max(0, copies_least - ragged),
             max(copies_least, copies_most, 0) + zeros,
-            growth_least,
+            growth_least - ragged,
             max(growth_least, growth_most) + zeros + tables * target.cluster,
         )
 

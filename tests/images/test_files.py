@@ -307,7 +307,7 @@ def test_what_did_not_change_is_not_read_again(
     qemu_img: QemuImg, reader: ImageReader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = qemu_img.create("disk.qcow2")
-    monkeypatch.setattr(files, "_SETTLED_AFTER", -1)
+    monkeypatch.setattr("snaptree.images.versions._SETTLED_AFTER", -1)
     first = reader.read_image(path, "qcow2")
     with monkeypatch.context() as patched:
         patched.delattr(files, "read_content")
@@ -327,7 +327,7 @@ def test_two_changes_at_one_moment_are_both_seen(qemu_img: QemuImg, reader: Imag
 
 
 def test_no_more_is_remembered_than_allowed(qemu_img: QemuImg, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files, "_SETTLED_AFTER", -1)
+    monkeypatch.setattr("snaptree.images.versions._SETTLED_AFTER", -1)
     reader = ImageReader(most_remembered=2)
     paths = [qemu_img.create(f"{name}.qcow2") for name in "abc"]
     for path in paths:
