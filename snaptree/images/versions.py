@@ -66,6 +66,12 @@ class Remembered(Generic[_Found]):
             while self._weight > self._most:
                 self._forget(next(iter(self._found)))
 
+    def clear(self) -> None:
+        """Forget all."""
+        with self._lock:
+            self._found.clear()
+            self._weight = 0
+
     def _forget(self, key: Hashable) -> None:
         if (forgotten := self._found.pop(key, None)) is not None:
             self._weight -= self._weigh(forgotten[1])

@@ -60,6 +60,12 @@ def _costs(sizes: Sizes) -> Iterable[Comparison]:
     return costs.measure(sizes.runs, sizes.disk)
 
 
+def _far(sizes: Sizes) -> Iterable[Comparison]:
+    from tests.benchmarks import far
+
+    return far.measure(sizes.runs, sizes.disk)
+
+
 def _start(sizes: Sizes) -> Iterable[Comparison]:
     from tests.benchmarks import start
 
@@ -76,6 +82,7 @@ BENCHES: dict[str, tuple[str, Callable[[Sizes], Iterable[Comparison]]]] = {
     "stalls": ("The window's longest stalls", _stalls),
     "change": ("Take, revert and delete, connected already", _change),
     "costs": ("What layers hold, from their tables", _costs),
+    "far": ("What layers hold, over a link of 20 ms", _far),
     "start": ("Cold start and peak memory", _start),
 }
 

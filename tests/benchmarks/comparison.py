@@ -16,10 +16,11 @@ _PIPE_WIDTH = 180
 
 
 class Unit(Enum):
-    """How a figure is printed. Samples are in seconds or bytes."""
+    """How a figure is printed. Samples are in seconds, bytes, or just numbers."""
 
     TIME = "time"
     MEMORY = "memory"
+    COUNT = "count"
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,8 @@ def _spread(samples: Sequence[float], unit: Unit) -> str:
 def _words(sample: float, unit: Unit) -> str:
     if unit is Unit.MEMORY:
         return humanize.naturalsize(sample, binary=True, format="%.0f")
+    if unit is Unit.COUNT:
+        return f"{sample:.1f}"
     return f"{sample * 1000:.0f} ms" if sample < 1 else f"{sample:.2f} s"
 
 
