@@ -386,7 +386,7 @@ def _delete(options: argparse.Namespace) -> int:
 
 def _change(options: argparse.Namespace, intention: Intention) -> int:
     """Plan, show, ask, run: the one way in which a command changes anything."""
-    from snaptree.hosts.journal import Journal, journal_path
+    from snaptree.hosts.journal import Journal, journal_path, speed_of
     from snaptree.hosts.layers import analysed
     from snaptree.hosts.situation import read_situation
     from snaptree.plans.intention import Delete
@@ -398,7 +398,8 @@ def _change(options: argparse.Namespace, intention: Intention) -> int:
         connection, uuid = _find(connections, options.vm)
         situation = read_situation(connection, uuid)
         if isinstance(intention, Delete):
-            situation = replace(situation, layers=analysed(connection, situation.layers))
+            layers = analysed(connection, situation.layers)
+            situation = replace(situation, layers=layers, speed=speed_of(connection.uri))
         plan = make_plan(intention, situation)
         only_plan = plan.is_refused or options.dry_run
         if not _wants_json(options):

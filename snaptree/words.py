@@ -59,6 +59,11 @@ def duration(seconds: float) -> str:
     return humanize.precisedelta(dt.timedelta(seconds=round(seconds)), minimum_unit="seconds", format="%d")
 
 
+def about(seconds: float) -> str:
+    """A forecast of time: `about 40 seconds`."""
+    return f"{'about ' if seconds >= 1 else ''}{duration(seconds)}"
+
+
 def count(number: int, noun: str) -> str:
     """`1 snapshot`, `1,204 snapshots`, `2 branches`."""
     ending = "" if number == 1 else "es" if noun.endswith(("ch", "s")) else "s"

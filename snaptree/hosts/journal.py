@@ -21,8 +21,11 @@ from snaptree.model.errors import SnapTreeError
 from snaptree.plans.operation import Operation, OperationState
 from snaptree.plans.plan import Plan
 from snaptree.plans.plan_json import plan_from_record, plan_to_record
+from snaptree.plans.speed import NOT_MEASURED, Speed, measured
 
 _SCHEMA_VERSION = 1
+_LATE = 50
+"""Operations from which is learned how long the next ones take."""
 _SCHEMA = """
 CREATE TABLE operations (
     id INTEGER PRIMARY KEY,
@@ -189,9 +192,25 @@ class Journal:
             ).fetchall()
         return tuple(operation for row in rows if (operation := _operation(row)) is not None)
 
+    def speed(self, host_uri: str) -> Speed:
+        """How long merges took on a host of late."""
+        return measured(self.recent(_LATE, host_uri=host_uri))
+
     def unfinished(self) -> tuple[Operation, ...]:
         """Operations that a crash of the program cut short."""
         return tuple(operation for operation in self.recent(1000) if operation.state is OperationState.INTERRUPTED)
+
+
+def speed_of(host_uri: str) -> Speed:
+    """As `Journal.speed`, for who may not write: no journal is made where there is none."""
+    path = journal_path(host_uri)
+    if not path.exists():
+        return NOT_MEASURED
+    journal = Journal(path)
+    try:
+        return journal.speed(host_uri)
+    finally:
+        journal.close()
 
 
 def _operation(row: sqlite3.Row) -> Operation | None:

@@ -75,7 +75,9 @@ class Images:
         """Who holds the clusters of an image; None where that can't be read, or not while it is written to."""
         if image.format != "qcow2":
             return None
-        return self._first_found(lambda place: _analyses.sharing(place, image.path, cancelled))
+        found = self._first_found(lambda place: _analyses.sharing(place, image.path, cancelled))
+        # Holders are numbers: of another table than the one that the caller knows they would be wrong ones.
+        return found if found is not None and found.snapshots == image.internal_snapshots else None
 
     def overlaps(
         self, below: Mapping[str, str | None], formats: Mapping[str, str], cancelled: Callable[[], bool]

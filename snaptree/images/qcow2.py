@@ -141,10 +141,15 @@ def as_image(path: str, content: Qcow2Content, allocated: Figure) -> Image:
         virtual_size=header.virtual_size,
         backing=None if header.backing_file is None else resolve(header.backing_file, path),
         backing_format=header.backing_format,
-        internal_snapshots=tuple(
-            InternalSnapshot(entry.id, entry.name, entry.vm_state_size, entry.created) for entry in content.snapshots
-        ),
+        internal_snapshots=as_snapshots(content),
         has_bitmaps=header.has_bitmaps,
+    )
+
+
+def as_snapshots(content: Qcow2Content) -> tuple[InternalSnapshot, ...]:
+    """Put the snapshot table into the model's words, in its order."""
+    return tuple(
+        InternalSnapshot(entry.id, entry.name, entry.vm_state_size, entry.created) for entry in content.snapshots
     )
 
 

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from snaptree.images.extents import Taken
-from snaptree.images.qcow2 import Qcow2Content
+from snaptree.images.qcow2 import Qcow2Content, as_snapshots
 from snaptree.images.read_at import BadImageError, ReadAt
 from snaptree.images.tables import (
     COMPRESSED,
@@ -35,6 +35,7 @@ from snaptree.images.tables import (
     read_l2_tables,
 )
 from snaptree.model.errors import CancelledError
+from snaptree.model.estate import InternalSnapshot
 
 _LARGEST_OFFSET: Final = 1 << 56
 _LARGEST_L1: Final = 32 << 20
@@ -90,8 +91,8 @@ class Sharing:
 
     cluster: int
     """Bytes of a cluster."""
-    present: int
-    """The number of the present state: how many snapshots there are."""
+    snapshots: tuple[InternalSnapshot, ...]
+    """The image's, when it was read; their places are their numbers."""
     pointers_to_nowhere: int
     """Table entries that were left out, because they point beyond the file or between clusters: more than none means
     that the image is broken, or was written to meanwhile."""
@@ -107,6 +108,11 @@ class Sharing:
     _table_anew: tuple[int, ...]
     """For each snapshot the length of its entry, written anew."""
     _whole_table_anew: int
+
+    @property
+    def present(self) -> int:
+        """The number of the present state: how many snapshots there are."""
+        return len(self.snapshots)
 
     @property
     def clusters(self) -> int:
@@ -245,7 +251,7 @@ class _Walk:
         anew = tuple(entry.rewritten_bytes for entry in self._content.snapshots)
         return Sharing(
             cluster=self._geometry.cluster,
-            present=len(self._content.snapshots),
+            snapshots=as_snapshots(self._content),
             pointers_to_nowhere=self._nowhere,
             _holders=np.frombuffer(raw, np.uint8).reshape(len(totals), self._width),
             _sizes=np.array([holders.bit_count() for holders, _ in totals], np.int64),

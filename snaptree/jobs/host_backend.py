@@ -34,6 +34,7 @@ from snaptree.plans.intention import Delete, Intention, TakeBack
 from snaptree.plans.operation import Operation, OperationState
 from snaptree.plans.plan import Action, Plan
 from snaptree.plans.planner import make_plan
+from snaptree.plans.speed import NOT_MEASURED, Speed
 from snaptree.plans.wording import machines_named
 
 __all__ = ["CostReading", "CredentialsRequest", "HostBackend", "HostStatus", "Phase", "TreeReading"]
@@ -95,6 +96,7 @@ class CostReading:
     layers: DomainLayers
     costs: DomainCosts
     elsewhere: Elsewhere = ALONE
+    speed: Speed = NOT_MEASURED
 
     def selection(self, tree: SnapshotTree, names: Collection[str]) -> SelectionCost:
         """What deleting exactly these snapshots of the machine frees and copies."""
@@ -159,6 +161,8 @@ class HostBackend(QObject):
         self._told_domains: tuple[Domain, ...] | None = None
         self._trees: dict[str, TreeReading] = {}
         self._costs: dict[str, CostReading] = {}
+        self._speed: Speed | None = None
+        """None if it has to be asked for."""
         self._unread: set[str] = set()
         """Machines whose tree could not be read the last time."""
         self._unmeasured: set[str] = set()
@@ -575,9 +579,16 @@ class HostBackend(QObject):
     def _reckon(self, uuid: str, tree: SnapshotTree, layers: DomainLayers) -> CostReading:
         """On a worker: the reading that is known already if nothing is new."""
         elsewhere = self._elsewhere(uuid, tree, layers)
-        reckoned = CostReading(layers, domain_costs(tree, layers, elsewhere), elsewhere)
+        reckoned = CostReading(layers, domain_costs(tree, layers, elsewhere), elsewhere, self._speed_now())
         known = self._costs.get(uuid)
         return known if known == reckoned and known is not None else reckoned
+
+    def _speed_now(self) -> Speed:
+        """On a worker: how long merges took of late. Asked of the journal after each change."""
+        known = self._speed
+        if known is None:
+            known = NOT_MEASURED if self._journal is None else self._journal.speed(self.uri)
+        return known
 
     def _elsewhere(self, uuid: str, tree: SnapshotTree, layers: DomainLayers) -> Elsewhere:
         """On a worker: what other machines read of these images, as far as they were measured."""
@@ -608,6 +619,7 @@ class HostBackend(QObject):
         if before is costs:
             return
         self._costs[uuid] = costs
+        self._speed = costs.speed
         self.costs_changed.emit(uuid, costs)
         if before is None or before.costs.images.keys() != costs.costs.images.keys():
             self._elsewhere_timer.start()
@@ -663,7 +675,7 @@ class HostBackend(QObject):
                 layers = situation.layers if known is None else with_earlier_analysis(situation.layers, known.layers)
                 if not is_analysed(layers):
                     layers = analysed(connection, layers, should_stop)
-                return make_plan(intention, replace(situation, layers=layers))
+                return make_plan(intention, replace(situation, layers=layers, speed=self._speed_now()))
 
         self._measurer.submit(work, on_done=on_ready, on_failed=on_ready, priority=Priority.USER)
 
@@ -801,6 +813,7 @@ class HostBackend(QObject):
 
     def _over(self, operation: Operation) -> None:
         undoes = self._changes.pop(operation.id).undoes
+        self._speed = None
         self._tell_operation(operation)
         if undoes is not None:
             self._being_undone.discard(undoes.id)

@@ -56,10 +56,12 @@ def forecast_delete(costs: DeleteCosts, situation: Situation, names: Collection[
     largest = max(known, key=lambda figure: figure.bytes or 0, default=NOTHING)
     users = elsewhere(situation.layers, situation.dependants, situation.unreadable_domains)
     analysed = selection_cost(situation.tree, situation.layers, names, users, costs.kept)
+    copies = analysed.copies if analysed.copies.is_known else total(costs.copies)
     return Forecast(
-        copies=analysed.copies if analysed.copies.is_known else total(costs.copies),
+        copies=copies,
         frees=analysed.frees if analysed.frees.is_known else total(costs.frees),
         peak_extra=unknown_extra or largest,
+        seconds=situation.speed.seconds(len(names), copies),
     )
 
 

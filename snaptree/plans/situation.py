@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from snaptree.model.estate import Domain, DomainLayers, Host, ImageKey
 from snaptree.model.merging import Elsewhere
 from snaptree.model.tree import SnapshotTree
+from snaptree.plans.speed import NOT_MEASURED, Speed
 from snaptree.plans.wording import machines_named
 
 if TYPE_CHECKING:
@@ -84,6 +85,8 @@ class Situation:
     images_let_go: bool = False
     """QEMU is paused and has let go of its images since its memory was saved or loaded, until it resumes. Only known
     where a plan itself leads to it."""
+    speed: Speed = NOT_MEASURED
+    """How long merges took on this host."""
     memory_bytes: int = 0
     """RAM of the machine now, in bytes."""
     now: int = 0

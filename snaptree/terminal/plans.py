@@ -25,6 +25,8 @@ def print_plan(out: Console, plan: Plan) -> None:
             f"Frees {words.figure(forecast.frees)}, copies {words.figure(forecast.copies)}, "
             f"needs up to {words.figure(forecast.peak_extra)} meanwhile."
         )
+        if forecast.seconds is not None:
+            out.print(f"Takes {words.about(forecast.seconds)}.")
         out.print(f"Can be undone: {plain(plan.undo.text)}" if plan.undo else "This can't be undone.")
 
 

@@ -225,9 +225,13 @@ class TreePage(QWidget):
             )
             return
         sums = selection_sums(machine, names)
+        parts = [f"{title.lower()} {words.figure(figure)}" for title, figure in sums]
+        copies = dict(sums)["Copies"]
+        seconds = None if machine.costs is None else machine.costs.speed.seconds(len(names), copies)
+        if seconds is not None:
+            parts.insert(2, words.about(seconds))  # after what it frees and copies
         self.sums.set_text(
-            f"{len(names):,} selected: "
-            + ", ".join(f"{title.lower()} {words.figure(figure)}" for title, figure in sums),
+            f"{len(names):,} selected: {', '.join(parts)}",
             "\n".join(f"{title}: {words.figure_in_full(figure)}" for title, figure in sums),
         )
 

@@ -48,6 +48,18 @@ def test_what_comes_back_is_what_was_said(host: EmbeddedHost, names: tuple[str, 
     assert abs(before - on_host(machine) - frees.bytes) <= CLUSTER * len(machine.active_layers())
 
 
+def test_snapshots_that_went_before_the_analysis_leave_figures_unknown(host: EmbeddedHost) -> None:
+    machine = history(host)
+    tree = machine.tree()
+    layers = read_layers(machine.connection, machine.uuid, tree)
+    machine.change(Delete(("two",)))
+    costs = domain_costs(tree, analysed(machine.connection, layers))
+    assert not any(cost.frees.is_known for cost in costs.snapshots.values())
+    again = read_layers(machine.connection, machine.uuid, machine.tree())
+    costs = domain_costs(machine.tree(), analysed(machine.connection, again))
+    assert all(cost.frees.is_known for cost in costs.snapshots.values())
+
+
 def test_several_free_together_what_none_frees_alone(host: EmbeddedHost) -> None:
     machine = history(host)
     tree = machine.tree()

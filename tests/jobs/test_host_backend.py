@@ -87,16 +87,16 @@ def test_opening_lists_the_machines_at_once_and_reads_everything_in_the_backgrou
 
 
 def test_what_is_on_screen_is_read_before_the_rest(listen: Listen, tmp_path: Path) -> None:
-    listener = listen(host_file(tmp_path / "host.xml", machines=40, snapshots=5))
+    listener = listen(host_file(tmp_path / "host.xml", machines=300, snapshots=5))
     listener.open()
-    last = listener.uuid("web-39")
+    last = listener.uuid("web-299")
     listener.backend.look_at(last)
     listener.until(lambda: listener.backend.tree(last))
     read = [uuid for uuid, _ in listener.trees]
-    assert len(read) < 40
+    assert len(read) < 300
     listener.settle()
     names = [domain.name for domain in listener.backend.domains()]
-    assert names == [f"web-{number}" for number in range(40)]
+    assert names == [f"web-{number}" for number in range(300)]
 
 
 def test_the_machine_that_was_on_screen_before_the_connection_is_read_first(listen: Listen, virsh: Any) -> None:

@@ -1,0 +1,59 @@
+"""How long a merge is said to take, from how long others took."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from snaptree.model.figures import exact, unknown
+from snaptree.plans.operation import Operation, OperationState
+from snaptree.plans.plan import Action, Forecast, Plan
+from snaptree.plans.speed import Speed, measured
+
+MIB = 1 << 20
+
+
+def done(
+    copies: int | None,
+    seconds: float,
+    *,
+    snapshots: int = 1,
+    action: Action = Action.DELETE,
+    state: OperationState = OperationState.DONE,
+) -> Operation:
+    figure = unknown("nobody knows") if copies is None else exact(copies)
+    names = tuple(f"s{number}" for number in range(snapshots))
+    plan = Plan(action, "test:///", "uuid", "vm", names, forecast=Forecast(copies=figure))
+    return Operation(1, plan, state, started=1000.0, finished=1000.0 + seconds)
+
+
+def test_nothing_is_said_without_experience() -> None:
+    assert measured([]).seconds(1, exact(MIB)) is None
+    assert measured([done(MIB, 0.3)]).seconds(1, exact(100 * MIB)) is None
+    assert measured([done(MIB, 0.3)]).seconds(1, unknown("not read yet")) is None
+    assert Speed(0.3, 1e6).seconds(0, exact(0)) is None
+
+
+def test_other_operations_teach_nothing() -> None:
+    others = [
+        done(MIB, 50, action=Action.TAKE),
+        done(MIB, 50, state=OperationState.FAILED),
+        done(MIB, 50, state=OperationState.CANCELLED),
+        done(None, 50),
+    ]
+    assert measured(others) == Speed()
+
+
+def test_small_merges_take_a_time_each_and_large_ones_by_their_bytes() -> None:
+    speed = measured([done(0, 0.5), done(MIB, 1.5, snapshots=3), done(200 * MIB, 2.5)])
+    assert speed.seconds(4, exact(2 * MIB)) == pytest.approx(2.0)
+    assert speed.seconds(1, exact(400 * MIB)) == pytest.approx(4.5)
+    assert speed.seconds(10, exact(400 * MIB)) == pytest.approx(9.0)
+
+
+@given(st.lists(st.tuples(st.integers(0, 1 << 45), st.floats(0, 1e6), st.integers(1, 500))), st.integers(0, 1 << 45))
+def test_a_forecast_is_never_negative_nor_endless(history: list[tuple[int, float, int]], copies: int) -> None:
+    speed = measured(done(number, seconds, snapshots=count) for number, seconds, count in history)
+    seconds = speed.seconds(3, exact(copies))
+    assert seconds is None or 0 < seconds < 1e15
