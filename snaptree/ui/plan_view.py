@@ -163,7 +163,11 @@ def _forecast(forecast: Forecast, parent: QWidget) -> QGridLayout:
     add_bytes("Comes back on disk", forecast.frees)
     add_bytes("Is copied first", forecast.copies)
     add_bytes("Space needed meanwhile", forecast.peak_extra)
-    add_seconds("Takes about", forecast.seconds, "" if forecast.seconds is not None else "Not forecast yet.")
+    add_seconds(
+        "Takes about",
+        forecast.seconds,
+        "" if forecast.seconds is not None else "Nothing of this kind was done on this host yet to learn it from.",
+    )
     add_seconds(
         "Guest stands still", forecast.pause_seconds, "" if forecast.pause_seconds is not None else "Not known."
     )
