@@ -124,8 +124,14 @@ class ImageReader:
                 self._analysed.move_to_end(path)
                 return remembered[1]
         with open_local(path) as file:
-            sharing = read_sharing(file, read_content(file), taken=taken_on_host(file), cancelled=cancelled)
             opened = file.status
+            sharing = read_sharing(
+                file,
+                read_content(file),
+                taken=taken_on_host(file),
+                allocated=allocated_by(opened).bytes,
+                cancelled=cancelled,
+            )
         if sharing.pointers_to_nowhere:
             raise BadImageError("its tables point to nowhere: it is broken, or written to at this moment")
         if _is_settled(opened) and _version(look_at(path)) == _version(opened):
@@ -153,7 +159,7 @@ class ImageReader:
         with ExitStack() as opened:
             files = {path: opened.enter_context(open_local(path)) for path in key}
             layers = {
-                path: Layer.of_raw(file, taken_on_host(file))
+                path: Layer.of_raw(file, taken_on_host(file), allocated_by(file.status).bytes)
                 if formats[path] == "raw"
                 else Layer.of_qcow2(file, allocated_by(file.status).bytes)
                 for path, file in files.items()

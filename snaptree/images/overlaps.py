@@ -30,6 +30,7 @@ from snaptree.images.layer_windows import (
     reader_of,
 )
 from snaptree.images.read_at import BadImageError
+from snaptree.images.tables import MOST_TABLE_BYTES, Budget, most_table_bytes
 from snaptree.model.errors import CancelledError
 
 View = NDArray[np.uint16]
@@ -45,6 +46,11 @@ _MOST_VIEW_UNITS: Final = 1 << 24
 """Of all views that are held at once: 32 MiB."""
 _MOST_UNITS: Final = 1 << 31
 """Units times layers that are looked at: some ten seconds, 6 TiB in each of twenty layers."""
+_LEAST_UNITS: Final = 1 << 26
+_UNITS_PER_BYTE: Final = 2
+"""Files that take little on the host may have units looked at: 4 TiB, and twice as many as they take bytes."""
+_UNITS_PER_LOOK: Final = 1 << 9
+"""What a look at a layer costs at least, even if it has nothing there."""
 _SMALLEST_GRANULE: Final = 4 << 10
 _LARGEST_GRANULE: Final = 64 << 10
 """QEMU's mirror copies pieces of a cluster of what it writes to, but none smaller or larger than these
@@ -210,8 +216,9 @@ def read_overlaps(
 ) -> Overlaps:
     """Look at all layers of a disk, each by the path of the one that it stands on; None if it stands on nothing.
 
-    Memory and time are bounded. Raises BadImageError, OSError, CancelledError soon after `cancelled` turns true, and
-    ValueError for what is no tree of layers, or a raw one that stands on another.
+    Memory and time are bounded, by what all files take on the host where that is known: layers of few bytes take less
+    than a second, however many they are and whatever they say. Raises BadImageError, OSError, CancelledError soon after
+    `cancelled` turns true, and ValueError for what is no tree of layers, or a raw one that stands on another.
     """
     return _Walk(layers, below, cancelled).run()
 
@@ -241,7 +248,7 @@ class _Counts:
         tables = np.bincount(_highest(deepest, per_table // per_coarse) >> 1, minlength=slots)
         self.tables += tables
         if counts[1:, 0].any():
-            only_data = np.where(view & 1, view, np.uint16(0))
+            only_data = view * (view & np.uint16(1))
             tables = np.bincount(_highest(only_data, per_table) >> 1, minlength=slots)
         self.data_tables += tables
 
@@ -291,8 +298,13 @@ class _Walk:
                 raise ValueError("only a bottom layer can be raw")
         if max(self._depths.values(), default=0) > DEEPEST_CHAIN:
             raise BadImageError(f"it has more than {DEEPEST_CHAIN} layers")
-        self._readers: dict[str, LayerReader] = {name: reader_of(layers[name], cancelled) for name in self._order}
+        allocated = _allocated(layers)
+        most = MOST_TABLE_BYTES * len(layers) if allocated is None else most_table_bytes(allocated)
+        budget = Budget(most)
+        self._readers: dict[str, LayerReader] = {name: reader_of(layers[name], budget, cancelled) for name in layers}
         self._units_left = _MOST_UNITS
+        if allocated is not None:
+            self._units_left = min(_MOST_UNITS, _LEAST_UNITS + _UNITS_PER_BYTE * allocated)
 
     def run(self) -> Overlaps:
         readers = list(self._readers.values())
@@ -359,10 +371,10 @@ class _Walk:
                 zeros = int(np.count_nonzero(kinds)) - data
                 counts[name].add_own(kinds, data, per_table)
                 seen = _lay_over(seen, kinds, data, zeros, self._depths[name])
+            self._units_left -= window.units if seen is not None else _UNITS_PER_LOOK
+            if self._units_left < 0:
+                raise BadImageError("its disk is too large, and cut too finely, to be looked at")
             if seen is not None:
-                self._units_left -= window.units
-                if self._units_left < 0:
-                    raise BadImageError("its disk is too large, and cut too finely, to be looked at")
                 seen = _cut_off(*seen, window.units_before(self._readers[name].size), self._depths[name])
                 counts[name].add(*seen, per_coarse, per_table)
             views[name] = seen
@@ -397,7 +409,7 @@ def _lay_over(seen: tuple[View, Tally] | None, kinds: Kinds, data: int, zeros: i
         if data == units:
             return np.full(units, 2 * depth + 1, np.uint16), tally
         view = kinds + code
-        view[kinds == TRANSPARENT] = 0
+        view *= kinds != TRANSPARENT  # a product has no branches
         return view, tally
     view, tally = seen
     if data + zeros > units >> 2:
@@ -418,6 +430,16 @@ def _cut_off(view: View, tally: Tally, units: int, depth: int) -> tuple[View, Ta
         return view, tally
     view[units:] = 0
     return view, np.bincount(view, minlength=2 * depth + 2)
+
+
+def _allocated(layers: Mapping[str, Layer]) -> int | None:
+    """Bytes that all files together take on the host; None if that is not known of each."""
+    total = 0
+    for layer in layers.values():
+        if layer.allocated is None:
+            return None
+        total += layer.allocated
+    return total
 
 
 def _upside_down(layers: Mapping[str, Layer], below: Mapping[str, str | None]) -> dict[str | None, list[str]]:
