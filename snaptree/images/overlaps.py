@@ -46,11 +46,13 @@ _MOST_VIEW_UNITS: Final = 1 << 24
 """Of all views that are held at once: 32 MiB."""
 _MOST_UNITS: Final = 1 << 31
 """Units times layers that are looked at: some ten seconds, 6 TiB in each of twenty layers."""
-_LEAST_UNITS: Final = 1 << 26
-_UNITS_PER_BYTE: Final = 2
-"""Files that take little on the host may have units looked at: 4 TiB, and twice as many as they take bytes."""
+_LEAST_UNITS: Final = 1 << 25
+_BYTES_PER_UNIT: Final = 2
+"""If files take little on the host, fewer are looked at: 2 TiB, and one for so many bytes that they take."""
 _UNITS_PER_LOOK: Final = 1 << 9
 """What a look at a layer costs at least, even if it has nothing there."""
+_EVEN: Final = 8
+"""So many units cost as much as one, where all of a window are alike."""
 _SMALLEST_GRANULE: Final = 4 << 10
 _LARGEST_GRANULE: Final = 64 << 10
 """QEMU's mirror copies pieces of a cluster of what it writes to, but none smaller or larger than these
@@ -239,6 +241,9 @@ class _Counts:
     def add(self, view: View, tally: Tally, per_coarse: int, per_table: int) -> None:
         """Count the units of a window, how many clusters of the coarsest kind they touch, and how many tables."""
         slots = len(self.data)
+        if (code := _only_code(tally, len(view))) is not None:
+            self._add_even(len(view), code, per_coarse, per_table)
+            return
         counts = tally.reshape(-1, 2)
         defined = counts.sum(axis=1)
         self.data += counts[:, 1]
@@ -251,6 +256,15 @@ class _Counts:
             only_data = view * (view & np.uint16(1))
             tables = np.bincount(_highest(only_data, per_table) >> 1, minlength=slots)
         self.data_tables += tables
+
+    def _add_even(self, units: int, code: int, per_coarse: int, per_table: int) -> None:
+        """Count a window all units of which have the same code."""
+        depth, is_data = code >> 1, code & 1
+        self.data[depth] += units * is_data
+        self.defined[depth] += units
+        self.coarse[depth] += units // per_coarse
+        self.tables[depth] += units // per_table
+        self.data_tables[depth] += units // per_table * is_data
 
     def add_own(self, kinds: Kinds, data: int, per_table: int) -> None:
         """Count what the layer itself defines in a window, so many units of it as data."""
@@ -265,6 +279,20 @@ class _Counts:
             _from_the_top(self.tables, 1),
             _from_the_top(self.data_tables, 1),
         )
+
+
+def _only_code(tally: Tally, units: int) -> int | None:
+    """The code of all units, if they have the same."""
+    code = int(tally.argmax())
+    return code if tally[code] == units else None
+
+
+def _cost(window: Window, seen: tuple[View, Tally] | None) -> int:
+    """What it takes to look at a layer in a window, counted in units."""
+    if seen is None:
+        return _UNITS_PER_LOOK
+    is_even = _only_code(seen[1], window.units) is not None
+    return max(window.units // _EVEN, _UNITS_PER_LOOK) if is_even else window.units
 
 
 def _highest(values: NDArray[_Number], width: int) -> NDArray[_Number]:
@@ -304,7 +332,7 @@ class _Walk:
         self._readers: dict[str, LayerReader] = {name: reader_of(layers[name], budget, cancelled) for name in layers}
         self._units_left = _MOST_UNITS
         if allocated is not None:
-            self._units_left = min(_MOST_UNITS, _LEAST_UNITS + _UNITS_PER_BYTE * allocated)
+            self._units_left = min(_MOST_UNITS, _LEAST_UNITS + allocated // _BYTES_PER_UNIT)
 
     def run(self) -> Overlaps:
         readers = list(self._readers.values())
@@ -371,7 +399,7 @@ class _Walk:
                 zeros = int(np.count_nonzero(kinds)) - data
                 counts[name].add_own(kinds, data, per_table)
                 seen = _lay_over(seen, kinds, data, zeros, self._depths[name])
-            self._units_left -= window.units if seen is not None else _UNITS_PER_LOOK
+            self._units_left -= _cost(window, seen)
             if self._units_left < 0:
                 raise BadImageError("its disk is too large, and cut too finely, to be looked at")
             if seen is not None:

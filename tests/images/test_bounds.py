@@ -51,7 +51,8 @@ class Bounds:
         self.inputs += 1
         is_small = sum(path.stat().st_blocks * 512 for path in chain) < SMALL
         found = self.analyser.look_at(chain, looks)
-        self.read += any(not look.refused for look in found if look.what in ("sharing", "overlaps", "memory"))
+        walks = [look.refused for look in found if look.what in ("sharing", "overlaps", "memory")]
+        self.read += any(not refused or "point to nowhere" in refused for refused in walks)  # that is told at the end
         for look in found:
             what = f"{look.what} of {name}"
             assert not look.failed, f"{what}: {look.failed}"
