@@ -66,7 +66,13 @@ class Analyses:
             return known
         with place.open_images({path: "qcow2"}, cancelled) as opened:
             image = opened[path]
-            sharing = read_sharing(image.source, read_content(image.source), taken=image.taken, cancelled=cancelled)
+            sharing = read_sharing(
+                image.source,
+                read_content(image.source),
+                taken=image.taken,
+                allocated=image.allocated,
+                cancelled=cancelled,
+            )
         if sharing.pointers_to_nowhere:
             raise BadImageError("its tables point to nowhere: it is broken, or written to at this moment")
         self._sharing.keep(key, sharing, image.version)
@@ -85,7 +91,7 @@ class Analyses:
             return known
         with place.open_images({path: formats[path] for path in paths}, cancelled) as opened:
             layers = {
-                path: Layer.of_raw(image.source, image.taken)
+                path: Layer.of_raw(image.source, image.taken, image.allocated)
                 if formats[path] == "raw"
                 else Layer.of_qcow2(image.source, image.allocated)
                 for path, image in opened.items()

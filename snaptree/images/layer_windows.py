@@ -19,7 +19,6 @@ from snaptree.images.read_at import BadImageError, ReadAt
 from snaptree.images.tables import (
     COMPRESSED,
     COPIED,
-    MOST_TABLE_BYTES,
     OFFSET_BITS,
     ZERO,
     Budget,
@@ -40,11 +39,6 @@ TRANSPARENT: Final = 0
 ZERO_KIND: Final = 1
 DATA: Final = 2
 
-_LEAST_BUDGET: Final = 34 << 20
-"""Bytes of tables that are read of any image: an L1 table may be the largest there is, and lie in a hole."""
-_COMPRESSED: Final = 4
-"""So many times what it takes a file may hold: some file systems compress, and tables well."""
-
 LARGEST_CLUSTER: Final = 2 << 20
 _SMALLEST_UNIT: Final = 512
 _L1_SLICE: Final = 1 << 14
@@ -61,7 +55,7 @@ class Layer:
     virtual_size: int
     """Bytes of the guest's disk."""
     allocated: int | None = None
-    """Bytes that its file takes on the host, if that is known: its tables take no more, whatever it says."""
+    """Bytes that its file takes on the host, if that is known: its tables hardly hold more, whatever it says."""
     taken: Taken | None = None
     """Of a raw image: what parts of it take on the host. None if nobody can tell: then all of it counts as data."""
 
@@ -72,9 +66,9 @@ class Layer:
         return cls(source, content, content.header.virtual_size, allocated)
 
     @classmethod
-    def of_raw(cls, source: ReadAt, taken: Taken | None = None) -> Layer:
+    def of_raw(cls, source: ReadAt, taken: Taken | None = None, allocated: int | None = None) -> Layer:
         """Make a layer of a raw image."""
-        return cls(source, None, source.size, taken=taken)
+        return cls(source, None, source.size, allocated, taken)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,14 +125,11 @@ class LayerReader(Protocol):
         """What it defines in a window; None if nothing. Raises BadImageError, OSError or CancelledError."""
 
 
-def reader_of(layer: Layer, cancelled: Callable[[], bool]) -> LayerReader:
-    """Make the reader of a layer."""
+def reader_of(layer: Layer, budget: Budget, cancelled: Callable[[], bool]) -> LayerReader:
+    """Make the reader of a layer. Those of one disk draw on one budget: there may be hundreds."""
     if layer.content is None:
         return _RawReader(layer)
-    most = MOST_TABLE_BYTES
-    if layer.allocated is not None:
-        most = min(most, _LEAST_BUDGET + _COMPRESSED * layer.allocated)
-    return _Qcow2Reader(layer, layer.content, Budget(most), cancelled)
+    return _Qcow2Reader(layer, layer.content, budget, cancelled)
 
 
 class _Qcow2Reader:
@@ -282,20 +273,23 @@ class _Qcow2Reader:
     def _subclusters(self, words: Words) -> Kinds:
         """Tell what L2 entries with subclusters stand for: two bitmaps follow each, of data and of zeros."""
         entries = np.ascontiguousarray(words[0::2])
-        bits = np.unpackbits(words[1::2].astype("<u8").view(np.uint8).reshape(-1, 8), axis=1, bitorder="little")
-        is_data, is_zero = bits[:, :32].view(np.bool_), bits[:, 32:].view(np.bool_)
+        data = words[1::2].astype(np.uint32)  # the lower half
+        zeros = (words[1::2] >> np.uint64(32)).astype(np.uint32)
         has_place = self._has_place(entries)
         compressed = (entries & np.uint64(COMPRESSED)) != 0
         has_place &= ~compressed
-        self.anomalies += int(np.count_nonzero(is_data & (is_zero | ~has_place[:, None])))
-        kinds = np.zeros(is_data.shape, np.uint8)
-        kinds[is_data & has_place[:, None]] = DATA
-        kinds[is_zero] = ZERO_KIND
-        kinds[compressed] = DATA
+        self.anomalies += int(np.count_nonzero((data & zeros) != 0))
+        self.anomalies += int(np.count_nonzero((data != 0) & ~has_place))
+        data[~has_place] = 0
+        data &= ~zeros
+        data[compressed] = 0xFFFF_FFFF
+        zeros[compressed] = 0
         offsets = entries & np.uint64(OFFSET_BITS)
         offsets[~has_place] = 0
-        self._count(entries, offsets, has_place, (kinds == DATA).any(axis=1))
-        return kinds.reshape(-1)
+        self._count(entries, offsets, has_place, data != 0)
+        kinds: Kinds = _bits(data) << np.uint8(1)  # DATA
+        kinds |= _bits(zeros)  # ZERO_KIND
+        return kinds
 
     def _has_place(self, entries: Words) -> NDArray[np.bool_]:
         """Whether entries that are not compressed lead somewhere; in a second file, place 0 is one like others."""
@@ -345,6 +339,11 @@ class _RawReader:
         self.held.owned += some
         self.held.owned_data += whole
         return kinds
+
+
+def _bits(words: NDArray[np.uint32]) -> NDArray[np.uint8]:
+    """The bits of all words, the lowest of each first."""
+    return np.unpackbits(words.astype("<u4", copy=False).view(np.uint8), bitorder="little")
 
 
 def common_unit(readers: list[LayerReader]) -> int:

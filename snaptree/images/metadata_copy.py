@@ -18,7 +18,7 @@ import numpy as np
 
 from snaptree.images.qcow2 import Qcow2Content, read_content, read_header
 from snaptree.images.read_at import ReadAt
-from snaptree.images.tables import Budget, Geometry, distinct, read_l1
+from snaptree.images.tables import Budget, Geometry, distinct, most_table_bytes, read_l1
 from snaptree.model.errors import CancelledError
 
 FIRST_READ: Final = 256 << 10
@@ -30,7 +30,6 @@ GAP: Final = 256 << 10
 _ENTRY: Final = 256
 """More bytes than most entries of a snapshot table take; what of the table lies farther is read by itself."""
 _TABLE_LEAST: Final = 64 << 10
-_LEAST_BUDGET: Final = 34 << 20
 _MOST_BYTES: Final = 1 << 30
 """The tables of 8 TiB in clusters of 64 KiB."""
 
@@ -107,7 +106,7 @@ def copy_metadata(image: FarImage, allocated: int | None, cancelled: Callable[[]
         copy.fetch([(header.snapshots_offset, max(_TABLE_LEAST, header.snapshot_count * _ENTRY))], cancelled)
     content = read_content(copy)
     geometry = Geometry(header.cluster_bits, header.extended_l2, image.size)
-    budget = Budget(_MOST_BYTES if allocated is None else min(_MOST_BYTES, _LEAST_BUDGET + 4 * allocated))
+    budget = Budget(min(_MOST_BYTES, most_table_bytes(allocated)))
     tables = sorted(_l1_tables(content, image.size))
     l1_pieces = list(_merged(tables))
     budget.take(sum(length for _, length in l1_pieces))

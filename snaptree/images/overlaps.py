@@ -30,6 +30,7 @@ from snaptree.images.layer_windows import (
     reader_of,
 )
 from snaptree.images.read_at import BadImageError
+from snaptree.images.tables import MOST_TABLE_BYTES, Budget, most_table_bytes
 from snaptree.model.errors import CancelledError
 
 View = NDArray[np.uint16]
@@ -45,6 +46,13 @@ _MOST_VIEW_UNITS: Final = 1 << 24
 """Of all views that are held at once: 32 MiB."""
 _MOST_UNITS: Final = 1 << 31
 """Units times layers that are looked at: some ten seconds, 6 TiB in each of twenty layers."""
+_LEAST_UNITS: Final = 1 << 25
+_BYTES_PER_UNIT: Final = 2
+"""If files take little on the host, fewer are looked at: 2 TiB, and one for so many bytes that they take."""
+_UNITS_PER_LOOK: Final = 1 << 9
+"""What a look at a layer costs at least, even if it has nothing there."""
+_EVEN: Final = 8
+"""So many units cost as much as one, where all of a window are alike."""
 _SMALLEST_GRANULE: Final = 4 << 10
 _LARGEST_GRANULE: Final = 64 << 10
 """QEMU's mirror copies pieces of a cluster of what it writes to, but none smaller or larger than these
@@ -210,8 +218,9 @@ def read_overlaps(
 ) -> Overlaps:
     """Look at all layers of a disk, each by the path of the one that it stands on; None if it stands on nothing.
 
-    Memory and time are bounded. Raises BadImageError, OSError, CancelledError soon after `cancelled` turns true, and
-    ValueError for what is no tree of layers, or a raw one that stands on another.
+    Memory and time are bounded, by what all files take on the host where that is known: layers of few bytes take less
+    than a second, however many they are and whatever they say. Raises BadImageError, OSError, CancelledError soon after
+    `cancelled` turns true, and ValueError for what is no tree of layers, or a raw one that stands on another.
     """
     return _Walk(layers, below, cancelled).run()
 
@@ -232,6 +241,9 @@ class _Counts:
     def add(self, view: View, tally: Tally, per_coarse: int, per_table: int) -> None:
         """Count the units of a window, how many clusters of the coarsest kind they touch, and how many tables."""
         slots = len(self.data)
+        if (code := _only_code(tally, len(view))) is not None:
+            self._add_even(len(view), code, per_coarse, per_table)
+            return
         counts = tally.reshape(-1, 2)
         defined = counts.sum(axis=1)
         self.data += counts[:, 1]
@@ -241,9 +253,18 @@ class _Counts:
         tables = np.bincount(_highest(deepest, per_table // per_coarse) >> 1, minlength=slots)
         self.tables += tables
         if counts[1:, 0].any():
-            only_data = np.where(view & 1, view, np.uint16(0))
+            only_data = view * (view & np.uint16(1))
             tables = np.bincount(_highest(only_data, per_table) >> 1, minlength=slots)
         self.data_tables += tables
+
+    def _add_even(self, units: int, code: int, per_coarse: int, per_table: int) -> None:
+        """Count a window all units of which have the same code."""
+        depth, is_data = code >> 1, code & 1
+        self.data[depth] += units * is_data
+        self.defined[depth] += units
+        self.coarse[depth] += units // per_coarse
+        self.tables[depth] += units // per_table
+        self.data_tables[depth] += units // per_table * is_data
 
     def add_own(self, kinds: Kinds, data: int, per_table: int) -> None:
         """Count what the layer itself defines in a window, so many units of it as data."""
@@ -258,6 +279,20 @@ class _Counts:
             _from_the_top(self.tables, 1),
             _from_the_top(self.data_tables, 1),
         )
+
+
+def _only_code(tally: Tally, units: int) -> int | None:
+    """The code of all units, if they have the same."""
+    code = int(tally.argmax())
+    return code if tally[code] == units else None
+
+
+def _cost(window: Window, seen: tuple[View, Tally] | None) -> int:
+    """What it takes to look at a layer in a window, counted in units."""
+    if seen is None:
+        return _UNITS_PER_LOOK
+    is_even = _only_code(seen[1], window.units) is not None
+    return max(window.units // _EVEN, _UNITS_PER_LOOK) if is_even else window.units
 
 
 def _highest(values: NDArray[_Number], width: int) -> NDArray[_Number]:
@@ -291,8 +326,13 @@ class _Walk:
                 raise ValueError("only a bottom layer can be raw")
         if max(self._depths.values(), default=0) > DEEPEST_CHAIN:
             raise BadImageError(f"it has more than {DEEPEST_CHAIN} layers")
-        self._readers: dict[str, LayerReader] = {name: reader_of(layers[name], cancelled) for name in self._order}
+        allocated = _allocated(layers)
+        most = MOST_TABLE_BYTES * len(layers) if allocated is None else most_table_bytes(allocated)
+        budget = Budget(most)
+        self._readers: dict[str, LayerReader] = {name: reader_of(layers[name], budget, cancelled) for name in layers}
         self._units_left = _MOST_UNITS
+        if allocated is not None:
+            self._units_left = min(_MOST_UNITS, _LEAST_UNITS + allocated // _BYTES_PER_UNIT)
 
     def run(self) -> Overlaps:
         readers = list(self._readers.values())
@@ -359,10 +399,10 @@ class _Walk:
                 zeros = int(np.count_nonzero(kinds)) - data
                 counts[name].add_own(kinds, data, per_table)
                 seen = _lay_over(seen, kinds, data, zeros, self._depths[name])
+            self._units_left -= _cost(window, seen)
+            if self._units_left < 0:
+                raise BadImageError("its disk is too large, and cut too finely, to be looked at")
             if seen is not None:
-                self._units_left -= window.units
-                if self._units_left < 0:
-                    raise BadImageError("its disk is too large, and cut too finely, to be looked at")
                 seen = _cut_off(*seen, window.units_before(self._readers[name].size), self._depths[name])
                 counts[name].add(*seen, per_coarse, per_table)
             views[name] = seen
@@ -397,7 +437,7 @@ def _lay_over(seen: tuple[View, Tally] | None, kinds: Kinds, data: int, zeros: i
         if data == units:
             return np.full(units, 2 * depth + 1, np.uint16), tally
         view = kinds + code
-        view[kinds == TRANSPARENT] = 0
+        view *= kinds != TRANSPARENT  # a product has no branches
         return view, tally
     view, tally = seen
     if data + zeros > units >> 2:
@@ -418,6 +458,16 @@ def _cut_off(view: View, tally: Tally, units: int, depth: int) -> tuple[View, Ta
         return view, tally
     view[units:] = 0
     return view, np.bincount(view, minlength=2 * depth + 2)
+
+
+def _allocated(layers: Mapping[str, Layer]) -> int | None:
+    """Bytes that all files together take on the host; None if that is not known of each."""
+    total = 0
+    for layer in layers.values():
+        if layer.allocated is None:
+            return None
+        total += layer.allocated
+    return total
 
 
 def _upside_down(layers: Mapping[str, Layer], below: Mapping[str, str | None]) -> dict[str | None, list[str]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import posixpath
 import struct
+import sys
 from dataclasses import dataclass
 from typing import Final
 
@@ -47,6 +48,8 @@ _LARGEST_REFCOUNT_TABLE: Final = 8 << 20
 _MOST_SNAPSHOTS: Final = 65_536
 _LARGEST_SNAPSHOT_TABLE: Final = 64 << 20
 _LARGEST_SNAPSHOT_EXTRA: Final = 1024
+_MOST_TEXT: Final = 80 << 20
+"""Bytes of memory for all names of snapshots, each with its own: Python may need four for a byte in the file."""
 _KNOWN_SNAPSHOT_EXTRA: Final = 24
 """Sizes of memory and disk, and the count of instructions: what QEMU writes since version 5.2."""
 
@@ -278,6 +281,15 @@ class _Table:
         self._piece = b""
         self._used = 0
         self._left = _LARGEST_SNAPSHOT_TABLE
+        self._text_left = _MOST_TEXT
+
+    def take_text(self, length: int) -> str:
+        """Take a name."""
+        text = _text(self.take(length))
+        self._text_left -= sys.getsizeof(text)
+        if self._text_left < 0:
+            raise BadImageError("the names of its snapshots are longer than those of any real image")
+        return text
 
     def skip_padding(self) -> None:
         """Go to where the next entry begins. After the last one the file may end without padding."""
@@ -313,8 +325,8 @@ def _read_snapshot(table: _Table, virtual_size: int) -> SnapshotEntry:
     if len(extra) >= 8:
         vm_state_size = int.from_bytes(extra[:8], "big")
     disk_size = int.from_bytes(extra[8:16], "big") if len(extra) >= 16 else virtual_size
-    entry_id = _text(table.take(id_length))
-    name = _text(table.take(name_length))
+    entry_id = table.take_text(id_length)
+    name = table.take_text(name_length)
     names = id_length + name_length
     return SnapshotEntry(
         id=entry_id,

@@ -15,10 +15,19 @@ import numpy as np
 
 from snaptree.images.qcow2 import Qcow2Content
 from snaptree.images.read_at import BadImageError, ReadAt
-from snaptree.images.tables import OFFSET_BITS, Budget, Geometry, Offsets, distinct, read_l2_tables
+from snaptree.images.tables import (
+    OFFSET_BITS,
+    Budget,
+    Geometry,
+    Offsets,
+    distinct,
+    most_table_bytes,
+    read_l2_tables,
+)
 from snaptree.model.errors import CancelledError
 
 _LARGEST_DIRECTORY: Final = 64 << 20
+_MOST_BITMAPS: Final = 65_535
 _BITMAP: Final = struct.Struct(">QIIBBHI")
 _PIECE: Final = 1 << 20
 """Words of a bitmap's table that are read at once."""
@@ -49,12 +58,19 @@ class Refcounts:
 
 
 def read_refcounts(
-    source: ReadAt, content: Qcow2Content, *, cancelled: Callable[[], bool] = lambda: False
+    source: ReadAt,
+    content: Qcow2Content,
+    *,
+    allocated: int | None = None,
+    cancelled: Callable[[], bool] = lambda: False,
 ) -> Refcounts:
-    """Count the clusters in use. Raises BadImageError, OSError or CancelledError."""
+    """Count the clusters in use, of an image that takes so many bytes on the host, if that is known.
+
+    Raises BadImageError, OSError or CancelledError.
+    """
     header = content.header
     geometry = Geometry(header.cluster_bits, header.extended_l2, source.size)
-    budget = Budget()
+    budget = Budget(most_table_bytes(allocated))
     blocks = _blocks(source, geometry, header.refcount_table_offset, header.refcount_table_size)
     in_use = 0
     for _, words in read_l2_tables(source, geometry, blocks, budget, cancelled):  # blocks are clusters, too
@@ -97,8 +113,11 @@ def _bitmap_clusters(
         raise BadImageError("its directory of bitmaps is larger than the format allows")
     raw = _read(source, offset, length)
     clusters = -(-length // geometry.cluster)
-    position = 0
+    position = number = 0
     while position + _BITMAP.size <= length:
+        number += 1
+        if number > _MOST_BITMAPS:
+            raise BadImageError("it has more bitmaps than the format allows")
         table, entries, _, _, _, name_length, extra_length = _BITMAP.unpack_from(raw, position)
         position += -(-(_BITMAP.size + name_length + extra_length) // 8) * 8
         clusters += -(-entries * 8 // geometry.cluster)
@@ -106,7 +125,7 @@ def _bitmap_clusters(
             if cancelled():
                 raise CancelledError("Reading the image was cancelled.")
             words = min(_PIECE, entries - first)
-            budget.take(words * 8)
+            budget.take(max(words * 8, 4096))
             piece = np.frombuffer(_read(source, table + first * 8, words * 8), ">u8")
             clusters += int(np.count_nonzero(piece & np.uint64(OFFSET_BITS)))
     return clusters

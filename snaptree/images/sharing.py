@@ -11,7 +11,7 @@ revert the present state holds the memory, too.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, Final
@@ -25,12 +25,15 @@ from snaptree.images.read_at import BadImageError, ReadAt
 from snaptree.images.tables import (
     COMPRESSED,
     COPIED,
+    LEAST_TABLE_BYTES,
+    MOST_TABLE_BYTES,
     OFFSET_BITS,
     Budget,
     Geometry,
     Offsets,
     Words,
     distinct,
+    most_table_bytes,
     read_l1,
     read_l2_tables,
 )
@@ -45,7 +48,17 @@ _MOST_TABLES: Final = 1 << 21
 """L2 tables, 64 TiB of disk in clusters of 16 KiB."""
 _MOST_OFFSETS_KEPT: Final = 1 << 22
 _MOST_CLASS_BYTES: Final = 96 << 20
-"""For all sets of holders together: 400,000 sets of 1,000 snapshots."""
+"""For all sets of holders together, if each had the last snapshot: 400,000 sets of 1,000 snapshots."""
+_MOST_HOLDER_BYTES: Final = 24 << 20
+"""As they are: there are up to four copies of them."""
+_LEAST_MOVES: Final = 1 << 17
+_BYTES_PER_MOVE: Final = 512
+"""Sets of holders that are joined with others, at least and for so many bytes that the file takes on the host: in real
+images few clusters have a set of their own."""
+_LEAST_LOOKED_AT: Final = 1 << 25
+_BYTES_PER_CLUSTER: Final = 2
+"""Clusters of the file that are looked at, held or not, at least and for so many bytes that the file takes on the host:
+for each that is held its tables take 8, though they may be compressed."""
 _BYTES_PER_CLASS: Final = 128
 """About what Python needs for a set besides its bits."""
 _L1_PIECE: Final = 1 << 20
@@ -55,8 +68,17 @@ _CHUNK: Final = 8 << 20
 _SLICE_BITS: Final = 24
 """So many clusters of the file (2^24) are looked at in one go: 1 TiB of clusters of 64 KiB."""
 _MOST_SLICES: Final = 256
+_PER_LOOK: Final = 8
+"""Clusters that nobody holds are looked at so much faster than others."""
 _BLOCK: Final = 1 << 20
 """Clusters that are counted at once."""
+_GRAIN: Final = 1 << 12
+"""Clusters that are passed over if nobody holds any of them, nor of their neighbours."""
+_GRAINS_PASSED_OVER: Final = 2
+
+
+_TOO_MANY_CLASSES: Final = "its snapshots share clusters in more ways than can be told apart"
+_TOO_SCATTERED: Final = "its clusters are scattered over a larger file than any real image has"
 
 
 class Kind(IntEnum):
@@ -185,16 +207,18 @@ def read_sharing(
     content: Qcow2Content,
     *,
     taken: Taken | None = None,
+    allocated: int | None = None,
     cancelled: Callable[[], bool] = lambda: False,
 ) -> Sharing:
     """Read all tables of an image and count its clusters by their holders.
 
-    `taken` tells what the image's clusters take on the host (`extents.taken_on_host`). If the guest's data lies in a
-    second file, that is left out: no snapshot holds any of it, since QEMU takes none of such an image. Peak memory is
-    some 130 MiB, whatever the image. Raises BadImageError, OSError, or CancelledError soon after `cancelled` turns
-    true.
+    `taken` tells what the image's clusters take on the host (`extents.taken_on_host`). `allocated` is what the whole
+    file takes, if that is known: it bounds the work, so that an image of few bytes takes less than a second, whatever
+    it says. If the guest's data lies in a second file, that is left out: no snapshot holds any of it, since QEMU takes
+    none of such an image. Peak memory is less than 256 MiB, whatever the image. Raises BadImageError, OSError, or
+    CancelledError soon after `cancelled` turns true.
     """
-    return _Walk(source, content, taken, cancelled).read()
+    return _Walk(source, content, taken, allocated, cancelled).read()
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,7 +234,12 @@ class _Root:
 
 class _Walk:
     def __init__(
-        self, source: ReadAt, content: Qcow2Content, taken: Taken | None, cancelled: Callable[[], bool]
+        self,
+        source: ReadAt,
+        content: Qcow2Content,
+        taken: Taken | None,
+        allocated: int | None,
+        cancelled: Callable[[], bool],
     ) -> None:
         header = content.header
         if header.data_file is not None and content.snapshots:
@@ -221,9 +250,17 @@ class _Walk:
         self._cancelled = cancelled
         self._geometry = Geometry(header.cluster_bits, header.extended_l2, source.size)
         self._has_data = header.data_file is None
-        self._budget = Budget()
-        self._l1_budget = Budget(_MOST_L1_BYTES)
+        self._budget = Budget(most_table_bytes(allocated))
+        known = MOST_TABLE_BYTES * _BYTES_PER_MOVE if allocated is None else allocated
+        self._budget_again = Budget(min(MOST_TABLE_BYTES, LEAST_TABLE_BYTES + known))
+        """For tables that are read another time, since they lead to several slices of the file."""
+        self._l1_budget = Budget(min(_MOST_L1_BYTES, 2 * LEAST_TABLE_BYTES + known))  # each may be read twice
+        self._moves = Budget(_LEAST_MOVES + known // _BYTES_PER_MOVE, _TOO_MANY_CLASSES)
+        self._looks = Budget(_LEAST_LOOKED_AT + known // _BYTES_PER_CLUSTER, _TOO_SCATTERED)
         self._roots = _roots(content, self._geometry)
+        places = np.array([(root.offset, root.offset + root.entries * 8 - 1) for root in self._roots], np.int64)
+        self._l1_clusters = places.reshape(-1, 2).T >> header.cluster_bits
+        """The first of each root's L1 table, and the last."""
         self._kept: dict[_Root, list[tuple[Offsets, Kind]]] = {}
         self._most_kept = _MOST_OFFSETS_KEPT
         self._nowhere = 0
@@ -275,9 +312,18 @@ class _Walk:
                 waiting.append(offsets)
                 number_waiting += len(offsets)
                 if number_waiting > max(_L1_PIECE, len(found)):
-                    found = _merged(found, waiting)
+                    found = self._merged(found, waiting)
                     number_waiting = 0
-        return _merged(found, waiting)
+        return self._merged(found, waiting)
+
+    def _merged(self, found: Offsets, waiting: list[Offsets]) -> Offsets:
+        """All places in ascending order, each once; empties what waits."""
+        merged = distinct(np.concatenate([found, *waiting]))
+        waiting.clear()
+        if len(merged) > _MOST_TABLES:
+            raise BadImageError("it has more L2 tables than any real image")
+        self._budget.check(len(merged) * self._geometry.cluster)  # as they will be read
+        return merged
 
     def _tables_of(self, root: _Root, *, is_first_time: bool = False) -> Iterator[tuple[Offsets, Kind]]:
         """Different places of the L2 tables that a root reaches. Small L1 tables are read once and kept."""
@@ -305,7 +351,7 @@ class _Walk:
 
     def _classify_tables(self, tables: Offsets) -> _Classes:
         """Find the holders of each L2 table, and what it leads to: data or saved memory."""
-        classes = _Classes(len(tables), self._width)
+        classes = _Classes(len(tables), self._width, self._moves)
         for root in self._roots:
             for offsets, kind in self._tables_of(root):
                 places = np.searchsorted(tables, offsets)
@@ -329,12 +375,12 @@ class _Walk:
     ) -> None:
         """Count the clusters of one slice of the file. The first time round, note which chunks lead to which slice."""
         first = number << _SLICE_BITS
-        held = _Classes(min(1 << _SLICE_BITS, self._geometry.host_clusters - first), self._width)
+        held = _Classes(min(1 << _SLICE_BITS, self._geometry.host_clusters - first), self._width, self._moves)
+        self._looks.take(len(held.of) // _PER_LOOK)
+        budget = self._budget_again if chunks_of is None else self._budget
         for chunk in chunks:
             slices: set[int] = set()
-            for row, words in read_l2_tables(
-                self._source, self._geometry, tables[chunk], self._budget, self._cancelled
-            ):
+            for row, words in read_l2_tables(self._source, self._geometry, tables[chunk], budget, self._cancelled):
                 entries = words[:, ::2] if self._geometry.extended_l2 else words
                 rows_of = table_classes.of[chunk.start + row : chunk.start + row + len(words)]
                 for of_class, rows in _grouped(rows_of):
@@ -352,7 +398,7 @@ class _Walk:
     def _note_slice(self, chunks_of: dict[int, list[slice]] | None, number: int) -> list[slice]:
         assert chunks_of is not None
         if number not in chunks_of and len(chunks_of) >= _MOST_SLICES:
-            raise BadImageError("its clusters are scattered over a larger file than any real image has")
+            raise BadImageError(_TOO_SCATTERED)
         return chunks_of.setdefault(number, [])
 
     def _slices_of(self, clusters: NDArray[np.int64]) -> set[int]:
@@ -363,8 +409,8 @@ class _Walk:
 
     def _slices_of_tables(self, tables: Offsets) -> set[int]:
         slices = self._slices_of(tables >> self._geometry.cluster_bits)
-        for root in self._roots:
-            slices |= self._slices_of(self._clusters_of_l1(root))
+        for end in self._l1_clusters:  # none is so long that it has a slice between its ends
+            slices |= self._slices_of(end)
         if len(slices) > _MOST_SLICES:
             raise BadImageError("its tables are scattered over a larger file than any real image has")
         return slices
@@ -375,13 +421,11 @@ class _Walk:
         for of_class, rows in _grouped(table_classes.of[begin:end]):
             holders, _ = table_classes.classes[of_class]
             held.add((tables[begin:end][rows] >> bits) - first, holders, Kind.L2)
-        for root in self._roots:
+        begins, lasts = self._l1_clusters
+        for number in np.flatnonzero((begins < first + len(held.of)) & (lasts >= first)).tolist():
             self._check_cancelled()
-            held.add(self._in_slice(self._clusters_of_l1(root), first), root.holders, Kind.L1)
-
-    def _clusters_of_l1(self, root: _Root) -> NDArray[np.int64]:
-        bits = self._geometry.cluster_bits
-        return np.arange(root.offset >> bits, -(-(root.offset + root.entries * 8) >> bits), dtype=np.int64)
+            clusters = np.arange(begins[number], lasts[number] + 1, dtype=np.int64)
+            held.add(self._in_slice(clusters, first), self._roots[number].holders, Kind.L1)
 
     def _in_slice(self, clusters: NDArray[np.int64], first: int) -> NDArray[np.int64]:
         if self._geometry.host_clusters <= 1 << _SLICE_BITS:
@@ -392,11 +436,10 @@ class _Walk:
     def _sum_up(self, held: _Classes, first: int, totals: dict[_Class, tuple[int, int]]) -> None:
         number_of = np.zeros(len(held.classes), np.int64)
         bytes_of = np.zeros(len(held.classes), np.int64)
-        for start in range(0, len(held.of), _BLOCK):
+        for start, stop in _held_parts(held.of):
             self._check_cancelled()
-            block = held.of[start : start + _BLOCK]
-            if not block.any():
-                continue
+            self._looks.take(stop - start)
+            block = held.of[start:stop]
             number_of += np.bincount(block, minlength=len(number_of))
             if self._taken is not None:
                 offset = (first + start) << self._geometry.cluster_bits
@@ -410,6 +453,7 @@ class _Walk:
                     taken_before + int(bytes_of[number]),
                 )
         _check_size(len(totals), self._width)
+        _check_holders(holders for holders, _ in totals)
 
     def _check_cancelled(self) -> None:
         if self._cancelled():
@@ -434,6 +478,7 @@ def _roots(content: Qcow2Content, geometry: Geometry) -> list[_Root]:
         table = (offset, entries, min(entries, -(-disk_size // geometry.l2_span)))
         holders_of[table] = holders_of.get(table, 0) | 1 << number
         _check_size(len(holders_of), (len(tables) >> 3) + 1)
+    _check_holders(holders_of.values())
     return [_Root(*table, holders) for table, holders in holders_of.items()]
 
 
@@ -474,6 +519,22 @@ def compressed_clusters(entries: Words, geometry: Geometry) -> tuple[NDArray[np.
     return first, last
 
 
+def _held_parts(classes: NDArray[Any]) -> Iterator[tuple[int, int]]:
+    """Parts of so many clusters at most that are counted at once, without those where nobody holds anything."""
+    whole = len(classes) // _GRAIN * _GRAIN
+    is_held = classes[:whole].reshape(-1, _GRAIN).max(axis=1) != 0
+    if whole < len(classes):
+        is_held = np.append(is_held, classes[whole:].any())
+    held = np.flatnonzero(is_held)
+    if not len(held):
+        return
+    breaks = np.flatnonzero(np.diff(held) > _GRAINS_PASSED_OVER) + 1
+    for grains in np.split(held, breaks):
+        stop = min((int(grains[-1]) + 1) * _GRAIN, len(classes))
+        for start in range(int(grains[0]) * _GRAIN, stop, _BLOCK):
+            yield start, min(start + _BLOCK, stop)
+
+
 # ---- classes: sets of holders, with a number each ----
 
 _Class = tuple[int, Kind]
@@ -484,11 +545,12 @@ _NOBODY: Final = 0
 class _Classes:
     """For each of many clusters the number of its class. Few classes take one byte for each cluster, many four."""
 
-    def __init__(self, clusters: int, width: int) -> None:
+    def __init__(self, clusters: int, width: int, moves: Budget | None = None) -> None:
         self.of: NDArray[Any] = np.zeros(clusters, np.uint8)  # of any unsigned type
         self.classes: list[_Class] = [(0, Kind.DATA)]
         self._numbers: dict[_Class, int] = {self.classes[_NOBODY]: _NOBODY}
         self._width = width
+        self._moves = moves
         self._most_before_sweep = max(256, (8 << 20) // (width + _BYTES_PER_CLASS))
 
     def add(self, places: NDArray[np.int64], holders: int, kind: Kind) -> None:
@@ -517,6 +579,8 @@ class _Classes:
 
     def _moved(self, numbers: list[int], holders: int, kind: Kind) -> NDArray[np.uint32]:
         """The classes that clusters of these classes are of from now on."""
+        if self._moves is not None:
+            self._moves.take(len(numbers))
         moved = []
         for number in numbers:
             holders_before, kind_before = self.classes[number]
@@ -547,13 +611,19 @@ class _Classes:
         for start in range(0, len(self.of), _BLOCK):
             self.of[start : start + _BLOCK] = moves[self.of[start : start + _BLOCK]]
         self.classes = [self.classes[number] for number in left.tolist()]
+        _check_holders(holders for holders, _ in self.classes)
         self._numbers = {of_class: number for number, of_class in enumerate(self.classes)}
         self._most_before_sweep = max(self._most_before_sweep, 2 * len(left))
 
 
 def _check_size(classes: int, width: int) -> None:
     if classes * (width + _BYTES_PER_CLASS) > _MOST_CLASS_BYTES:
-        raise BadImageError("its snapshots share clusters in more ways than can be told apart")
+        raise BadImageError(_TOO_MANY_CLASSES)
+
+
+def _check_holders(sets: Iterable[int]) -> None:
+    if sum(holders.bit_length() // 8 + _BYTES_PER_CLASS for holders in sets) > _MOST_HOLDER_BYTES:
+        raise BadImageError(_TOO_MANY_CLASSES)
 
 
 def _grouped(classes: NDArray[Any]) -> Iterator[tuple[int, NDArray[np.intp] | slice]]:
@@ -567,12 +637,3 @@ def _grouped(classes: NDArray[Any]) -> Iterator[tuple[int, NDArray[np.intp] | sl
     breaks = np.flatnonzero(np.diff(classes[order])) + 1
     for positions in np.split(order, breaks):
         yield int(classes[positions[0]]), positions
-
-
-def _merged(found: Offsets, waiting: list[Offsets]) -> Offsets:
-    """All places in ascending order, each once; empties what waits."""
-    merged = distinct(np.concatenate([found, *waiting]))
-    waiting.clear()
-    if len(merged) > _MOST_TABLES:
-        raise BadImageError("it has more L2 tables than any real image")
-    return merged

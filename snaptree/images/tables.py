@@ -3,7 +3,8 @@
 A disk has one L1 table for its present state and one for each internal snapshot. Its entries lead to L2 tables of one
 cluster each, and their entries to clusters of data (QEMU's docs/interop/qcow2.txt, "Cluster mapping"). Several L1
 tables may lead to one L2 table. Both may hold anything: what points nowhere is dropped and counted, and how much is
-read in all has an end.
+read in all has an end. That end depends on what the file takes on the host: QEMU writes its tables out, so that those
+in holes of a sparse file are none, however many the image names.
 """
 
 from __future__ import annotations
@@ -34,9 +35,16 @@ ZERO: Final = 1
 _BATCH: Final = 2 << 20
 """Bytes of tables that are handed over at once: large enough for numpy, small enough for a processor's cache."""
 _GAP: Final = 64 << 10
-"""Bytes between two tables that are rather read along than skipped by another read."""
+"""Bytes between two tables that are rather read along than skipped by another read, if tables are not much smaller."""
+_GAP_CLUSTERS: Final = 8
+_BLOCK: Final = 4 << 10
+"""Bytes that any read costs at least: what most file systems give out and read."""
 MOST_TABLE_BYTES: Final = 8 << 30
 """More is read of no image: the L2 tables of 64 TiB in clusters of 64 KiB."""
+LEAST_TABLE_BYTES: Final = 34 << 20
+"""So much may be read of any image: an L1 table may be the largest there is, and lie in a hole."""
+_COMPRESSED_TABLES: Final = 4
+"""So many times what it takes a file may hold: some file systems compress, and tables well."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,14 +84,28 @@ class Geometry:
 class Budget:
     """How much may still be read and worked on in one walk of one image: hostile ones lead in circles."""
 
-    def __init__(self, most_bytes: int = MOST_TABLE_BYTES) -> None:
-        self._left = most_bytes
+    def __init__(
+        self, most: int = MOST_TABLE_BYTES, why: str = "its tables are larger than those of any real image"
+    ) -> None:
+        self._left = most
+        self._why = why
 
-    def take(self, number_of_bytes: int) -> None:
-        """Raises BadImageError when it is used up."""
-        self._left -= number_of_bytes
-        if self._left < 0:
-            raise BadImageError("its tables are larger than those of any real image")
+    def take(self, number: int) -> None:
+        """Take so much, of bytes where nothing else is said. Raises BadImageError when it is used up."""
+        self.check(number)
+        self._left -= number
+
+    def check(self, number: int) -> None:
+        """See whether so much is left. Raises BadImageError if not."""
+        if number > self._left:
+            raise BadImageError(self._why)
+
+
+def most_table_bytes(allocated: int | None) -> int:
+    """How much of an image's tables may be read, if its file takes so many bytes on the host; None if nobody knows."""
+    if allocated is None:
+        return MOST_TABLE_BYTES
+    return min(MOST_TABLE_BYTES, LEAST_TABLE_BYTES + _COMPRESSED_TABLES * allocated)
 
 
 def read_l1(source: ReadAt, geometry: Geometry, offset: int, entries: int, budget: Budget) -> tuple[Offsets, int]:
@@ -96,8 +118,10 @@ def read_l1(source: ReadAt, geometry: Geometry, offset: int, entries: int, budge
 
 def read_words(source: ReadAt, offset: int, number: int, budget: Budget) -> Words:
     """Read a table, or a part of one, as it stands in the file. Raises BadImageError or OSError."""
-    budget.take(number * 8)
-    return _words(source.read_at(offset, number * 8), number) if number else np.zeros(0, np.uint64)
+    if not number:
+        return np.zeros(0, np.uint64)
+    budget.take(max(number * 8, _BLOCK))
+    return _words(source.read_at(offset, number * 8), number)
 
 
 def l2_places(words: Words, geometry: Geometry) -> tuple[Offsets, int]:
@@ -122,8 +146,7 @@ def read_l2_tables(
         if cancelled():
             raise CancelledError("Reading the image was cancelled.")
         batch = offsets[first : first + per_batch]
-        budget.take(len(batch) * geometry.cluster)
-        yield first, _read_batch(source, geometry, batch)
+        yield first, _read_batch(source, geometry, batch, budget)
 
 
 def distinct(offsets: Offsets) -> Offsets:
@@ -134,14 +157,16 @@ def distinct(offsets: Offsets) -> Offsets:
     return offsets[is_new]
 
 
-def _read_batch(source: ReadAt, geometry: Geometry, batch: Offsets) -> Words:
+def _read_batch(source: ReadAt, geometry: Geometry, batch: Offsets, budget: Budget) -> Words:
     """Tables that lie close together come with one read."""
     tables = np.empty((len(batch), geometry.l2_words), np.uint64)
-    breaks = np.flatnonzero(np.diff(batch) > geometry.cluster + _GAP) + 1
+    gap = min(_GAP, _GAP_CLUSTERS * geometry.cluster)
+    breaks = np.flatnonzero(np.diff(batch) > geometry.cluster + gap) + 1
     starts = [0, *breaks.tolist()]
     for start, stop in zip(starts, [*starts[1:], len(batch)], strict=True):
         begin = int(batch[start])
         length = int(batch[stop - 1]) - begin + geometry.cluster
+        budget.take(max(length, _BLOCK))
         words = _raw_words(source.read_at(begin, length), length // 8)
         if length == (stop - start) * geometry.cluster:
             tables[start:stop].reshape(-1)[:] = words  # the bytes are swapped on the way
