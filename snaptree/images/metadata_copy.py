@@ -1,8 +1,8 @@
 """What the analysis of a far image reads, fetched beforehand with few round trips.
 
-Header, snapshot table, L1 tables and L2 tables lead to each other, so that there are four rounds at most; whatever is
-wanted in one of them is under way at once. A read of what was not fetched, because the image changed meanwhile, goes
-to the image itself.
+Header, snapshot table, L1 tables and L2 tables lead to each other, so that there are four rounds at most, five if
+clusters are large; whatever is wanted in one of them is under way at once. A read of what was not fetched, because the
+image changed meanwhile, goes to the image itself.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ import os
 import tempfile
 import weakref
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Final, Protocol
 
 import numpy as np
 
-from snaptree.images.qcow2 import Qcow2Content, read_content, read_header
+from snaptree.images.qcow2 import Qcow2Content, header_room, read_content, read_header
 from snaptree.images.read_at import ReadAt
 from snaptree.images.tables import Budget, Geometry, distinct, most_table_bytes, read_l1
 from snaptree.model.errors import CancelledError
@@ -30,6 +30,8 @@ GAP: Final = 256 << 10
 _ENTRY: Final = 256
 """More bytes than most entries of a snapshot table take; what of the table lies farther is read by itself."""
 _TABLE_LEAST: Final = 64 << 10
+_COST: Final = 64 << 10
+"""Bytes that a read counts for at least: so many more come in the time that it takes."""
 _MOST_BYTES: Final = 1 << 30
 """The tables of 8 TiB in clusters of 64 KiB."""
 
@@ -75,9 +77,11 @@ class MetadataCopy:
             parts += os.pread(self._file.fileno(), wanted, self._places[index] + at - self._starts[index])
         return bytes(parts)
 
-    def fetch(self, pieces: Sequence[Piece], cancelled: Callable[[], bool]) -> None:
-        """Have parts at hand that are not. Raises OSError, CancelledError."""
-        missing = [piece for piece in pieces if not self._has(piece)]
+    def fetch(self, wanted: Iterable[Piece], cancelled: Callable[[], bool]) -> None:
+        """Have parts at hand that are not, neighbours by one read. Raises OSError, CancelledError."""
+        missing = [part for piece in _merged(sorted(wanted)) for part in self._missing(*piece)]
+        if not missing:
+            return
         for (offset, _), part in zip(missing, self._image.read_pieces(missing), strict=True):
             if cancelled():
                 raise CancelledError("Reading the image was cancelled.")
@@ -88,10 +92,17 @@ class MetadataCopy:
             self._places.insert(index, self.bytes)
             self.bytes += len(part)
 
-    def _has(self, piece: Piece) -> bool:
-        offset, length = piece
-        index = bisect_right(self._starts, offset) - 1
-        return index >= 0 and min(offset + length, self.size) <= self._stops[index]
+    def _missing(self, begin: int, length: int) -> Iterator[Piece]:
+        """What of a part is not at hand, so that no two pieces overlap."""
+        at, end = begin, min(begin + length, self.size)
+        while at < end:
+            index = bisect_right(self._starts, at) - 1
+            if index >= 0 and self._stops[index] > at:
+                at = self._stops[index]
+                continue
+            stop = min(end, self._starts[index + 1]) if index + 1 < len(self._starts) else end
+            yield at, stop - at
+            at = stop
 
 
 def copy_metadata(image: FarImage, allocated: int | None, cancelled: Callable[[], bool]) -> MetadataCopy:
@@ -100,24 +111,26 @@ def copy_metadata(image: FarImage, allocated: int | None, cancelled: Callable[[]
     `allocated` are the bytes that the image takes on its host, if known: its tables are not larger.
     """
     copy = MetadataCopy(image)
-    copy.fetch([(0, min(FIRST_READ, image.size))], cancelled)
+    budget = Budget(min(_MOST_BYTES, most_table_bytes(allocated)))
+
+    def fetch(wanted: Collection[Piece]) -> None:
+        budget.take(sum(max(length, _COST) for _, length in _merged(sorted(wanted))))
+        copy.fetch(wanted, cancelled)
+
+    fetch([(0, FIRST_READ)])
+    fetch([(0, header_room(copy.read_at(0, FIRST_READ)))])
     header = read_header(copy, copy.read_at(0, FIRST_READ))
     if header.snapshot_count:
-        copy.fetch([(header.snapshots_offset, max(_TABLE_LEAST, header.snapshot_count * _ENTRY))], cancelled)
+        fetch([(header.snapshots_offset, max(_TABLE_LEAST, header.snapshot_count * _ENTRY))])
     content = read_content(copy)
     geometry = Geometry(header.cluster_bits, header.extended_l2, image.size)
-    budget = Budget(min(_MOST_BYTES, most_table_bytes(allocated)))
-    tables = sorted(_l1_tables(content, image.size))
-    l1_pieces = list(_merged(tables))
-    budget.take(sum(length for _, length in l1_pieces))
-    copy.fetch(l1_pieces, cancelled)
+    tables = _l1_tables(content, image.size)
+    fetch(tables)
     places = np.zeros(0, np.int64)
     for offset, length in tables:
         found, _ = read_l1(copy, geometry, offset, length // 8, budget)
         places = distinct(np.concatenate([places, found[found != 0]]))
-    l2_pieces = list(_merged([(place, geometry.cluster) for place in places.tolist()]))
-    budget.take(sum(length for _, length in l2_pieces))
-    copy.fetch(l2_pieces, cancelled)
+    fetch([(place, geometry.cluster) for place in places.tolist()])
     return copy
 
 

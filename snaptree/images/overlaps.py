@@ -46,9 +46,10 @@ _MOST_VIEW_UNITS: Final = 1 << 24
 """Of all views that are held at once: 32 MiB."""
 _MOST_UNITS: Final = 1 << 31
 """Units times layers that are looked at: some ten seconds, 6 TiB in each of twenty layers."""
-_LEAST_UNITS: Final = 1 << 25
+_LEAST_UNITS: Final = 1 << 24
 _BYTES_PER_UNIT: Final = 2
-"""If files take little on the host, fewer are looked at: 2 TiB, and one for so many bytes that they take."""
+"""If files take little on the host, fewer are looked at: 1 TiB of clusters of 64 KiB, and one unit for so many bytes
+that they take."""
 _UNITS_PER_LOOK: Final = 1 << 9
 """What a look at a layer costs at least, even if it has nothing there."""
 _EVEN: Final = 8

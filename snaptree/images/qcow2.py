@@ -196,6 +196,12 @@ def _is_unchanged(source: ReadAt, start: bytes) -> bool:
     return source.read_at(0, _SMALLEST_CLUSTER) == start[:_SMALLEST_CLUSTER]
 
 
+def header_room(start: bytes) -> int:
+    """How much of a file the header may take, of which `start` is the beginning: the first cluster. 0 if it is none."""
+    bits = int.from_bytes(start[20:24], "big")
+    return 1 << bits if 9 <= bits <= 21 else 0
+
+
 def read_header(source: ReadAt, start: bytes) -> Qcow2Header:
     """Check and take apart the header, of which `start` is the beginning. Raises BadImageError."""
     if not start.startswith(MAGIC):
