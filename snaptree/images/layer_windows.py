@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from snaptree.images.extents import Taken
-from snaptree.images.qcow2 import Qcow2Content, read_content
+from snaptree.images.qcow2 import Qcow2Header, read_header
 from snaptree.images.read_at import BadImageError, ReadAt
 from snaptree.images.tables import (
     COMPRESSED,
@@ -50,7 +50,7 @@ class Layer:
     """An opened image that others stand on, or that stands on others."""
 
     source: ReadAt
-    content: Qcow2Content | None
+    header: Qcow2Header | None
     """None if it is raw, which only a bottom layer may be."""
     virtual_size: int
     """Bytes of the guest's disk."""
@@ -62,8 +62,8 @@ class Layer:
     @classmethod
     def of_qcow2(cls, source: ReadAt, allocated: int | None = None) -> Layer:
         """Make a layer of a qcow2 image. Raises BadImageError or OSError."""
-        content = read_content(source)
-        return cls(source, content, content.header.virtual_size, allocated)
+        header = read_header(source)
+        return cls(source, header, header.virtual_size, allocated)
 
     @classmethod
     def of_raw(cls, source: ReadAt, taken: Taken | None = None, allocated: int | None = None) -> Layer:
@@ -127,14 +127,14 @@ class LayerReader(Protocol):
 
 def reader_of(layer: Layer, budget: Budget, cancelled: Callable[[], bool]) -> LayerReader:
     """Make the reader of a layer. Those of one disk draw on one budget: there may be hundreds."""
-    if layer.content is None:
+    if layer.header is None:
         return _RawReader(layer)
-    return _Qcow2Reader(layer, layer.content, budget, cancelled)
+    return _Qcow2Reader(layer, layer.header, budget, cancelled)
 
 
 class _Qcow2Reader:
-    def __init__(self, layer: Layer, content: Qcow2Content, budget: Budget, cancelled: Callable[[], bool]) -> None:
-        self._header = content.header
+    def __init__(self, layer: Layer, header: Qcow2Header, budget: Budget, cancelled: Callable[[], bool]) -> None:
+        self._header = header
         self._geometry = Geometry(self._header.cluster_bits, self._header.extended_l2, layer.source.size)
         self.size = layer.virtual_size
         self.cluster = self._geometry.cluster
@@ -148,6 +148,8 @@ class _Qcow2Reader:
         self._tables = min(-(-self.size // self.table_span), self._header.l1_entries)
         self._slice = -1
         self._places: Offsets = np.zeros(0, np.int64)
+        self._touched: NDArray[np.uint16] = np.zeros(0, np.uint16)
+        """Those entries of the slice at hand that lead to a table."""
         self._next_touched: tuple[int, int | None] = (1 << 64, None)
 
     def next_touched(self, offset: int) -> int | None:
@@ -160,11 +162,12 @@ class _Qcow2Reader:
     def _find_touched(self, offset: int) -> int | None:
         index = offset // self.table_span
         while index < self._tables:
-            self._hold(index // _L1_SLICE)
-            found = np.flatnonzero(self._places[index % _L1_SLICE :])
-            if len(found):
-                return max(offset, (index + int(found[0])) * self.table_span)
-            index = (index // _L1_SLICE + 1) * _L1_SLICE
+            number, within = divmod(index, _L1_SLICE)
+            self._hold(number)
+            found = int(np.searchsorted(self._touched, np.uint16(within)))
+            if found < len(self._touched):
+                return max(offset, (number * _L1_SLICE + int(self._touched[found])) * self.table_span)
+            index = (number + 1) * _L1_SLICE
         return None
 
     def load(self, window: Window) -> Kinds | None:
@@ -193,6 +196,7 @@ class _Qcow2Reader:
         if number > self._slice:  # windows go forward: each slice is counted once
             self.anomalies += dropped
             self.held.tables += int(np.count_nonzero((self._places != 0) & ((words & np.uint64(COPIED)) != 0)))
+        self._touched = np.flatnonzero(self._places).astype(np.uint16)
         self._slice = number
 
     def _l1(self, first: int, last: int) -> Offsets:

@@ -119,7 +119,7 @@ def copy_metadata(image: FarImage, allocated: int | None, cancelled: Callable[[]
 
     fetch([(0, FIRST_READ)])
     fetch([(0, header_room(copy.read_at(0, FIRST_READ)))])
-    header = read_header(copy, copy.read_at(0, FIRST_READ))
+    header = read_header(copy)
     if header.snapshot_count:
         fetch([(header.snapshots_offset, max(_TABLE_LEAST, header.snapshot_count * _ENTRY))])
     content = read_content(copy)

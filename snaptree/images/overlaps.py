@@ -323,7 +323,7 @@ class _Walk:
         for name in self._order:
             base = below[name]
             self._depths[name] = 1 if base is None else self._depths[base] + 1
-            if base is not None and layers[name].content is None:
+            if base is not None and layers[name].header is None:
                 raise ValueError("only a bottom layer can be raw")
         if max(self._depths.values(), default=0) > DEEPEST_CHAIN:
             raise BadImageError(f"it has more than {DEEPEST_CHAIN} layers")
@@ -338,9 +338,9 @@ class _Walk:
     def run(self) -> Overlaps:
         readers = list(self._readers.values())
         unit = common_unit(readers)
-        clusters = [self._readers[name].cluster for name in self._order if self._layers[name].content is not None]
+        clusters = [self._readers[name].cluster for name in self._order if self._layers[name].header is not None]
         coarse = max([*clusters, _LARGEST_GRANULE])
-        spans = [self._readers[name].table_span for name in self._order if self._layers[name].content is not None]
+        spans = [self._readers[name].table_span for name in self._order if self._layers[name].header is not None]
         span = max(min(spans, default=0), coarse)
         counts = {name: _Counts(self._depths[name]) for name in self._order}
         for window in self._windows(unit, max(span, LARGEST_CLUSTER)):
@@ -360,7 +360,7 @@ class _Walk:
             size=reader.size,
             cluster=reader.cluster,
             table_span=reader.table_span,
-            is_raw=self._layers[name].content is None,
+            is_raw=self._layers[name].header is None,
             is_cut=reader.finest != reader.cluster,
             data=counts.own * unit,
             own_tables=counts.own_tables,

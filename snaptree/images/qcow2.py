@@ -202,8 +202,10 @@ def header_room(start: bytes) -> int:
     return 1 << bits if 9 <= bits <= 21 else 0
 
 
-def read_header(source: ReadAt, start: bytes) -> Qcow2Header:
-    """Check and take apart the header, of which `start` is the beginning. Raises BadImageError."""
+def read_header(source: ReadAt, start: bytes | None = None) -> Qcow2Header:
+    """Check and take apart the header; its beginning is `start` if that is at hand. Raises BadImageError or OSError."""
+    if start is None:
+        start = source.read_at(0, _START)
     if not start.startswith(MAGIC):
         raise BadImageError("it does not begin like a qcow2 image, although that is its recorded format")
     if len(start) < _HEADER_V2.size:

@@ -21,7 +21,7 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -250,6 +250,7 @@ def test_made_up_images(bounds: Bounds, image: MadeUp) -> None:
 
 
 @pytest.mark.timeout(7200)
+@settings(phases=[Phase.explicit, Phase.reuse, Phase.generate])  # smaller ones take less, and so break no bound
 @given(
     layers=st.lists(st.tuples(_IMAGES, st.sampled_from([1, 1, 2, 10, 100])), min_size=1, max_size=4),
     base=st.one_of(st.none(), _SIZES),
