@@ -155,7 +155,7 @@ def _written_inside(snapshot: Snapshot, path: str, tree: SnapshotTree, layers: D
             parent = _number_inside(above, path, layers)
         above = tree.parents[above]
     of_whom = "that its parent has not" if parent is not None else "of the image that it holds"
-    return _as_figure(sharing.written_to_disk(number, parent), path, layers, f"clusters {of_whom}")
+    return _as_figure(sharing.written_to_disk(number, parent), path, layers, f"clusters {of_whom}", frozen=True)
 
 
 def _number_inside(name: str, path: str, layers: DomainLayers) -> int | None:
@@ -168,10 +168,11 @@ def _internal_disks(snapshot: Snapshot) -> list[SnapshotDisk]:
     return [disk for disk in snapshot.disks if disk.how is DiskSnapshot.INTERNAL]
 
 
-def _as_figure(space: Space, path: str, layers: DomainLayers, how: str) -> Figure:
+def _as_figure(space: Space, path: str, layers: DomainLayers, how: str, *, frozen: bool = False) -> Figure:
+    """`frozen`: what was counted depends on snapshots alone, whose clusters nobody writes to while the machine runs."""
     if space.on_host is None:
         return Figure(space.in_image, Confidence.UPPER_BOUND, how)
-    is_live = layers.images[path].allocated.confidence is Confidence.LIVE
+    is_live = layers.images[path].allocated.confidence is Confidence.LIVE and not frozen
     return Figure(space.on_host, Confidence.LIVE if is_live else Confidence.EXACT, how)
 
 
@@ -266,7 +267,7 @@ def _memory_cost(snapshot: Snapshot, layers: DomainLayers) -> Figure:
             continue
         sharing, number = layers.sharing.get(image.path), _number_inside(snapshot.name, image.path, layers)
         if sharing is not None and number is not None and image.internal_snapshots[number].vm_state_size:
-            return _as_figure(sharing.memory(number), image.path, layers, "clusters of saved memory")
+            return _as_figure(sharing.memory(number), image.path, layers, "clusters of saved memory", frozen=True)
         for entry in image.internal_snapshots:
             if entry.name == snapshot.name and entry.vm_state_size:
                 # The table may say anything; what lies in the image takes no more than the image.

@@ -9,7 +9,7 @@ import pytest
 
 from snaptree.hosts.layers import analysed, read_layers
 from snaptree.model.costs import domain_costs, selection_cost
-from snaptree.model.figures import Confidence
+from snaptree.model.figures import Confidence, Figure
 from snaptree.plans.intention import Capture, Delete, Take
 from tests.kit.machines import MIB, EmbeddedHost, Machine
 
@@ -140,3 +140,22 @@ def test_several_layers_free_more_than_each_alone(host: EmbeddedHost) -> None:
     together = selection_cost(tree, layers, names).frees.bytes
     assert together is not None
     assert together > sum(alone)
+
+
+def test_what_is_frozen_is_exact_while_the_machine_runs(host: EmbeddedHost) -> None:
+    """QEMU keeps changes of the present state's tables to itself for a while; those of snapshots never change."""
+    machine = host.make_machine()
+    for number, name in enumerate(("one", "two", "three")):
+        machine.write(number, offset=number * MIB, length=2 * MIB)
+        machine.virsh_take(name)
+        machine._qemu_io("vda", f"write -P 99 {(number + 1) * MIB} {MIB}")  # which is not flushed
+
+    def written_and_memory() -> dict[str, tuple[Figure, Figure]]:
+        tree = machine.tree()
+        costs = domain_costs(tree, analysed(machine.connection, read_layers(machine.connection, machine.uuid, tree)))
+        return {name: (cost.written, cost.memory) for name, cost in costs.snapshots.items()}
+
+    running = written_and_memory()
+    assert {figure.confidence for figures in running.values() for figure in figures} == {Confidence.EXACT}
+    machine.handle.destroy()
+    assert written_and_memory() == running
