@@ -83,7 +83,7 @@ packages_dnf() {
         echo xcb-util-keysyms xcb-util-image xcb-util-renderutil libwayland-cursor libwayland-egl dejavu-sans-fonts
         ;;
     demo) echo libvirt-daemon-driver-qemu qemu-system-x86-core qemu-img ;;
-    tests) echo libvirt-client libvirt-daemon xorg-x11-server-Xvfb ;;
+    tests) echo libvirt-client libvirt-daemon libvirt-daemon-driver-storage-core xorg-x11-server-Xvfb ;;
     esac
 }
 
@@ -95,7 +95,7 @@ packages_zypper() {
         echo libxcb-keysyms1 libxcb-shape0 libwayland-cursor0 libwayland-egl1 dejavu-fonts
         ;;
     demo) echo libvirt-daemon-driver-qemu qemu-x86 qemu-tools ;;
-    tests) echo libvirt-client libvirt-daemon xorg-x11-server-Xvfb ;;
+    tests) echo libvirt-client libvirt-daemon libvirt-daemon-driver-storage xorg-x11-server-Xvfb ;;
     esac
 }
 
@@ -204,6 +204,7 @@ need_packages() {
     done
     install_packages "${names[@]}"
     [[ " $* " != *" demo "* || $manager != apt ]] || complete_libvirt_apt
+    [[ " $* " != *" tests "* || $manager != apt ]] || complete_daemon_apt
 }
 
 # Debian's QEMU driver package has left to others what the driver needs, and to others in each release.
@@ -220,6 +221,12 @@ complete_libvirt_apt() {
             install_packages libvirt-daemon
         fi
     fi
+}
+
+# The storage pools of the tests' own daemon: since Debian 13 their driver is a package of its own.
+complete_daemon_apt() {
+    compgen -G '/usr/lib/*/libvirt/connection-driver/libvirt_driver_storage.so' >/dev/null ||
+        install_packages libvirt-daemon-driver-storage
 }
 
 # --- Python ---------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from itertools import pairwise
 from types import MappingProxyType
 
 from snaptree.model.estate import (
@@ -32,7 +33,17 @@ from snaptree.plans.facts import (
     memory_file_of,
 )
 from snaptree.plans.naming import revert_overlay_path
-from snaptree.plans.plan import DeleteSnapshot, RemoveLeftover, RevertToSnapshot, StateAfter, Step, TakeSnapshot
+from snaptree.plans.plan import (
+    DeleteSnapshot,
+    MergeLayers,
+    MergeWay,
+    RecordLayers,
+    RemoveLeftover,
+    RevertToSnapshot,
+    StateAfter,
+    Step,
+    TakeSnapshot,
+)
 from snaptree.plans.situation import Disk, Situation
 
 _JUST_MADE = exact(0, "made by this plan itself")
@@ -52,6 +63,10 @@ def _after(situation: Situation, step: Step) -> Situation:
             return after_revert(situation, step)
         case DeleteSnapshot():
             return after_delete(situation, step)
+        case MergeLayers():
+            return after_merge(situation, step)
+        case RecordLayers():
+            return after_record(situation, step)
         case RemoveLeftover():
             return _without_files(situation, {step.path})
 
@@ -393,6 +408,86 @@ def _merged_overlays_on(facts: Facts, effect: DeleteEffect) -> Mapping[str, froz
         for base in [path for path in overlays_on if facts.key(path) == merge.overlay]:
             overlays_on[merge.into] = overlays_on.get(merge.into, frozenset()) | overlays_on.pop(base)
     return MappingProxyType(overlays_on)
+
+
+# Merging by ourselves
+
+
+def after_merge(situation: Situation, step: MergeLayers) -> Situation:
+    """The situation once layers were merged. Their files are all still there."""
+    facts = Facts(situation)
+    top, merged = facts.key(step.layers[0]), facts.key(step.merged)
+    gone = facts.keys(step.layers) - {merged}
+    stack_after = step.stack_after
+    bases = dict(pairwise(layer.path for layer in stack_after)) | {stack_after[-1].path: None}
+    formats = {layer.path: layer.format for layer in step.stack}
+    images = dict(situation.layers.images)
+    for path, base in bases.items():
+        if path in images:
+            images[path] = replace(
+                images[path], backing=base, backing_format=None if base is None else formats.get(base)
+            )
+    if merged in images:
+        sizes = [images[path].allocated for path in step.layers if path in images]
+        both = total(sizes)
+        if both.bytes is not None:
+            both = Figure(both.bytes, Confidence.UPPER_BOUND, "all merged layers, as if they did not overlap")
+        shown = images[step.layers[0]] if step.layers[0] in images else images[merged]
+        images[merged] = replace(images[merged], allocated=both, virtual_size=shown.virtual_size)
+    chains = tuple(
+        replace(chain, layers=tuple(layer for layer in chain.layers if facts.key(layer) not in gone))
+        if top in facts.keys(chain.layers)
+        else chain
+        for chain in situation.layers.chains
+    )
+    overlays_on = dict(situation.overlays_on)
+    if step.way is MergeWay.COMMIT:
+        for base in [path for path in overlays_on if facts.key(path) == top]:
+            overlays_on[step.merged] = overlays_on.get(step.merged, frozenset()) | overlays_on.pop(base)
+    else:
+        for base in [path for path in overlays_on if facts.key(path) in gone]:
+            overlays_on[base] = frozenset(path for path in overlays_on[base] if facts.key(path) != top)
+    return replace(
+        situation,
+        layers=replace(situation.layers, chains=chains, images=MappingProxyType(images)),
+        disks=tuple(
+            replace(disk, path=step.merged, format=formats[step.merged])
+            if disk.path is not None and facts.key(disk.path) in gone
+            else disk
+            for disk in situation.disks
+        ),
+        overlays_on=MappingProxyType({base: overlays for base, overlays in overlays_on.items() if overlays}),
+    )
+
+
+def after_record(situation: Situation, step: RecordLayers) -> Situation:
+    """The situation once libvirt knows what was merged."""
+    tree = situation.tree
+    current = tree.current
+    while current in step.forgotten:
+        assert current is not None
+        current = tree.parents[current]
+    survivors = []
+    for snapshot in tree:
+        if snapshot.name in step.forgotten:
+            continue
+        overlays = step.overlays.get(snapshot.name, {})
+        survivors.append(
+            replace(
+                snapshot,
+                parent=step.parents.get(snapshot.name, tree.parents[snapshot.name]),
+                disks=tuple(_moved(disk, step, overlays) for disk in snapshot.disks),
+                revert_overlays=tuple(step.revert_overlays.get(snapshot.name, dict(snapshot.revert_overlays)).items()),
+            )
+        )
+    return replace(situation, tree=SnapshotTree.build(survivors, current))
+
+
+def _moved(disk: SnapshotDisk, step: RecordLayers, overlays: Mapping[str, str]) -> SnapshotDisk:
+    layer = step.moved.get(disk.frozen or "")
+    if layer is not None:
+        disk = replace(disk, frozen=layer.path, frozen_format=layer.format)
+    return replace(disk, overlay=overlays.get(disk.target, disk.overlay))
 
 
 # Files

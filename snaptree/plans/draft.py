@@ -11,7 +11,17 @@ from snaptree.model.tree import SnapshotTree
 from snaptree.plans import rules
 from snaptree.plans.aftermath import after
 from snaptree.plans.facts import Facts
-from snaptree.plans.plan import Action, Finding, Forecast, Plan, RemoveLeftover, Step, Undo
+from snaptree.plans.plan import (
+    Action,
+    DeleteSnapshot,
+    Finding,
+    Forecast,
+    Plan,
+    RevertToSnapshot,
+    Step,
+    TakeSnapshot,
+    Undo,
+)
 from snaptree.plans.rule import Case, action_of
 from snaptree.plans.situation import Situation
 from snaptree.plans.wording import MOST_NAMED, plain, quoted, snapshots_named
@@ -33,7 +43,7 @@ class Draft:
         self, step: Step, *, batch: tuple[str, ...] = (), safety: str | None = None, wants_memory: bool = False
     ) -> Case:
         """What rules are asked about, if this were the next step."""
-        name = None if isinstance(step, RemoveLeftover) else step.name
+        name = step.name if isinstance(step, TakeSnapshot | RevertToSnapshot | DeleteSnapshot) else None
         return Case(self.situation, self.facts, action_of(step), name, step, batch, safety, wants_memory)
 
     def add(self, case: Case) -> None:

@@ -72,13 +72,81 @@ class DeleteSnapshot:
 
 @dataclass(frozen=True, slots=True)
 class RemoveLeftover:
-    """Unlink a file that libvirt leaves behind after a delete, once nothing refers to it any more."""
+    """Remove a file that a delete leaves behind, once nothing refers to it any more."""
 
     path: str
     why: str
 
 
-Step = TakeSnapshot | RevertToSnapshot | DeleteSnapshot | RemoveLeftover
+class MergeWay(StrEnum):
+    """In which file layers become one; the values stand in JSON and in the journal."""
+
+    COMMIT = "commit"
+    """In the lowest one, which takes in those above it, and then their place."""
+    PULL = "pull"
+    """In the top one, which takes in those below it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """A file of a stack, and the format by which QEMU has to open it."""
+
+    path: str
+    format: str
+
+
+@dataclass(frozen=True, slots=True)
+class MergeLayers:
+    """Make one layer of several that stand on each other, by a block job of our own: to be stopped and slowed down.
+
+    The merged one shows what the top one of them showed. Until the others are removed, they still show the same, but
+    for those below the top one after a commit: whoever stands on these would see its data.
+    """
+
+    target: str
+    """The machine's disk."""
+    way: MergeWay
+    layers: tuple[str, ...]
+    """From the top down, two or more."""
+    stack: tuple[Layer, ...]
+    """What QEMU opens, from the top down to the bottom: `layers` in it, and what is above and below."""
+    is_live: bool
+    """The machine's own QEMU does it; else that of a paused helper, which opens `stack` as its disk."""
+
+    @property
+    def merged(self) -> str:
+        """The file that holds all of it afterwards."""
+        return self.layers[0] if self.way is MergeWay.PULL else self.layers[-1]
+
+    @property
+    def stack_after(self) -> tuple[Layer, ...]:
+        """The stack once it is merged."""
+        gone = set(self.layers) - {self.merged}
+        return tuple(layer for layer in self.stack if layer.path not in gone)
+
+
+@dataclass(frozen=True, slots=True)
+class RecordLayers:
+    """Let libvirt know what merges did: where content lies now, who descends from whom, which snapshots are no more.
+
+    Nothing but libvirt's records changes, and doing it twice does nothing more.
+    """
+
+    moved: Mapping[str, Layer]
+    """File -> the layer that shows by now what it showed, for the machine's disks and its snapshots alike."""
+    removed: tuple[str, ...]
+    """Files that go next: nothing may name them any more."""
+    parents: Mapping[str, str | None]
+    """Snapshot -> its parent from now on, for those whose parent is forgotten."""
+    overlays: Mapping[str, Mapping[str, str]]
+    """Snapshot -> disk -> the layer that took over from it, where that is another one now."""
+    revert_overlays: Mapping[str, Mapping[str, str]]
+    """Snapshot -> disk -> the layer in use since it was reverted to; of those named here, all that there are."""
+    forgotten: tuple[str, ...]
+    """Snapshots whose content is gone, children before parents."""
+
+
+Step = TakeSnapshot | RevertToSnapshot | DeleteSnapshot | MergeLayers | RecordLayers | RemoveLeftover
 
 
 @dataclass(frozen=True, slots=True)

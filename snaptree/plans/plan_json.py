@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar
 
 from snaptree.model.estate import Consistency, DiskSnapshot, MemorySnapshot
 from snaptree.model.figures import Confidence, Figure
@@ -14,7 +14,11 @@ from snaptree.plans.plan import (
     DeleteSnapshot,
     Finding,
     Forecast,
+    Layer,
+    MergeLayers,
+    MergeWay,
     Plan,
+    RecordLayers,
     RemoveLeftover,
     RevertToSnapshot,
     StateAfter,
@@ -22,15 +26,19 @@ from snaptree.plans.plan import (
     TakeSnapshot,
     Undo,
 )
-from snaptree.plans.wording import plain, quoted
+from snaptree.plans.wording import files_named, plain, quoted, snapshots_named
 
 RECORD_VERSION = 1
+
+_Value = TypeVar("_Value")
 
 _KINDS: Mapping[type[Step], str] = MappingProxyType(
     {
         TakeSnapshot: "take",
         RevertToSnapshot: "revert",
         DeleteSnapshot: "delete",
+        MergeLayers: "merge-layers",
+        RecordLayers: "record-layers",
         RemoveLeftover: "remove-leftover",
     }
 )
@@ -52,8 +60,20 @@ def describe_step(step: Step) -> str:
             return f"Revert to {quoted(step.name)}{_STATES_AFTER[step.state_after]}"
         case DeleteSnapshot():
             return f"Delete {quoted(step.name)}" + (" and merge its layer" if step.merges else "")
+        case MergeLayers():
+            return _describe_merge(step)
+        case RecordLayers():
+            forget = f", and forget {snapshots_named(reversed(step.forgotten))}" if step.forgotten else ""
+            return f"Record in libvirt where the layers are now{forget}"
         case RemoveLeftover():
             return f"Remove {plain(step.path)}: {plain(step.why)}"
+
+
+def _describe_merge(step: MergeLayers) -> str:
+    others = [path for path in step.layers if path != step.merged]
+    direction = "down" if step.way is MergeWay.COMMIT else "up"
+    where = "" if step.is_live else ", in a paused helper machine"
+    return f"Merge {files_named(others)} {direction} into {plain(step.merged)} (disk {plain(step.target)}{where})"
 
 
 def _how_taken(step: TakeSnapshot) -> str:
@@ -177,6 +197,23 @@ def _step_to_record(step: Step) -> dict[str, Any]:
                 "expected_children": list(step.expected_children),
                 "merges": step.merges,
             }
+        case MergeLayers():
+            return kind | {
+                "target": step.target,
+                "way": step.way.value,
+                "layers": list(step.layers),
+                "stack": [asdict(layer) for layer in step.stack],
+                "is_live": step.is_live,
+            }
+        case RecordLayers():
+            return kind | {
+                "moved": {path: asdict(layer) for path, layer in step.moved.items()},
+                "removed": list(step.removed),
+                "parents": dict(step.parents),
+                "overlays": {name: dict(overlays) for name, overlays in step.overlays.items()},
+                "revert_overlays": {name: dict(overlays) for name, overlays in step.revert_overlays.items()},
+                "forgotten": list(step.forgotten),
+            }
         case RemoveLeftover():
             return kind | {"path": step.path, "why": step.why}
 
@@ -200,7 +237,30 @@ def _step_from_record(record: Mapping[str, Any]) -> Step:
             return RevertToSnapshot(record["name"], StateAfter(record["state_after"]), record["expected_current"])
         case "delete":
             return DeleteSnapshot(record["name"], tuple(record["expected_children"]), record["merges"])
+        case "merge-layers":
+            return MergeLayers(
+                target=record["target"],
+                way=MergeWay(record["way"]),
+                layers=tuple(record["layers"]),
+                stack=tuple(Layer(**layer) for layer in record["stack"]),
+                is_live=record["is_live"],
+            )
+        case "record-layers":
+            return RecordLayers(
+                moved=_frozen({path: Layer(**layer) for path, layer in record["moved"].items()}),
+                removed=tuple(record["removed"]),
+                parents=_frozen(record["parents"]),
+                overlays=_frozen({name: _frozen(overlays) for name, overlays in record["overlays"].items()}),
+                revert_overlays=_frozen(
+                    {name: _frozen(overlays) for name, overlays in record["revert_overlays"].items()}
+                ),
+                forgotten=tuple(record["forgotten"]),
+            )
         case "remove-leftover":
             return RemoveLeftover(record["path"], record["why"])
         case kind:
             raise ValueError(f"a step of an unknown kind: {kind}")
+
+
+def _frozen(mapping: Mapping[str, _Value]) -> Mapping[str, _Value]:
+    return MappingProxyType(dict(mapping))

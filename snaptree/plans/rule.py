@@ -15,6 +15,8 @@ from snaptree.plans.plan import (
     Action,
     DeleteSnapshot,
     Finding,
+    MergeLayers,
+    RecordLayers,
     RemoveLeftover,
     RevertToSnapshot,
     StateAfter,
@@ -212,7 +214,7 @@ def action_of(step: Step) -> Action:
             return Action.TAKE
         case RevertToSnapshot():
             return Action.REVERT
-        case DeleteSnapshot() | RemoveLeftover():
+        case DeleteSnapshot() | MergeLayers() | RecordLayers() | RemoveLeftover():
             return Action.DELETE
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from types import MappingProxyType
+from typing import TypeVar
 
 import pytest
 from hypothesis import given
@@ -17,7 +19,11 @@ from snaptree.plans.plan import (
     DeleteSnapshot,
     Finding,
     Forecast,
+    Layer,
+    MergeLayers,
+    MergeWay,
     Plan,
+    RecordLayers,
     RemoveLeftover,
     RevertToSnapshot,
     StateAfter,
@@ -29,12 +35,20 @@ from snaptree.plans.plan_json import describe_step, plan_from_record, plan_to_js
 from snaptree.plans.planner import make_plan
 from tests.plans.situations import a_machine
 
+_Value = TypeVar("_Value")
 _texts = st.text(max_size=8)
 _names = st.lists(_texts, max_size=3).map(tuple)
 _seconds = st.none() | st.floats(0, 1e6)
 _figures = st.builds(unknown, _texts) | st.builds(
     Figure, st.integers(0, 2**62), st.sampled_from(sorted(set(Confidence) - {Confidence.UNKNOWN})), _texts
 )
+_layers = st.builds(Layer, _texts, _texts)
+
+
+def _mappings(values: st.SearchStrategy[_Value]) -> st.SearchStrategy[Mapping[str, _Value]]:
+    return st.dictionaries(_texts, values, max_size=2).map(MappingProxyType)
+
+
 _findings = st.builds(Finding, _texts, _texts, _texts)
 _steps: st.SearchStrategy[Step] = st.one_of(
     st.builds(
@@ -43,8 +57,8 @@ _steps: st.SearchStrategy[Step] = st.one_of(
         description=_texts,
         memory=st.sampled_from(MemorySnapshot),
         memory_file=st.none() | _texts,
-        disks=st.dictionaries(_texts, st.sampled_from(DiskSnapshot), max_size=2).map(MappingProxyType),
-        overlays=st.dictionaries(_texts, _texts, max_size=2).map(MappingProxyType),
+        disks=_mappings(st.sampled_from(DiskSnapshot)),
+        overlays=_mappings(_texts),
         quiesce=st.booleans(),
         consistency=st.sampled_from(Consistency),
         expected_current=st.none() | _texts,
@@ -52,6 +66,23 @@ _steps: st.SearchStrategy[Step] = st.one_of(
     ),
     st.builds(RevertToSnapshot, _texts, st.sampled_from(StateAfter), st.none() | _texts),
     st.builds(DeleteSnapshot, _texts, _names, st.booleans()),
+    st.builds(
+        MergeLayers,
+        target=_texts,
+        way=st.sampled_from(MergeWay),
+        layers=st.lists(_texts, min_size=2, max_size=4).map(tuple),
+        stack=st.lists(_layers, max_size=4).map(tuple),
+        is_live=st.booleans(),
+    ),
+    st.builds(
+        RecordLayers,
+        moved=_mappings(_layers),
+        removed=_names,
+        parents=_mappings(st.none() | _texts),
+        overlays=_mappings(_mappings(_texts)),
+        revert_overlays=_mappings(_mappings(_texts)),
+        forgotten=_names,
+    ),
     st.builds(RemoveLeftover, _texts, _texts),
 )
 _plans = st.builds(
@@ -66,7 +97,7 @@ _plans = st.builds(
     warnings=st.lists(_findings, max_size=2).map(tuple),
     refusals=st.lists(_findings, max_size=2).map(tuple),
     undo=st.none() | st.builds(Undo, _texts, st.none() | _texts, _names),
-    expected_chains=st.dictionaries(_texts, _names, max_size=2).map(MappingProxyType),
+    expected_chains=_mappings(_names),
 )
 
 
