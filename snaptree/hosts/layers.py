@@ -264,6 +264,7 @@ def layers_of(connection: Connection, domain: Any, tree: SnapshotTree, images: I
                 if snapshot.memory_file is not None
             }
         ),
+        is_running=is_active,
     )
 
 

@@ -118,7 +118,7 @@ def _held_disks(snapshot: Snapshot) -> list[SnapshotDisk]:
 
 def _snapshot_cost(snapshot: Snapshot, layer_tree: LayerTree) -> SnapshotCost:
     tree, layers, holders = layer_tree.tree, layer_tree.layers, layer_tree.holders
-    selection = _selection_cost(layer_tree, (snapshot.name,))
+    selection = cost_of_deleting(layer_tree, (snapshot.name,))
     return SnapshotCost(
         written=total(_written_to_disk(snapshot, disk, tree, layers, holders) for disk in _held_disks(snapshot)),
         frees=selection.frees,
@@ -187,10 +187,11 @@ def selection_cost(
 
     `kept` are paths of layers and memory files that stay all the same.
     """
-    return _selection_cost(LayerTree(tree, layers, elsewhere), names, kept)
+    return cost_of_deleting(LayerTree(tree, layers, elsewhere), names, kept)
 
 
-def _selection_cost(layer_tree: LayerTree, names: Collection[str], kept: Collection[str] = ()) -> SelectionCost:
+def cost_of_deleting(layer_tree: LayerTree, names: Collection[str], kept: Collection[str] = ()) -> SelectionCost:
+    """As `selection_cost`, for who has the layers put in order already."""
     tree, layers = layer_tree.tree, layer_tree.layers
     outside = layer_tree.deleting(names, {layers.key(path) for path in kept})
     inside: dict[str, list[int]] = {}
@@ -200,7 +201,7 @@ def _selection_cost(layer_tree: LayerTree, names: Collection[str], kept: Collect
         if snapshot.memory is MemorySnapshot.EXTERNAL and snapshot.memory_file not in kept:
             parts.append(_memory_cost(snapshot, layers))
         for disk in _internal_disks(snapshot):
-            if disk.frozen is not None and layers.key(disk.frozen) in outside.removed:
+            if disk.frozen is not None and layers.key(disk.frozen) in outside.dropped:
                 continue  # it goes with the whole image
             number = None if disk.frozen is None else _number_inside(name, disk.frozen, layers)
             if number is None or disk.frozen is None:

@@ -315,6 +315,8 @@ class DomainLayers:
     """By path, for images with internal snapshots, if their clusters were analysed."""
     overlaps: Mapping[str, LayerOverlaps] = field(default_factory=lambda: MappingProxyType({}))
     """By path, for images that stand on others or below them, if they were analysed. Layers of one disk have one."""
+    is_running: bool = False
+    """Whether a QEMU holds the chains."""
 
     def key(self, path: str) -> ImageKey:
         """What tells an image from others, by whichever path it is asked for."""

@@ -1,26 +1,38 @@
 """What becomes of layers when external snapshots are deleted: which go, what is merged, what that copies and frees.
 
-A layer that holds no snapshot any more goes. What survives above it must go on showing what it showed, so the layer's
-data moves: down into it from the one layer above (commit), or, where several survivors stand on it, up into each of
-them (pull). A layer that another machine reads stays, whatever is deleted here.
+A layer that holds no snapshot any more goes. What survives above it must go on showing what it showed, so data moves:
+down into it from the one layer above, which then goes in its stead (commit), or up into each of those above (pull). Of
+those above, one at most can be committed, the last; which, and whether any, is a matter of bytes. A layer that another
+machine reads stays, whatever is deleted here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 from functools import cached_property
-from itertools import chain, pairwise
+from itertools import chain
 from types import MappingProxyType
 
-from snaptree.model.estate import DiskSnapshot, DomainLayers, ImageKey, LayerOverlaps
-from snaptree.model.figures import Confidence, Figure, total, unknown
+from snaptree.model.estate import DiskSnapshot, DomainLayers, Image, ImageKey, LayerOverlaps, MergeBytes
+from snaptree.model.figures import NOTHING, Confidence, Figure, total, unknown
+from snaptree.model.text import plain
 from snaptree.model.tree import SnapshotTree
 
 _NOT_ANALYSED = "what merging its layers gives back needs an analysis of their clusters"
 _HOLDS_INTERNAL = "a layer to be merged holds internal snapshots as well"
 _NOT_RECORDED = "the snapshot does not say which image holds this disk"
 _MANUAL = "a disk is snapshotted by other means than libvirt's"
+
+
+class MergeWay(StrEnum):
+    """In which file layers become one; the values stand in JSON and in the journal."""
+
+    COMMIT = "commit"
+    """In the lowest one, which takes in those above it, and then their place."""
+    PULL = "pull"
+    """In the top one, which takes in those below it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,25 +49,59 @@ ALONE = Elsewhere()
 
 
 @dataclass(frozen=True, slots=True)
+class LayerMerge:
+    """Layers that become one, from the top down: what the top one shows is kept, the others go with their snapshots."""
+
+    way: MergeWay
+    layers: tuple[ImageKey, ...]
+
+    @property
+    def top(self) -> ImageKey:
+        """The layer whose content is kept."""
+        return self.layers[0]
+
+    @property
+    def into(self) -> ImageKey:
+        """The layer that is written, and holds that content afterwards."""
+        return self.layers[0] if self.way is MergeWay.PULL else self.layers[-1]
+
+
+@dataclass(frozen=True, slots=True)
+class Pile:
+    """Layers that go and stand on each other, and what becomes of those that stand on them."""
+
+    gone: frozenset[ImageKey]
+    merges: tuple[LayerMerge, ...] = ()
+    """In this order: whoever is pulled into needs those below no more, and only then may one be committed."""
+    stuck: str = ""
+    """Why they can't be merged; empty if they can."""
+
+    @property
+    def removed(self) -> frozenset[ImageKey]:
+        """Images whose files go: a layer that was committed into lives on, and the one that it took in goes."""
+        if self.stuck:
+            return frozenset()
+        committed = [merge for merge in self.merges if merge.way is MergeWay.COMMIT]
+        return (self.gone | {merge.top for merge in committed}) - {merge.into for merge in committed}
+
+    @property
+    def dropped(self) -> frozenset[ImageKey]:
+        """Images that go with all that lies inside them: what they held last may be moved, but not they themselves."""
+        return self.removed & self.gone
+
+
+@dataclass(frozen=True, slots=True)
 class Deletion:
     """What deleting the external parts of a selection of snapshots comes to."""
 
     frees: Figure
     copies: Figure
-    """By merging neighbours one after the other, from the bottom up, as libvirt deletes."""
-    removed: frozenset[ImageKey]
-    """Images that go as a whole, with all that lies in them, since nothing stands on them."""
+    piles: tuple[Pile, ...]
 
-
-@dataclass(frozen=True, slots=True)
-class _Group:
-    """Layers that become one: a survivor, and those directly below it that go."""
-
-    survivor: ImageKey
-    alone: tuple[ImageKey, ...]
-    """From the top down: those that no other survivor stands on."""
-    common: tuple[ImageKey, ...]
-    """Below these: those that others stand on as well."""
+    @property
+    def dropped(self) -> frozenset[ImageKey]:
+        """Images that go, with all that lies inside them."""
+        return frozenset(chain.from_iterable(pile.dropped for pile in self.piles))
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,6 +111,8 @@ class LayerTree:
     tree: SnapshotTree
     layers: DomainLayers
     elsewhere: Elsewhere = ALONE
+    too_deep: Collection[ImageKey] = ()
+    """Layers that stand on more than this host's libvirt can open: nothing can be pulled into them."""
 
     @cached_property
     def _paths(self) -> Mapping[ImageKey, str]:
@@ -128,23 +176,16 @@ class LayerTree:
         """Work out what deleting exactly these snapshots does. `kept` are layers that stay for whatever reason."""
         selected = frozenset(names)
         unknowns, held = self._externally_held(selected)
-        gone = self._with_nameless({key for key in held if self._goes(key, selected) and key not in kept}, kept)
-        survivors = {key: frozenset(self._survivors_on(key, gone)) for key in gone}
-        removed = frozenset(key for key, above in survivors.items() if not above)
-        groups = [
-            self._grouped(survivor, gone, survivors)
-            for survivor in dict.fromkeys(chain.from_iterable(survivors.values()))
-        ]
-        pulled = {key for group in groups for key in group.common}
-        frees = [self._bytes(key) for key in (*removed, *pulled)]
-        copies: list[Figure] = []
-        for group in groups:
-            freed, copied = self._merged(group)
+        gone = self._with_empty({key for key in held if self._goes(key, selected) and key not in kept}, kept, selected)
+        piles = tuple(self._pile(layers, selected) for layers in self._standing_on_each_other(gone))
+        frees, copies = [], []
+        for pile in piles:
+            freed, copied = self._figures(pile)
             frees.append(freed)
-            copies += copied
+            copies.append(copied)
         if gone and self.elsewhere.unknown:
             frees.append(Figure(0, Confidence.UPPER_BOUND, self.elsewhere.unknown))
-        return Deletion(total([*unknowns, *frees]), total([*unknowns, *copies]), removed)
+        return Deletion(total([*unknowns, *frees]), total([*unknowns, *copies]), piles)
 
     def _externally_held(self, selected: frozenset[str]) -> tuple[list[Figure], set[ImageKey]]:
         unknowns, held = [], set()
@@ -158,88 +199,189 @@ class LayerTree:
                     held.add(self.layers.key(disk.frozen))
         return unknowns, held
 
-    def _with_nameless(self, gone: set[ImageKey], kept: Collection[ImageKey]) -> set[ImageKey]:
-        """Add the layers above that hold nothing and carry others: libvirt merges across them."""
+    def _with_empty(self, gone: set[ImageKey], kept: Collection[ImageKey], selected: frozenset[str]) -> set[ImageKey]:
+        """Add the layers above that hold nothing any more and carry others: they are merged along."""
         waiting = list(gone)
         while waiting:
             for overlay in self.above.get(waiting.pop(), ()):
-                if overlay not in gone and overlay not in kept and self._is_nameless(overlay):
+                is_new = overlay not in gone and overlay not in kept
+                if is_new and overlay in self.above and self._goes(overlay, selected):
                     gone.add(overlay)
                     waiting.append(overlay)
         return gone
 
-    def _is_nameless(self, key: ImageKey) -> bool:
-        return (
-            key not in self.holders and key not in self.active and key not in self.elsewhere.users and key in self.above
-        )
-
     def _goes(self, key: ImageKey, selected: frozenset[str]) -> bool:
-        image = self.layers.images.get(self._paths.get(key, ""))
+        image = self._image(key)
         return (
-            self.holders[key] <= selected
+            self.holders.get(key, frozenset()) <= selected
             and key not in self.active
             and key not in self.elsewhere.users
-            and not (image is not None and image.is_missing)
+            and not (image is not None and (image.is_missing or _inside(image) - selected))
         )
 
-    def _survivors_on(self, key: ImageKey, gone: Collection[ImageKey]) -> Iterator[ImageKey]:
-        """The nearest layers above that stay."""
-        waiting, seen = [key], {key}
-        while waiting:
-            for overlay in self.above.get(waiting.pop(), ()):
-                if overlay in seen:
-                    continue
-                seen.add(overlay)
-                if overlay in gone:
-                    waiting.append(overlay)
-                else:
-                    yield overlay
+    def _standing_on_each_other(self, gone: Collection[ImageKey]) -> list[tuple[ImageKey, ...]]:
+        """Layers that go, in piles of those that touch: the lowest first, in no particular order above it."""
+        piles: dict[ImageKey, list[ImageKey]] = {}
+        for key in sorted(gone, key=self._name):
+            lowest, seen = key, {key}
+            while (below := self.below.get(lowest)) in gone and below is not None and below not in seen:
+                lowest = below
+                seen.add(below)
+            pile = piles.setdefault(lowest, [lowest])
+            if key != lowest:
+                pile.append(key)
+        return [tuple(pile) for pile in piles.values()]
 
-    def _grouped(
-        self, survivor: ImageKey, gone: Collection[ImageKey], survivors: Mapping[ImageKey, Collection[ImageKey]]
-    ) -> _Group:
-        alone: list[ImageKey] = []
-        common: list[ImageKey] = []
-        key = self.below.get(survivor)
-        while key is not None and key in gone and key not in alone and key not in common:
-            # Whoever stands on a layer stands on all below it.
-            (alone if len(survivors[key]) == 1 else common).append(key)
-            key = self.below.get(key)
-        return _Group(survivor, tuple(alone), tuple(common))
+    def _pile(self, layers: tuple[ImageKey, ...], selected: frozenset[str]) -> Pile:
+        """Choose how the survivors on these layers get what they need of them: what copies least of what is possible.
 
-    def _merged(self, group: _Group) -> tuple[Figure, list[Figure]]:
-        """What comes back from the layers that only this group needs, and what has to be copied for it."""
-        names = [self._paths.get(key, "") for key in (group.survivor, *group.alone, *group.common)]
-        overlaps = self.layers.overlaps.get(names[0])
-        if overlaps is None or any(self.layers.overlaps.get(name) is not overlaps for name in names):
-            return unknown(_NOT_ANALYSED), [unknown(_NOT_ANALYSED)]
-        if any(self.layers.images[name].internal_snapshots for name in names):
-            return unknown(_HOLDS_INTERNAL), [unknown(_HOLDS_INTERNAL)]
-        into = names[0] if group.common else names[-1]  # what others stand on is never written to
-        merge = overlaps.merge(names[-1], names[0], into)
-        own = (group.survivor, *group.alone)
-        rest = [key for key in own if self._paths[key] != into]
-        before = total(self._bytes(key) for key in rest)
+        Where that is the same, or nobody knows, layers are committed: so libvirt does it.
+        """
+        gone = frozenset(layers)
+        lowest = layers[0]
+        paths = {
+            overlay: (overlay, *self._down_to(lowest, key))
+            for key in layers
+            for overlay in sorted(self.above.get(key, ()), key=self._name)
+            if overlay not in gone
+        }
+        no_pull = {top: self._why_not_pulled_into(top, selected) for top in paths}
+        no_commit = {top: self._why_not_committed(top, lowest, selected) for top in paths}
+        choices = [
+            (*(LayerMerge(MergeWay.PULL, paths[top]) for top in paths if top != last), *_committed(paths, last))
+            for last in (*paths, None)
+            if not any(no_pull[top] for top in paths if top != last) and not (last is not None and no_commit[last])
+        ]
+        if not choices:
+            alone = next(iter(paths)) if len(paths) == 1 else None
+            reasons = [no_pull[top] for top in paths if no_pull[top]]
+            return Pile(gone, stuck=no_commit[alone] if alone is not None else reasons[0])
+        return Pile(gone, min(choices, key=lambda merges: sum(map(self._effort, merges))))
+
+    def _down_to(self, lowest: ImageKey, key: ImageKey) -> Iterator[ImageKey]:
+        yield key
+        while key != lowest:
+            key = self.below[key]
+            yield key
+
+    def _why_not_pulled_into(self, key: ImageKey, selected: frozenset[str]) -> str:
+        image = self._image(key)
+        is_below_active = self.layers.is_running and key in self._in_use and key not in self.active
+        if inside := _inside(image) - selected:
+            return f"{self._name(key)} holds {_snapshots(inside)}, which would lose what lies below"
+        if users := self.elsewhere.users.get(key):
+            return f"{self._name(key)} is the base of {_machines(users)}, and must not be written"
+        if is_below_active:
+            return f"{self._name(key)} is in use, and can't take in other layers while the machine runs"
+        if key in self.too_deep and key not in (self.active if self.layers.is_running else ()):
+            return f"{self._name(key)} stands on more layers than this libvirt can open"
+        return ""
+
+    def _why_not_committed(self, key: ImageKey, into: ImageKey, selected: frozenset[str]) -> str:
+        image, lowest = self._image(key), self._image(into)
+        if inside := _inside(image) - selected:
+            return f"{self._name(key)} holds {_snapshots(inside)}, which would be lost"
+        if users := self.elsewhere.users.get(key):
+            return f"{self._name(key)} is the base of {_machines(users)}, and has to stay"
+        if self.branches_on(key) > (0 if key in self.active else 1):
+            return f"several layers stand on {self._name(key)}, and only one of them can be told that it went"
+        sizes = [None if each is None else each.virtual_size for each in (image, lowest)]
+        if sizes[0] is not None and sizes[1] is not None and sizes[0] < sizes[1]:
+            return f"{self._name(into)} is larger than {self._name(key)}: the disk would grow"
+        return ""
+
+    @cached_property
+    def _in_use(self) -> frozenset[ImageKey]:
+        return frozenset(self.layers.key(path) for line in self.layers.chains for path in line.layers)
+
+    def _effort(self, merge: LayerMerge) -> int:
+        """Bytes that a merge copies; where nobody counted, what the layers that would move take."""
+        if (counted := self._counted(merge)) is not None:
+            return counted.copies_most
+        return sum(self.allocated(key).bytes or 0 for key in merge.layers if key != merge.into)
+
+    def _counted(self, merge: LayerMerge) -> MergeBytes | None:
+        overlaps = self._overlaps(merge.layers)
+        if overlaps is None:
+            return None
+        return overlaps.merge(self._name(merge.layers[-1]), self._name(merge.top), self._name(merge.into))
+
+    def _overlaps(self, keys: Collection[ImageKey]) -> LayerOverlaps | None:
+        """The analysis that knows all of these layers, and may count what merging them takes."""
+        found = [self.layers.overlaps.get(self._name(key)) for key in keys]
+        return found[0] if all(each is found[0] for each in found) else None
+
+    def _figures(self, pile: Pile) -> tuple[Figure, Figure]:
+        """What comes back from layers that go, and what has to be copied for it."""
+        if pile.stuck:
+            return unknown(pile.stuck), unknown(pile.stuck)
+        if not pile.merges:
+            return total(self.allocated(key) for key in pile.gone), NOTHING
+        keys = {*pile.gone, *(merge.top for merge in pile.merges)}
+        overlaps = self._overlaps(keys)
+        if overlaps is None:
+            return unknown(_NOT_ANALYSED), unknown(_NOT_ANALYSED)
+        if any(_inside(self._image(key)) for key in keys):
+            return unknown(_HOLDS_INTERNAL), unknown(_HOLDS_INTERNAL)
+        before = total(self.allocated(key) for key in sorted(pile.removed, key=self._name))
         if before.bytes is None:
-            return before, [before]
+            return before, before
+        counted = [bounds for merge in pile.merges if (bounds := self._counted(merge)) is not None]
         # Of what an image calls data the host may keep holes: so much more comes back, or is taken, than was counted.
-        holes = {key: max(0, overlaps.data(self._paths[key]) - (self._bytes(key).bytes or 0)) for key in own}
-        is_exact = merge.growth_least == merge.growth_most and not any(holes.values())
-        frees = before.bytes - merge.growth_least + sum(holes[key] for key in rest)
-        how = "layers that go, less what the merged one grows by"
-        figure = Figure(frees, before.confidence if is_exact else Confidence.UPPER_BOUND, how)
-        return figure, self._copies(group, names, overlaps)
-
-    def _copies(self, group: _Group, names: list[str], overlaps: LayerOverlaps) -> list[Figure]:
-        if group.common:
-            merges = [overlaps.merge(names[-1], names[0], names[0])]
-        else:
-            merges = [overlaps.merge(lower, upper, lower) for upper, lower in pairwise(names)]
-        least, most = (sum(each) for each in zip(*((m.copies_least, m.copies_most) for m in merges), strict=True))
-        is_live = any(self.layers.images[name].allocated.confidence is Confidence.LIVE for name in names)
+        holes = {key: max(0, overlaps.data(self._name(key)) - (self.allocated(key).bytes or 0)) for key in keys}
+        is_exact = all(each.growth_least == each.growth_most for each in counted) and not any(holes.values())
+        frees = before.bytes - sum(each.growth_least for each in counted) + sum(holes[key] for key in pile.removed)
+        how = "layers that go, less what the merged ones grow by"
+        least, most = sum(each.copies_least for each in counted), sum(each.copies_most for each in counted)
+        is_live = any(self.allocated(key).confidence is Confidence.LIVE for key in keys)
         sure = Confidence.LIVE if is_live else Confidence.EXACT
-        return [Figure(most, sure if least == most else Confidence.UPPER_BOUND, "data of the layers that move")]
+        return (
+            Figure(frees, before.confidence if is_exact else Confidence.UPPER_BOUND, how),
+            Figure(most, sure if least == most else Confidence.UPPER_BOUND, "data of the layers that move"),
+        )
 
-    def _bytes(self, key: ImageKey) -> Figure:
-        image = self.layers.images.get(self._paths.get(key, ""))
+    def growth(self, merge: LayerMerge) -> Figure:
+        """What the layer that is written at most grows by."""
+        counted = self._counted(merge)
+        if counted is not None:
+            return Figure(max(0, counted.growth_most), Confidence.UPPER_BOUND, "clusters that it has not")
+        return self.moves(merge)
+
+    def moves(self, merge: LayerMerge) -> Figure:
+        """What a merge at most copies, by the sizes of the layers that move."""
+        moved = total(self.allocated(key) for key in merge.layers if key != merge.into)
+        if moved.bytes is None:
+            return moved
+        return Figure(moved.bytes, Confidence.UPPER_BOUND, "all of the layers that move, as if they did not overlap")
+
+    def _name(self, key: ImageKey) -> str:
+        return self._paths.get(key, str(key))
+
+    def path(self, key: ImageKey) -> str:
+        """The path by which an image is known here."""
+        return self._name(key)
+
+    def _image(self, key: ImageKey) -> Image | None:
+        return self.layers.images.get(self._paths.get(key, ""))
+
+    def allocated(self, key: ImageKey) -> Figure:
+        """Bytes that an image takes on the host's disk."""
+        image = self._image(key)
         return unknown("this image was not looked at") if image is None else image.allocated
+
+
+def _committed(paths: Mapping[ImageKey, tuple[ImageKey, ...]], last: ImageKey | None) -> tuple[LayerMerge, ...]:
+    return () if last is None else (LayerMerge(MergeWay.COMMIT, paths[last]),)
+
+
+def _inside(image: Image | None) -> frozenset[str]:
+    """Names of the snapshots inside an image."""
+    return frozenset() if image is None else frozenset(entry.name for entry in image.internal_snapshots)
+
+
+def _snapshots(names: Collection[str]) -> str:
+    return "internal snapshots (" + ", ".join(sorted(map(plain, names))[:3]) + ")"
+
+
+def _machines(names: Collection[str]) -> str:
+    return ", ".join(sorted(map(plain, names))[:3])

@@ -199,6 +199,7 @@ def after_revert(situation: Situation, step: RevertToSnapshot) -> Situation:
     situation = replace(
         situation,
         domain=replace(situation.domain, state=state),
+        layers=replace(situation.layers, is_running=state.is_active),
         images_let_go=_lets_go(target.memory, state),
     )
     if is_external(target):
@@ -239,6 +240,7 @@ def _after_external_revert(situation: Situation, target: Snapshot) -> Situation:
         layers=replace(situation.layers, chains=tuple(chains), images=MappingProxyType(images)),
         disks=_on_overlays(_disks_at(situation, target), overlays),
         existing_files=situation.existing_files | set(overlays.values()),
+        unnamed_layers=situation.unnamed_layers | set(overlays.values()),
     )
     return _without_files(reverted, _known_paths(facts, unlinked) - set(overlays.values()))
 
@@ -441,12 +443,12 @@ def after_merge(situation: Situation, step: MergeLayers) -> Situation:
         for chain in situation.layers.chains
     )
     overlays_on = dict(situation.overlays_on)
-    if step.way is MergeWay.COMMIT:
-        for base in [path for path in overlays_on if facts.key(path) == top]:
-            overlays_on[step.merged] = overlays_on.get(step.merged, frozenset()) | overlays_on.pop(base)
-    else:
-        for base in [path for path in overlays_on if facts.key(path) in gone]:
-            overlays_on[base] = frozenset(path for path in overlays_on[base] if facts.key(path) != top)
+    # Only what QEMU has open is told of it: the one above those that were merged, or the one that took them in.
+    told = (
+        top if step.way is MergeWay.PULL else next((up for up, low in pairwise(_keys(facts, step)) if low == top), "")
+    )
+    for base in [path for path in overlays_on if facts.key(path) in gone]:
+        overlays_on[base] = frozenset(path for path in overlays_on[base] if facts.key(path) != told)
     return replace(
         situation,
         layers=replace(situation.layers, chains=chains, images=MappingProxyType(images)),
@@ -458,6 +460,10 @@ def after_merge(situation: Situation, step: MergeLayers) -> Situation:
         ),
         overlays_on=MappingProxyType({base: overlays for base, overlays in overlays_on.items() if overlays}),
     )
+
+
+def _keys(facts: Facts, step: MergeLayers) -> list[str]:
+    return [facts.key(layer.path) for layer in step.stack]
 
 
 def after_record(situation: Situation, step: RecordLayers) -> Situation:

@@ -1,26 +1,31 @@
-"""Planning to delete snapshots, merging what they hold by libvirt's own delete."""
+"""Planning to delete snapshots: by libvirt's own delete where it does that well, else by merges of our own."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from math import inf
 
-from snaptree.model.costs import selection_cost
+from snaptree.model.costs import cost_of_deleting
 from snaptree.model.errors import SnapTreeError
 from snaptree.model.estate import Snapshot
 from snaptree.model.figures import NOTHING, Confidence, Figure, total, unknown
+from snaptree.model.merging import LayerTree
 from snaptree.plans.aftermath import leaks_memory_file
 from snaptree.plans.draft import Draft, find_snapshot
-from snaptree.plans.facts import DeleteEffect, Facts, Merge, internal_images, is_external, memory_file_of
+from snaptree.plans.facts import DeleteEffect, Facts, internal_images, is_external, memory_file_of
 from snaptree.plans.intention import Delete
+from snaptree.plans.merge import Batch, add_merges, batches, layer_tree_of, rooms_of
 from snaptree.plans.plan import Action, DeleteSnapshot, Finding, Forecast, Plan, RemoveLeftover
+from snaptree.plans.rule import QEMU
+from snaptree.plans.rules_merge import MERGE_LACKS_ROOM, lacks_room
 from snaptree.plans.rules_plan import LEFTOVER_STAYS
-from snaptree.plans.situation import Situation, elsewhere
+from snaptree.plans.situation import Situation
 from snaptree.plans.wording import machines_named, plain
 
 
 def plan_delete(intention: Delete, situation: Situation) -> Plan:
-    """Plan to delete snapshots, one libvirt delete each. There is no undo.
+    """Plan to delete snapshots. There is no undo.
 
     Raises VanishedError if one of them is gone, SnapTreeError if none is named.
     """
@@ -31,44 +36,116 @@ def plan_delete(intention: Delete, situation: Situation) -> Plan:
         wanted |= {below for name in intention.snapshots for below in situation.tree.descendants(name)}
     names = tuple(name for name in situation.tree.snapshots if name in wanted)
     draft = Draft(Action.DELETE, situation)
-    costs = add_deletes(draft, names, batch=names)
-    return draft.plan(names, forecast_delete(costs, situation, names), None)
+    forecast = add_deletions(draft, names, batch=names, by_own_jobs=intention.by_own_jobs)
+    return draft.plan(names, forecast, None)
 
 
 @dataclass
 class DeleteCosts:
-    """What each delete of a plan at most copies and frees, and the room that it needs meanwhile."""
+    """What deletes at most copy and free, by the sizes of layers alone."""
 
     copies: list[Figure] = field(default_factory=list)
     frees: list[Figure] = field(default_factory=list)
-    extra: list[Figure] = field(default_factory=list)
     kept: list[str] = field(default_factory=list)
     """Files that nothing needs afterwards, and that stay all the same."""
 
+    def add(self, more: DeleteCosts) -> None:
+        """Count these too."""
+        self.copies += more.copies
+        self.frees += more.frees
+        self.kept += more.kept
 
-def forecast_delete(costs: DeleteCosts, situation: Situation, names: Collection[str]) -> Forecast:
-    """The sums. Merges run one after the other, so the room needed is that of the largest.
 
-    `situation` is that before the deletes. Where what its layers hold was analysed, that is what counts.
+def add_deletions(
+    draft: Draft, names: tuple[str, ...], batch: tuple[str, ...] = (), *, by_own_jobs: bool = False
+) -> Forecast:
+    """Add the steps that delete these snapshots, or every reason why there are none, and say what they cost.
+
+    `batch` are those that the user asked to delete: what goes with an undo is missed by nobody. What libvirt's own
+    delete does well is left to it, unless that is to be done `by_own_jobs`; the rest is merged by us.
     """
-    unknown_extra = next((figure for figure in costs.extra if not figure.is_known), None)
-    known = [figure for figure in costs.extra if figure.is_known]
-    largest = max(known, key=lambda figure: figure.bytes or 0, default=NOTHING)
-    users = elsewhere(situation.layers, situation.dependants, situation.unreadable_domains)
-    analysed = selection_cost(situation.tree, situation.layers, names, users, costs.kept)
-    copies = analysed.copies if analysed.copies.is_known else total(costs.copies)
+    start = draft.situation
+    layer_tree = layer_tree_of(start)
+    deletion = layer_tree.deleting(names)
+    costs = DeleteCosts()
+    extra, peak = NOTHING, NOTHING
+    parts = batches(layer_tree, deletion, names)
+    for part in parts:
+        _add_batch(draft, part, layer_tree, names, batch, costs, by_own_jobs=by_own_jobs, is_all=len(parts) == 1)
+        for room in rooms_of(layer_tree, part):
+            extra = total([extra, room.growth])
+            peak = max(peak, extra, key=_bytes_or_all)
+            if room.growth.bytes is not None and (lacking := lacks_room(start, room.file, extra.bytes or 0)):
+                draft.refuse(MERGE_LACKS_ROOM.say(draft.case(RemoveLeftover(room.file, "")), lacking))
+        gone = sum(layer_tree.allocated(key).bytes or 0 for pile in part.piles for key in pile.removed)
+        if extra.bytes is not None:
+            extra = Figure(max(0, extra.bytes - gone), extra.confidence, extra.how)
+    cost = cost_of_deleting(layer_tree, names, costs.kept)
+    copies = cost.copies if cost.copies.is_known else total(costs.copies)
     return Forecast(
         copies=copies,
-        frees=analysed.frees if analysed.frees.is_known else total(costs.frees),
-        peak_extra=unknown_extra or largest,
-        seconds=situation.speed.seconds(len(names), copies),
+        frees=cost.frees if cost.frees.is_known else total(costs.frees),
+        peak_extra=peak,
+        seconds=start.speed.seconds(len(names), copies),
     )
 
 
-def add_deletes(draft: Draft, names: tuple[str, ...], batch: tuple[str, ...] = ()) -> DeleteCosts:
-    """Add the deletes in an order that libvirt accepts, or every reason why there is none.
+def _bytes_or_all(figure: Figure) -> float:
+    return inf if figure.bytes is None else figure.bytes
 
-    `batch` are those that the user asked to delete: what goes with an undo is missed by nobody.
+
+def _add_batch(
+    draft: Draft,
+    part: Batch,
+    layer_tree: LayerTree,
+    names: tuple[str, ...],
+    batch: tuple[str, ...],
+    costs: DeleteCosts,
+    *,
+    by_own_jobs: bool,
+    is_all: bool,
+) -> None:
+    """Add one batch in the way that suits it, or in the other if that one is closed."""
+    tree = draft.start.tree
+    libvirts_costs = DeleteCosts()
+
+    def add_libvirts(trial: Draft) -> None:
+        _add_libvirts(trial, part.names, batch, libvirts_costs)
+
+    def add_ours(trial: Draft) -> None:
+        add_merges(trial, part, layer_tree, names, batch)
+
+    is_libvirts = part.is_done_well_by_libvirt(layer_tree)
+    ways = [add_libvirts]
+    can_name_layers = draft.situation.host.driver == QEMU and not draft.situation.unnamed_layers
+    if can_name_layers and any(is_external(tree[name]) for name in part.names):
+        has_merges = any(pile.merges for pile in part.piles)
+        ways = [add_libvirts, add_ours] if is_libvirts and not (by_own_jobs and has_merges) else [add_ours]
+        if add_libvirts not in ways and (is_libvirts or is_all):  # else it might merge what other batches are about
+            ways.append(add_libvirts)
+    problems: dict[Callable[[Draft], None], tuple[Finding, ...]] = {}
+    for add in ways:
+        trial = draft.copy()
+        add(trial)
+        if trial.has_nothing_new_against(draft):
+            draft.take_over(trial)
+            costs.add(libvirts_costs if add is add_libvirts else _costs_of_ours(part, layer_tree))
+            return
+        problems[add] = trial.refusals
+    # What closes our own way is what stands in the way: libvirt's has more obstacles.
+    draft.refuse(*problems.get(add_ours, problems.get(add_libvirts, ())))
+
+
+def _costs_of_ours(part: Batch, layer_tree: LayerTree) -> DeleteCosts:
+    """What our merges at most copy and free, for where nobody has looked into the layers."""
+    frees = total(layer_tree.allocated(key) for pile in part.piles for key in pile.removed)
+    if frees.bytes is not None and any(pile.merges for pile in part.piles):
+        frees = Figure(frees.bytes, Confidence.UPPER_BOUND, "all of the layers that go; less where their data moves")
+    return DeleteCosts([layer_tree.moves(merge) for pile in part.piles for merge in pile.merges], [frees])
+
+
+def _add_libvirts(draft: Draft, names: tuple[str, ...], batch: tuple[str, ...], costs: DeleteCosts) -> None:
+    """Add libvirt's own deletes in an order that it accepts, or every reason why there is none.
 
     On branches not in use from the leaves up, since libvirt deletes only leaves there. Then on the line in use from
     the root down: so each layer is copied once, into the one below, and not again with what it received.
@@ -77,7 +154,6 @@ def add_deletes(draft: Draft, names: tuple[str, ...], batch: tuple[str, ...] = (
     in_use = [name for name in names if name in tree.path_to_current]
     elsewhere = [name for name in names if name not in tree.path_to_current]
     waiting = [*reversed(elsewhere), *in_use]
-    costs = DeleteCosts()
     while waiting:
         problems: list[Finding] = []
         for name in waiting:
@@ -88,8 +164,7 @@ def add_deletes(draft: Draft, names: tuple[str, ...], batch: tuple[str, ...] = (
             problems += found
         else:
             draft.refuse(*problems)
-            return costs
-    return costs
+            return
 
 
 def _try_delete(draft: Draft, name: str, batch: tuple[str, ...], costs: DeleteCosts) -> tuple[Finding, ...]:
@@ -114,7 +189,6 @@ def _add_costs(costs: DeleteCosts, facts: Facts, snapshot: Snapshot, effect: Del
         )
         costs.copies.append(at_most)
         costs.frees.append(at_most)
-        costs.extra.append(_growth(facts, merge) or at_most)
     costs.frees += [_allocated(facts, path) for path in effect.removes]
     if internal_images(snapshot):
         costs.frees.append(unknown("inside an image: needs an analysis of its clusters"))
@@ -122,20 +196,6 @@ def _add_costs(costs: DeleteCosts, facts: Facts, snapshot: Snapshot, effect: Del
     if memory_file is not None and memory_file not in facts.situation.missing_files:
         missing = unknown("the memory file was not looked at")
         costs.frees.append(facts.situation.layers.memory_files.get(memory_file, missing))
-
-
-def _growth(facts: Facts, merge: Merge) -> Figure | None:
-    """What the layer merged into may grow by, None where the layers were not analysed.
-
-    It may hold more by then, from merges before, and grow by less.
-    """
-    overlaps = facts.situation.layers.overlaps.get(merge.overlay)
-    if overlaps is None or facts.situation.layers.overlaps.get(merge.into) is not overlaps:
-        return None
-    if merge.into not in facts.stack(merge.overlay):
-        return None
-    bounds = overlaps.merge(merge.into, merge.overlay, merge.into)
-    return Figure(max(0, bounds.growth_most), Confidence.UPPER_BOUND, "clusters that the layer below has not")
 
 
 def _allocated(facts: Facts, path: str) -> Figure:

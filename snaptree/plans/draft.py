@@ -39,12 +39,48 @@ class Draft:
         self._warnings: list[Finding] = []
         self._refusals: list[Finding] = []
 
+    def copy(self) -> Draft:
+        """The same so far: to try something that may be given up again."""
+        twin = Draft(self._action, self.start)
+        twin.take_over(self)
+        return twin
+
+    def has_nothing_new_against(self, other: Draft) -> bool:
+        """Whether no rule refused anything here that it did not refuse there."""
+        return self._refusals == other._refusals
+
+    def take_over(self, other: Draft) -> None:
+        """Go on from where a copy has got to."""
+        self.situation, self.facts = other.situation, other.facts
+        self._steps, self._warnings = list(other._steps), list(other._warnings)
+        self._refusals = list(other._refusals)
+
     def case(
-        self, step: Step, *, batch: tuple[str, ...] = (), safety: str | None = None, wants_memory: bool = False
+        self,
+        step: Step,
+        *,
+        name: str | None = None,
+        batch: tuple[str, ...] = (),
+        safety: str | None = None,
+        wants_memory: bool = False,
+        obsolete: frozenset[str] = frozenset(),
+        deleting: frozenset[str] = frozenset(),
     ) -> Case:
-        """What rules are asked about, if this were the next step."""
-        name = step.name if isinstance(step, TakeSnapshot | RevertToSnapshot | DeleteSnapshot) else None
-        return Case(self.situation, self.facts, action_of(step), name, step, batch, safety, wants_memory)
+        """What rules are asked about, if this were the next step. `name`: the snapshot, where the step names none."""
+        if isinstance(step, TakeSnapshot | RevertToSnapshot | DeleteSnapshot):
+            name = step.name
+        return Case(
+            self.situation,
+            self.facts,
+            action_of(step),
+            name,
+            step,
+            batch,
+            safety,
+            wants_memory,
+            obsolete=obsolete,
+            deleting=deleting,
+        )
 
     def add(self, case: Case) -> None:
         """Judge a step, and append it or note why not."""
@@ -58,6 +94,11 @@ class Draft:
             self.warn(*rules.warnings(case))
             self.add_unjudged(case.step)
         return problems
+
+    def judge(self, case: Case) -> None:
+        """Note what rules say about a step, without appending it."""
+        self.refuse(*rules.refusals(case))
+        self.warn(*rules.warnings(case))
 
     def add_unjudged(self, step: Step) -> None:
         """Append a step that needs no judging."""

@@ -274,7 +274,8 @@ class Facts:
         """Snapshot -> disk -> the images that the disk may stand on afterwards; one that may stand on any is left out.
 
         That is what the nearest external one froze. Or, if one on the way left the disk out, the image that the disk
-        had then: reverted to, that one got an overlay all the same.
+        had then: reverted to, that one got an overlay all the same. Or the image in which one on the way lies: an
+        external one on that may have been deleted, and its layer been left for the internal one.
         """
         tree = self.situation.tree
         bases_on: dict[str, Mapping[str, tuple[str, ...]]] = {}
@@ -287,14 +288,28 @@ class Facts:
                 frozen = self.key(disk.frozen)
                 if disk.how is DiskSnapshot.EXTERNAL:
                     changed[disk.target] = (frozen,)
-                elif disk.how is DiskSnapshot.NO and disk.target in bases and frozen not in bases[disk.target]:
+                elif (
+                    disk.how in (DiskSnapshot.NO, DiskSnapshot.INTERNAL)
+                    and disk.target in bases
+                    and frozen not in bases[disk.target]
+                ):
                     changed[disk.target] = (*bases[disk.target], frozen)
             bases_on[snapshot.name] = {**bases, **changed} if changed else bases
         return bases_on
 
     def _check_link(self, holder: str | None, target: str, image: str, bases: tuple[str, ...]) -> Iterator[BrokenLink]:
-        if image in self.below and self.below[image] not in bases:
+        if image not in self.below:
+            return
+        below, seen = self.below[image], {image}
+        # Layers that hold nothing may lie between: those of snapshots that were forgotten, and others that need them.
+        while below is not None and below not in bases and below not in seen and self._is_nameless(below):
+            seen.add(below)
+            below = self.below.get(below)
+        if below not in bases:
             yield BrokenLink(holder, target, image, bases[0], self.below[image])
+
+    def _is_nameless(self, image: str) -> bool:
+        return image not in self.frozen_by and image not in self.internal_in and image not in self.active
 
     def _line_of_now(self) -> Iterator[str]:
         """The current snapshot and its ancestors, nearest first."""

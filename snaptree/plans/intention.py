@@ -44,10 +44,14 @@ class Revert:
 
 @dataclass(frozen=True, slots=True)
 class Delete:
-    """Delete snapshots and merge what they hold; `subtree` adds everything that descends from them."""
+    """Delete snapshots and merge what they hold; `subtree` adds everything that descends from them.
+
+    `by_own_jobs` asks for merges that can be slowed down and stopped, which libvirt's own can't.
+    """
 
     snapshots: tuple[str, ...]
     subtree: bool = False
+    by_own_jobs: bool = False
 
 
 @dataclass(frozen=True, slots=True)

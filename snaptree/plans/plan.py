@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from snaptree.model.estate import Consistency, DiskSnapshot, MemorySnapshot
 from snaptree.model.figures import Figure, unknown
+from snaptree.model.merging import MergeWay as MergeWay
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -76,15 +77,6 @@ class RemoveLeftover:
 
     path: str
     why: str
-
-
-class MergeWay(StrEnum):
-    """In which file layers become one; the values stand in JSON and in the journal."""
-
-    COMMIT = "commit"
-    """In the lowest one, which takes in those above it, and then their place."""
-    PULL = "pull"
-    """In the top one, which takes in those below it."""
 
 
 @dataclass(frozen=True, slots=True)

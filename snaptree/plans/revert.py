@@ -5,7 +5,7 @@ from __future__ import annotations
 from snaptree.model.estate import Snapshot
 from snaptree.model.figures import NOTHING, Figure, total, unknown
 from snaptree.plans import rules
-from snaptree.plans.delete import add_deletes, forecast_delete
+from snaptree.plans.delete import add_deletions
 from snaptree.plans.draft import Draft, find_snapshot
 from snaptree.plans.facts import Facts, is_external
 from snaptree.plans.intention import Capture, Revert, Take, TakeBack
@@ -111,7 +111,7 @@ def plan_take_back(intention: TakeBack, situation: Situation) -> Plan:
     forecast = Forecast(NOTHING, total(frees), NOTHING)
     if names and not draft.is_refused:
         trial = Draft(Action.UNDO, draft.situation)
-        add_deletes(trial, names)
+        add_deletions(trial, names)
         if trial.is_refused and intention.revert_to is not None:
             problem = trial.refusals[0]
             draft.warn(
@@ -121,8 +121,7 @@ def plan_take_back(intention: TakeBack, situation: Situation) -> Plan:
                 )
             )
         else:
-            before = draft.situation
-            deletes = forecast_delete(add_deletes(draft, names), before, names)
+            deletes = add_deletions(draft, names)
             forecast = Forecast(deletes.copies, total([*frees, deletes.frees]), deletes.peak_extra)
     shown = tuple(dict.fromkeys([*([intention.revert_to] if intention.revert_to else []), *names]))
     return draft.plan(shown, forecast, None)

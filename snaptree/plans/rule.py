@@ -53,6 +53,8 @@ class Case:
     `step` is what would be run; None when a window only asks whether the action makes sense. `batch` names all
     snapshots that the same plan deletes, `safety` the safety snapshot taken before a revert. `wants_memory` says that
     the user asked for the RAM, `before_safety` that a safety snapshot will come first, and the layers in use be kept.
+    `obsolete` are files that the plan removes later, and that nobody needs any more at this step; `deleting` are all
+    snapshots that it deletes, asked for or not.
     """
 
     situation: Situation
@@ -64,6 +66,8 @@ class Case:
     safety: str | None = None
     wants_memory: bool = False
     before_safety: bool = False
+    obsolete: frozenset[str] = frozenset()
+    deleting: frozenset[str] = frozenset()
 
     @property
     def tree(self) -> SnapshotTree:
@@ -122,10 +126,20 @@ class Case:
         """In what state a revert ends."""
         return self.step.state_after if isinstance(self.step, RevertToSnapshot) else StateAfter.AS_CAPTURED
 
+    @property
+    def merge(self) -> MergeLayers | None:
+        """The step, if it merges layers by a job of our own."""
+        return self.step if isinstance(self.step, MergeLayers) else None
+
+    @property
+    def is_by_libvirt(self) -> bool:
+        """Whether libvirt deletes the snapshot, and not we, piece by piece. So it is as long as nobody has planned."""
+        return self.step is None or isinstance(self.step, DeleteSnapshot)
+
     @cached_property
     def effect(self) -> DeleteEffect:
-        """What deleting does to files; nothing for other actions."""
-        if self.action is not Action.DELETE or self.snapshot is None:
+        """What libvirt's own deleting does to files; nothing for other actions."""
+        if self.action is not Action.DELETE or self.snapshot is None or not self.is_by_libvirt:
             return DeleteEffect()
         return self.facts.delete_effect(self.snapshot)
 
@@ -168,6 +182,8 @@ class Rule:
     drivers: frozenset[str] = frozenset({QEMU})
     mended_by_safety_snapshot: bool = False
     """Taking a safety snapshot first removes the cause."""
+    another_way: str = ""
+    """What SnapTree does instead of libvirt's own delete, where this forbids that; empty if there is no other way."""
 
     def applies_to(self, case: Case) -> bool:
         """Whether this rule is about such an action on such a host at all, and enough is known to judge."""
@@ -180,6 +196,13 @@ class Rule:
             and host.libvirt_version >= self.since
             and (self.until is None or host.libvirt_version < self.until)
         )
+
+    def forbids(self, case: Case) -> bool:
+        """Whether the action can't be done if this rule has something to say."""
+        if self.verdict is not Verdict.REFUSE:
+            return False
+        # Of libvirt's own delete, it may be that only this way of deleting is closed.
+        return not (self.another_way and case.action is Action.DELETE) or isinstance(case.step, DeleteSnapshot)
 
     def judge(self, case: Case) -> Finding | None:
         """The finding, if the rule has something to say."""

@@ -10,6 +10,7 @@ from snaptree.plans import (
     rules_delete,
     rules_depth,
     rules_files,
+    rules_merge,
     rules_names,
     rules_plan,
     rules_revert,
@@ -25,6 +26,7 @@ RULES: tuple[Rule, ...] = (
     *rules_take.RULES,
     *rules_revert.RULES,
     *rules_delete.RULES,
+    *rules_merge.RULES,
     *rules_names.RULES,
     *rules_files.RULES,
     *rules_depth.RULES,
@@ -35,7 +37,7 @@ RULES: tuple[Rule, ...] = (
 
 def refusals(case: Case) -> tuple[Finding, ...]:
     """Every reason why this can't be done."""
-    return _judge(case, (rule for rule in RULES if rule.verdict is Verdict.REFUSE))
+    return _judge(case, (rule for rule in RULES if rule.forbids(case)))
 
 
 def warnings(case: Case) -> tuple[Finding, ...]:
@@ -52,7 +54,7 @@ def why_not(action: Action, situation: Situation, snapshot: Snapshot | str | Non
     name = snapshot.name if isinstance(snapshot, Snapshot) else snapshot
     case = Case(situation, Facts(situation), action, name, before_safety=action is Action.REVERT)
     for rule in RULES:
-        if rule.verdict is Verdict.REFUSE and (finding := rule.judge(case)) is not None:
+        if rule.forbids(case) and (finding := rule.judge(case)) is not None:
             return finding
     return None
 

@@ -44,7 +44,7 @@ def _orphaned_delete_job(case: Case) -> Evidence | None:
 def _managed_save(case: Case) -> Evidence | None:
     if not case.situation.domain.has_managed_save:
         return None
-    if case.action is Action.REVERT or case.takes_external or case.external is not None:
+    if case.action is Action.REVERT or case.takes_external or case.external is not None or case.merge is not None:
         return found()
     return None
 
@@ -64,7 +64,7 @@ def _mixed(case: Case) -> Evidence | None:
 
 
 def _touches_images(case: Case) -> bool:
-    return case.take is not None or bool(case.effect.merges)
+    return case.take is not None or bool(case.effect.merges) or (case.merge is not None and case.merge.is_live)
 
 
 def _images_let_go(case: Case) -> Evidence | None:

@@ -12,6 +12,8 @@ from snaptree.plans.situation import Known
 from snaptree.plans.wording import files_named, listed, plain, quoted, snapshots_named
 
 _DELETE = actions(Action.DELETE)
+_OWN_JOBS = "SnapTree merges the layers by block jobs of its own."
+_LAYER_STAYS = "SnapTree lets libvirt forget the snapshot, and leaves its layer where it is."
 _ANY_DRIVER = frozenset({QEMU, TEST})
 
 
@@ -186,6 +188,7 @@ RULES = (
         " --security-info > it.xml; virsh snapshot-create {vm_arg} it.xml --redefine --current).",
         source="lab on 11.3 and 12.8: delete of a non-leaf crashes the daemon, of the leaf in use loses data",
         needs=Known.TREE,
+        another_way=_OWN_JOBS,
     ),
     Rule(
         id="delete-with-wrong-current",
@@ -198,6 +201,7 @@ RULES = (
         " --security-info > it.xml; virsh snapshot-create {vm_arg} it.xml --redefine --current).",
         source="lab on 11.3 and 12.8: current wrongly set to a non-leaf, delete the leaf in use: data lost",
         needs=Known.LAYERS,
+        another_way=_OWN_JOBS,
     ),
     Rule(
         id="current-with-children",
@@ -209,6 +213,7 @@ RULES = (
         remedy="Delete what descends from it first, or revert to it: then only that future is left in use.",
         source="libvirt: 'deletion of active external snapshot that is not a leaf snapshot is not supported'",
         needs=Known.TREE,
+        another_way=_OWN_JOBS,
     ),
     Rule(
         id="fork",
@@ -220,6 +225,7 @@ RULES = (
         remedy="Delete all but one of them first.",
         source="libvirt: 'deletion of external disk snapshots with multiple children snapshots not supported'",
         needs=Known.TREE,
+        another_way=_OWN_JOBS,
     ),
     Rule(
         id="branch-not-in-use",
@@ -231,6 +237,7 @@ RULES = (
         remedy="Delete what descends from it too, or revert to a snapshot of that branch first.",
         source="libvirt: 'deletion of non-leaf external snapshot that is not in active chain is not supported'",
         needs=Known.TREE,
+        another_way=_OWN_JOBS,
     ),
     Rule(
         id="unrecorded-branch",
@@ -243,6 +250,7 @@ RULES = (
         source="lab on 11.3: external s1, s2, s3 taken off, revert to s2, external s4, delete s1: segmentation fault"
         " in qemuSnapshotDiskHasBackingDisk",
         since=LIBVIRT_9_9,
+        another_way=_OWN_JOBS,
     ),
     Rule(
         id="leaf-not-in-use",
@@ -253,6 +261,7 @@ RULES = (
         remedy="Update libvirt to 9.9 or later.",
         source="lab on 9.0: inactive leaf refused",
         needs=Known.TREE,
+        another_way="SnapTree removes its layer by itself, and lets libvirt forget it.",
     ),
     Rule(
         id="layers-made-while-off",
@@ -262,6 +271,7 @@ RULES = (
         reason="libvirt {libvirt} can't merge below the newest layer while {vm} is off.",
         remedy="Start {vm}, delete {snapshot}, and shut it down again.",
         source="lab on 9.0: 'could not find base disk source in disk source chain'",
+        another_way=_OWN_JOBS,
     ),
     Rule(
         id="parent-is-internal",
@@ -273,6 +283,7 @@ RULES = (
         remedy="Delete {parents} first, while {vm} is off, then {snapshot}.",
         source="libvirt: 'deleting external snapshot that has internal snapshot as parent not supported'",
         needs=Known.TREE,
+        another_way=_LAYER_STAYS,
     ),
     Rule(
         id="finish-interrupted-delete",
@@ -304,6 +315,7 @@ RULES = (
         reason="{vm} has checkpoints ({checkpoints}), and while it is off libvirt can't merge their layers.",
         remedy="Start {vm} first.",
         source="lab: external delete of a machine that is off is refused while a checkpoint exists",
+        another_way=_OWN_JOBS,
     ),
     Rule(
         id="disk-cannot-merge",
@@ -313,6 +325,7 @@ RULES = (
         reason="Disk {disk} {why}, whose layers libvirt can't merge.",
         remedy="Attach the disk in another way first.",
         source="libvirt: block jobs are not supported on such disks",
+        another_way=_OWN_JOBS,
     ),
     Rule(
         id="pinned",

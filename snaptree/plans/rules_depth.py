@@ -18,7 +18,7 @@ from snaptree.plans.wording import plain
 MOST_LAYERS_TO_START = 25
 MOST_LAYERS_WHILE_RUNNING = 27
 
-_SINCE, _UNTIL = 10_008_000, 12_000_000
+NESTING_SINCE, NESTING_UNTIL = 10_008_000, 12_000_000
 _SOURCE = (
     "measured on libvirt 11.3.0: 'failed to parse JSON: nesting too deep'; libvirt's JSON reader changed in 10.8,"
     " and its limit was raised in 12.0"
@@ -77,8 +77,8 @@ RULES: tuple[Rule, ...] = (
         " than {most}: once stopped, {vm} would not come up again.",
         remedy=f"Delete old snapshots that nobody needs first, or take an internal snapshot. {_WAY_OUT}",
         source=_SOURCE,
-        since=_SINCE,
-        until=_UNTIL,
+        since=NESTING_SINCE,
+        until=NESTING_UNTIL,
     ),
     Rule(
         id="too-deep-to-merge",
@@ -91,8 +91,9 @@ RULES: tuple[Rule, ...] = (
         f" blockcommit while it runs. {_WAY_OUT}",
         source=_SOURCE,
         needs=Known.LAYERS,
-        since=_SINCE,
-        until=_UNTIL,
+        since=NESTING_SINCE,
+        until=NESTING_UNTIL,
+        another_way="SnapTree merges few layers at a time, from the lowest up.",
     ),
     Rule(
         id="too-deep-to-go-back",
@@ -104,8 +105,8 @@ RULES: tuple[Rule, ...] = (
         remedy=f"Choose an older snapshot. {_WAY_OUT}",
         source=_SOURCE,
         needs=Known.LAYERS,
-        since=_SINCE,
-        until=_UNTIL,
+        since=NESTING_SINCE,
+        until=NESTING_UNTIL,
     ),
     Rule(
         id="too-deep-to-leave",
@@ -118,7 +119,7 @@ RULES: tuple[Rule, ...] = (
         remedy=f"Merge several layers at once with virsh blockcommit while {{vm}} runs. {_WAY_OUT}",
         source=_SOURCE,
         needs=Known.LAYERS,
-        since=_SINCE,
-        until=_UNTIL,
+        since=NESTING_SINCE,
+        until=NESTING_UNTIL,
     ),
 )

@@ -13,6 +13,8 @@ from snaptree.plans.situation import Known
 from snaptree.plans.wording import files_named, machines_named, plain, snapshots_named
 
 _BOTH = actions(Action.REVERT, Action.DELETE)
+_OWN_JOBS = "SnapTree merges only what nobody else needs, by block jobs of its own."
+_LAYER_STAYS = "SnapTree lets libvirt forget the snapshot, and leaves the layer that others need."
 
 
 def _followed_up(case: Case, image: str) -> frozenset[str]:
@@ -186,6 +188,7 @@ RULES = (
         " external snapshot, or redefine the snapshot that the disks descend from as current.",
         source="lab on 11.3 and 12.8: current wrongly set to a non-leaf, delete the leaf in use: data lost",
         needs=Known.LAYERS,
+        another_way=_OWN_JOBS,
     ),
     Rule(
         id="layer-holds-snapshot",
@@ -197,6 +200,7 @@ RULES = (
         source="lab on 11.3 and 12.8: REDEFINE with CURRENT on a reverted snapshot, then revert: data lost",
         needs=Known.TREE,
         mended_by_safety_snapshot=True,
+        another_way=_OWN_JOBS,
     ),
     Rule(
         id="machines-depend",
@@ -208,6 +212,7 @@ RULES = (
         remedy="Keep {snapshot}, or first make {machines} independent of {file} (virsh blockpull, or a full copy of"
         " the disk).",
         source="lab on 9.0, 11.3 and 12.8: a clone that is off is corrupted; locks protect running machines only",
+        another_way=_LAYER_STAYS,
     ),
     Rule(
         id="internal-snapshot-inside",
@@ -219,6 +224,7 @@ RULES = (
         remedy="Delete {internal} first if nobody needs it{how}, or keep {snapshot}.",
         source="lab on 9.0, 11.3 and 12.8: deleting an external snapshot loses the internal one in its overlay",
         needs=Known.TREE,
+        another_way=_OWN_JOBS,
     ),
     Rule(
         id="removed-layer-has-overlays",
@@ -229,6 +235,7 @@ RULES = (
         remedy="Keep {snapshot}{advice}.",
         source="a qcow2 image without its base is lost; libvirt does not look for others that stand on a layer",
         needs=Known.LAYERS,
+        another_way=_OWN_JOBS,
     ),
     Rule(
         id="written-image-has-overlays",
@@ -240,6 +247,7 @@ RULES = (
         remedy="Copy {snapshot} to a new machine, or keep it{advice}.",
         source="lab on 9.0, 11.3 and 12.8: an internal revert below an overlay gives that overlay the wrong content",
         needs=Known.LAYERS,
+        another_way=_OWN_JOBS,
     ),
     Rule(
         id="written-image-holds-snapshot",
@@ -251,6 +259,7 @@ RULES = (
         source="lab on 9.0, 11.3 and 12.8: internal, then external, revert to the internal: wrong content, said to"
         " be OK",
         needs=Known.TREE,
+        another_way=_OWN_JOBS,
     ),
     Rule(
         id="unreadable-machines-may-depend",
@@ -261,6 +270,7 @@ RULES = (
         " libvirt would change.",
         remedy="Make the images of {machines} readable again, or undefine what is no longer needed.",
         source="a base image is where clones of other machines start; a clone that is off would be corrupted silently",
+        another_way=_OWN_JOBS,
     ),
     Rule(
         id="unreadable-machines",
@@ -293,6 +303,7 @@ RULES = (
         remedy="Bring the file back from a backup, or choose another snapshot.",
         source="libvirt source: a revert stops QEMU before it opens the images",
         needs=Known.LAYERS,
+        another_way=_OWN_JOBS,
     ),
     Rule(
         id="content-changed",
@@ -318,6 +329,7 @@ RULES = (
         source="libvirt: 'failed to find parent disk source in backing chain'; layers merged by hand change what"
         " snapshots mean",
         needs=Known.LAYERS,
+        another_way=_OWN_JOBS,
     ),
     Rule(
         id="disk-gone",
@@ -327,5 +339,6 @@ RULES = (
         reason="{snapshot} holds disk {disk}, which {vm} no longer has, so libvirt can't merge its layers.",
         remedy="Attach the disk again with the layer it had last, then delete {snapshot}.",
         source="libvirt finds the layers to merge through the machine's own disks",
+        another_way=_OWN_JOBS,
     ),
 )

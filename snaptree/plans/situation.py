@@ -11,7 +11,7 @@ from snaptree.model.estate import Domain, DomainLayers, Host, ImageKey
 from snaptree.model.merging import Elsewhere
 from snaptree.model.tree import SnapshotTree
 from snaptree.plans.speed import NOT_MEASURED, Speed
-from snaptree.plans.wording import machines_named
+from snaptree.plans.wording import machines_named, plain
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -85,6 +85,8 @@ class Situation:
     images_let_go: bool = False
     """QEMU is paused and has let go of its images since its memory was saved or loaded, until it resumes. Only known
     where a plan itself leads to it."""
+    unnamed_layers: frozenset[str] = frozenset()
+    """Layers that libvirt makes and names when the plan that led here is run: what they are called here is a guess."""
     speed: Speed = NOT_MEASURED
     """How long merges took on this host."""
     memory_bytes: int = 0
@@ -95,12 +97,30 @@ class Situation:
 
 
 def elsewhere(
-    layers: DomainLayers, dependants: Mapping[str, frozenset[str]], unreadable_domains: tuple[str, ...]
+    layers: DomainLayers,
+    dependants: Mapping[str, frozenset[str]],
+    unreadable_domains: tuple[str, ...],
+    overlays_on: Mapping[str, frozenset[str]] = MappingProxyType({}),
 ) -> Elsewhere:
-    """Put what is known of other machines into the model's words."""
+    """Put what is known of other machines into the model's words; files that nobody knows of count like machines."""
     users: dict[ImageKey, frozenset[str]] = {}
-    for path, names in dependants.items():
+
+    def add(path: str, names: frozenset[str]) -> None:
         users[layers.key(path)] = users.get(layers.key(path), frozenset()) | names
+
+    for named, names in dependants.items():
+        add(named, names)
+    of_machines = set(users)  # whose overlays these may be
+    ours = {layers.key(path) for path in layers.images}
+    for base, overlays in overlays_on.items():
+        strangers = frozenset(plain(overlay) for overlay in overlays if layers.key(overlay) not in ours)
+        path: str | None = None if layers.key(base) in of_machines else base
+        seen: set[str] = set()
+        while strangers and path is not None and path not in seen:
+            seen.add(path)
+            add(path, strangers)
+            image = layers.images.get(path)
+            path = None if image is None else image.backing
     unknown = ""
     if unreadable_domains:
         machines = machines_named(unreadable_domains)

@@ -7,9 +7,18 @@ from dataclasses import dataclass, replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from snaptree.model.estate import DiskChain, DiskSnapshot, DomainLayers, DomainState, Image, Snapshot, SnapshotDisk
+from snaptree.model.estate import (
+    DiskChain,
+    DiskSnapshot,
+    DomainLayers,
+    DomainState,
+    Image,
+    InternalSnapshot,
+    Snapshot,
+    SnapshotDisk,
+)
 from snaptree.model.figures import NOTHING, Confidence, Figure, exact
-from snaptree.model.merging import ALONE, Elsewhere, LayerTree
+from snaptree.model.merging import ALONE, Elsewhere, LayerMerge, LayerTree, MergeWay
 from snaptree.model.tree import SnapshotTree
 from tests.model.overlaps import UNIT, UnitOverlaps
 
@@ -69,7 +78,47 @@ def units_of(figure: Figure) -> float:
 def test_merging_two_neighbours_gives_back_what_both_have() -> None:
     deletion = line("abcd", "cde", "x").layer_tree().deleting(["s0"])
     assert deletion.frees == exact(2 * UNIT, deletion.frees.how)
-    assert deletion.copies == exact(3 * UNIT, deletion.copies.how)
+    assert deletion.copies == exact(2 * UNIT, deletion.copies.how), "two pulled up are less than three committed"
+
+
+def test_while_the_machine_runs_nothing_is_pulled_below_its_active_layer() -> None:
+    disk = line("abcd", "cde", "x")
+    layer_tree = LayerTree(disk.tree(), replace(disk.layers(), is_running=True))
+    (pile,) = layer_tree.deleting(["s0"]).piles
+    assert pile.merges == (LayerMerge(MergeWay.COMMIT, ("l1", "l0")),)
+    (pile,) = layer_tree.deleting(["s0", "s1"]).piles
+    assert pile.merges == (LayerMerge(MergeWay.COMMIT, ("l2", "l1", "l0")),)
+    (pile,) = replace(layer_tree, tree=disk.tree()).deleting(["s1"]).piles
+    assert pile.merges == (LayerMerge(MergeWay.COMMIT, ("l2", "l1")),)
+
+
+def test_all_layers_of_a_run_are_merged_at_once() -> None:
+    deletion = line("a", "ab", "abc", "abcd").layer_tree().deleting(["s0", "s1", "s2"])
+    (pile,) = deletion.piles
+    assert pile.merges == (LayerMerge(MergeWay.PULL, ("l3", "l2", "l1", "l0")),), "the top one has all of it"
+    assert units_of(deletion.copies) == 0
+    assert pile.removed == {"l0", "l1", "l2"}
+
+
+def test_layers_that_hold_what_is_kept_are_not_written() -> None:
+    """Each survivor has a reason of its own why it can't take part, and says so."""
+    disk = line("ab", "abc", "x")
+    layers = disk.layers()
+    inside = replace(layers.images["l1"], internal_snapshots=(InternalSnapshot("1", "kept", 0, 0),))
+    layer_tree = LayerTree(disk.tree(), replace(layers, images={**layers.images, "l1": inside}))
+    (pile,) = layer_tree.deleting(["s0"]).piles
+    assert (pile.merges, pile.stuck) == ((), "l1 holds internal snapshots (kept), which would be lost")
+    (pile,) = disk.layer_tree(Elsewhere({"l1": frozenset({"clone"})})).deleting(["s0"]).piles
+    assert pile.stuck == "l1 is the base of clone, and has to stay"
+
+
+def test_a_smaller_disk_is_never_committed_into_a_larger_one() -> None:
+    disk = line("a", "abc", "x")
+    layers = disk.layers()
+    sizes = {"l0": 100, "l1": 50, "l2": 50}
+    images = {path: replace(image, virtual_size=sizes[path]) for path, image in layers.images.items()}
+    (pile,) = LayerTree(disk.tree(), replace(layers, images=images)).deleting(["s0"]).piles
+    assert pile.merges == (LayerMerge(MergeWay.PULL, ("l1", "l0")),)
 
 
 def test_several_together_give_back_more_than_each_alone() -> None:
@@ -80,7 +129,7 @@ def test_several_together_give_back_more_than_each_alone() -> None:
 
 
 def test_a_fork_costs_what_is_copied_into_each_branch() -> None:
-    """The layer goes, but each of two branches needs what of it it has not overwritten."""
+    """The layer goes, but each of two branches needs what of it it has not overwritten; the last may move into it."""
     disk = Disk(
         {"base": frozenset(range(10)), "left": frozenset({1}), "right": frozenset()},
         {"base": None, "left": "base", "right": "base"},
@@ -88,8 +137,14 @@ def test_a_fork_costs_what_is_copied_into_each_branch() -> None:
         active="right",
     )
     deletion = disk.layer_tree().deleting(["fork"])
-    assert units_of(deletion.copies) == 19
+    assert units_of(deletion.copies) == 9
     assert units_of(deletion.frees) == 10 - 19
+    (pile,) = deletion.piles
+    assert pile.merges == (
+        LayerMerge(MergeWay.PULL, ("left", "base")),
+        LayerMerge(MergeWay.COMMIT, ("right", "base")),
+    )
+    assert pile.removed == {"right"}
 
 
 def test_a_leaf_out_of_use_goes_as_a_whole() -> None:
@@ -102,7 +157,7 @@ def test_a_leaf_out_of_use_goes_as_a_whole() -> None:
     deletion = disk.layer_tree().deleting(["tip"])
     assert deletion.frees == exact(2 * UNIT)
     assert deletion.copies == NOTHING
-    assert deletion.removed == {"left"}
+    assert deletion.dropped == {"left"}
 
 
 def test_a_layer_that_another_machine_reads_stays() -> None:
@@ -120,7 +175,7 @@ def test_a_layer_that_no_snapshot_holds_any_more_is_merged_along() -> None:
     disk = replace(line("ab", "bc", "cd", "x"), frozen_by={"l0": "s0", "l2": "s2"})
     deletion = disk.layer_tree().deleting(["s0"])
     assert units_of(deletion.frees) == 2
-    assert units_of(deletion.copies) == 4
+    assert units_of(deletion.copies) == 2
 
 
 def test_a_layer_with_two_snapshots_stays_for_the_other() -> None:
@@ -189,3 +244,47 @@ def test_what_comes_back_is_what_the_survivors_do_not_need(disk: Disk, data: st.
         after += len(content)
     before = sum(map(len, disk.units.values()))
     assert units_of(disk.layer_tree().deleting(names).frees) == before - after
+
+
+@given(disks(), st.booleans(), st.data())
+def test_merging_keeps_what_survivors_show(disk: Disk, running: bool, data: st.DataObject) -> None:
+    """Merges are carried out on units, in their order; afterwards each survivor is read where it is said to be."""
+    names = data.draw(st.sets(st.sampled_from(sorted(disk.frozen_by.values())))) if disk.frozen_by else set()
+    tree = LayerTree(disk.tree(), replace(disk.layers(), is_running=running))
+    deletion = tree.deleting(names)
+    content = {path: dict.fromkeys(units, path) for path, units in disk.units.items()}
+    below: dict[str, str | None] = dict(disk.below)
+
+    def shown(path: str | None) -> dict[int, str]:
+        return {} if path is None else shown(below[path]) | content[path]
+
+    gone = frozenset().union(*(pile.gone for pile in deletion.piles if not pile.stuck))
+    before = {path: shown(path) for path in disk.units if path not in gone}
+    copied, now_in = 0, {path: path for path in before}
+    for pile in deletion.piles:
+        assert not (pile.stuck and (pile.merges or not running)), "in use, and several stand on it: shut it down"
+        for merge in pile.merges:
+            top, into, lowest = map(str, (merge.top, merge.into, merge.layers[-1]))
+            moving = {unit for path in map(str, merge.layers) if path != into for unit in content[path]}
+            if merge.way is MergeWay.PULL:
+                moving -= content[top].keys()
+            merged = shown(top)
+            copied += len(moving)
+            content[into] |= {unit: merged[unit] for unit in moving}
+            if merge.way is MergeWay.PULL:
+                below[top] = below[lowest]
+            else:
+                now_in[top] = into
+                for above in [path for path, base in below.items() if base == top]:
+                    below[above] = into
+    removed = frozenset().union(*(pile.removed for pile in deletion.piles))
+    for path, expected in before.items():
+        stack: list[str] = []
+        layer: str | None = now_in[path]
+        while layer is not None:
+            stack.append(layer)
+            layer = below[layer]
+        assert removed.isdisjoint(stack)
+        assert shown(now_in[path]) == expected
+    if not any(pile.stuck for pile in deletion.piles):
+        assert units_of(deletion.copies) == copied

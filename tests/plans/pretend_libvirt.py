@@ -26,7 +26,16 @@ from snaptree.model.estate import (
 )
 from snaptree.model.figures import exact
 from snaptree.model.tree import SnapshotTree
-from snaptree.plans.plan import DeleteSnapshot, RemoveLeftover, RevertToSnapshot, Step, TakeSnapshot
+from snaptree.plans.plan import (
+    DeleteSnapshot,
+    MergeLayers,
+    MergeWay,
+    RecordLayers,
+    RemoveLeftover,
+    RevertToSnapshot,
+    Step,
+    TakeSnapshot,
+)
 from snaptree.plans.situation import Disk, Situation
 
 BLOCKS = 3
@@ -193,6 +202,8 @@ class PretendLibvirt:
     def pull_by_hand(self, target: str) -> None:
         """virsh blockpull: the active layer takes in all that is below."""
         file = self.files[self.disks[target]]
+        if UNREADABLE in self.visible(self.disks[target]):
+            raise RefusedError("could not open backing file")
         file.own, file.backing = self.visible(self.disks[target]), None
 
     # libvirt
@@ -207,6 +218,10 @@ class PretendLibvirt:
                 self.revert(step.name)
             case DeleteSnapshot():
                 self.delete(step.name)
+            case MergeLayers():
+                self.merge(step)
+            case RecordLayers():
+                self.record(step)
             case RemoveLeftover():
                 self.files.pop(step.path, None)
                 self.memory_files -= {step.path}
@@ -412,6 +427,67 @@ class PretendLibvirt:
             self.current = snapshot.parent
         del self.snapshots[name]
 
+    # QEMU's block jobs, and what libvirt is told of them
+
+    def merge(self, step: MergeLayers) -> None:
+        stack = [layer.path for layer in step.stack]
+        if stack != self._recorded_chain(stack[0]):
+            raise RefusedError("the images stand on others than expected")
+        in_use = (
+            {layer for path in self.disks.values() for layer in self.chain(path)} if self.state.is_active else set()
+        )
+        top, lowest = step.layers[0], step.layers[-1]
+        position = stack.index(top)
+        if tuple(stack[position : position + len(step.layers)]) != step.layers:
+            raise RefusedError("the layers do not lie on each other")
+        if step.is_live:
+            if stack[0] != self.disks[step.target]:
+                raise RefusedError("the machine does not use these layers")
+            if step.way is MergeWay.PULL and position:
+                raise RefusedError("libvirt pulls into active layers only")
+        elif {step.merged, *stack[: position + 1]} & in_use:
+            raise RefusedError("Failed to get write lock")
+        if self.files[top].inside:
+            raise RefusedError("an internal snapshot would be lost")
+        merged: Blocks = (None,) * BLOCKS
+        for path in reversed(step.layers):
+            own = self.files[path].own
+            merged = tuple(under if block is None else block for block, under in zip(own, merged, strict=True))
+        if step.way is MergeWay.PULL:
+            self.files[top].own, self.files[top].backing = merged, self.files[lowest].backing
+            return
+        self.files[lowest].own = merged
+        if position:
+            self.files[stack[position - 1]].backing = lowest
+        elif step.is_live:
+            self.disks[step.target] = lowest
+
+    def record(self, step: RecordLayers) -> None:
+        for target, path in self.disks.items():
+            if path in step.moved:
+                if self.state.is_active:
+                    raise RefusedError("a running machine's disk is not moved by a definition")
+                self.disks[target] = step.moved[path].path
+        for name, held in self.snapshots.items():
+            if any(set(self._recorded_chain(path)) & {*step.removed, *step.moved} for path in held.frozen.values()):
+                held.records_chain = False
+            held.frozen = {
+                target: step.moved[path].path if path in step.moved else path for target, path in held.frozen.items()
+            }
+            held.overlays |= step.overlays.get(name, {})
+            if name in step.revert_overlays:
+                held.revert_overlays = dict(step.revert_overlays[name])
+            held.parent = step.parents.get(name, held.parent)
+        for name in step.forgotten:
+            if self.children(name):
+                raise RefusedError("it has children")
+            held = self.snapshots.pop(name)
+            left = (set(held.frozen.values()) & self.files.keys()) - {*step.removed}
+            if any(name in self.files[path].inside for path in left):
+                raise RefusedError("its data would be left inside an image")
+            if self.current == name:
+                self.current = held.parent
+
     # What SnapTree would read
 
     def situation(self, version: int = 11_003_000) -> Situation:
@@ -438,6 +514,7 @@ class PretendLibvirt:
                     for target, path in self.disks.items()
                 ),
                 images=MappingProxyType(images),
+                is_running=self.state.is_active,
             ),
             disks=self._disks(),
             recorded_disks=MappingProxyType(

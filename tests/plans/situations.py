@@ -66,6 +66,7 @@ class SituationBuilder:
         self.having(**fields)
 
     def build(self) -> Situation:
+        self._set_layers(is_running=self._situation.domain.state.is_active)
         return self._situation
 
     def _later(self) -> None:
@@ -94,7 +95,7 @@ class SituationBuilder:
 
     def revert(self, name: str) -> SituationBuilder:
         step = RevertToSnapshot(name, StateAfter.AS_CAPTURED, self._situation.tree.current)
-        self._situation = after_revert(self._situation, step)
+        self._situation = replace(after_revert(self._situation, step), unnamed_layers=frozenset())
         self._later()
         return self
 

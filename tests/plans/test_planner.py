@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import posixpath
 from types import MappingProxyType
 
 import pytest
@@ -13,7 +14,9 @@ from snaptree.plans.aftermath import after
 from snaptree.plans.intention import Capture, Delete, Revert, Take, TakeBack
 from snaptree.plans.plan import (
     DeleteSnapshot,
+    MergeLayers,
     Plan,
+    RecordLayers,
     RemoveLeftover,
     RevertToSnapshot,
     StateAfter,
@@ -34,7 +37,7 @@ def the_take(plan: Plan) -> TakeSnapshot:
 
 
 def steps(plan: Plan) -> list[str]:
-    """The steps in short: "take a", "revert b", "delete c", "merge d", "remove /e"."""
+    """In short: "take a", "revert b", "delete c", "merge d", "commit f2 f1 live", "forget a", "remove /e"."""
     words = []
     for step in plan.steps:
         match step:
@@ -44,6 +47,11 @@ def steps(plan: Plan) -> list[str]:
                 words.append(f"revert {step.name}")
             case DeleteSnapshot():
                 words.append(f"{'merge' if step.merges else 'delete'} {step.name}")
+            case MergeLayers():
+                names = [posixpath.basename(path) for path in step.layers]
+                words.append(f"{step.way.value} {' '.join(names)}{' live' if step.is_live else ''}")
+            case RecordLayers():
+                words.append(" ".join(["forget", *step.forgotten]))
             case RemoveLeftover():
                 words.append(f"remove {step.path}")
     return words
@@ -254,15 +262,22 @@ def test_debian_12_reverts_internal_snapshots_and_says_no_to_external_ones() -> 
 # Deleting
 
 
-def test_the_line_in_use_is_merged_from_the_root_down() -> None:
+def test_layers_on_each_other_are_merged_at_once() -> None:
     situation = a_machine().external("a").external("b").external("c").build()
     plan = make_plan(Delete(("c", "a", "b")), situation)
-    assert steps(plan) == ["merge a", "merge b", "merge c"]
+    assert steps(plan) == [
+        "commit vda.c vda.b vda.a vda.qcow2",
+        "forget c b a",
+        "remove /images/vda.c",
+        "remove /images/vda.b",
+        "remove /images/vda.a",
+    ]
     assert plan.snapshots == ("a", "b", "c")
     assert carried_out(plan, situation).layers.chains[0].layers == ("/images/vda.qcow2",)
+    assert carried_out(plan, situation).disks[0].path == "/images/vda.qcow2"
     assert plan.forecast.copies.bytes == 30 * MIB, "each layer once"
     assert plan.forecast.copies.confidence is Confidence.UPPER_BOUND
-    assert plan.forecast.peak_extra.bytes == 10 * MIB
+    assert plan.forecast.peak_extra.bytes == 30 * MIB
     assert plan.undo is None
     assert "delete-is-final" in rules(plan)
 
@@ -278,25 +293,39 @@ def test_branches_not_in_use_go_from_the_leaves_up() -> None:
 def test_a_fork_can_be_deleted_with_its_branches() -> None:
     situation = a_machine().external("a").external("b").external("c").revert("b").external("d").build()
     plan = make_plan(Delete(("b",), subtree=True), situation)
-    assert steps(plan) == ["delete c", "merge b", "merge d"]
-    assert make_plan(Delete(("b",)), situation).refusals[0].rule == "fork"
+    assert steps(plan)[:2] == ["commit vda.d vda.1700000181 vda.a", "forget d c b"]
+    assert steps(plan)[2:] == [f"remove /images/vda.{name}" for name in ("d", "1700000181", "b")]
+    after_it = carried_out(plan, situation)
+    assert after_it.tree.current == "a"
+    assert after_it.layers.chains[0].layers == ("/images/vda.a", "/images/vda.qcow2")
 
 
 def test_internal_snapshots_go_before_the_layer_that_they_live_in() -> None:
     situation = a_machine().external("a").internal("b").internal("c").build()
     plan = make_plan(Delete(("a",), subtree=True), situation)
     assert not plan.is_refused
-    assert steps(plan)[-1] == "merge a"
+    assert steps(plan) == ["delete b", "delete c", "merge a"]
     assert plan.forecast.frees.bytes is None, "what an internal snapshot frees needs an analysis"
     alone = make_plan(Delete(("a",)), situation)
-    assert alone.refusals[0].rule == "internal-snapshot-inside"
+    assert alone.refusals[0].rule == "merge-stuck"
+    assert "/images/vda.a holds internal snapshots (b, c)" in alone.refusals[0].reason
 
 
 def test_each_of_several_is_judged_where_the_ones_before_leave_the_machine() -> None:
     """Deleting the only internal snapshot lets its external child be merged."""
     situation = a_machine().internal("a").external("b").build()
-    assert make_plan(Delete(("b",)), situation).refusals[0].rule == "parent-is-internal"
     assert steps(make_plan(Delete(("b", "a")), situation)) == ["delete a", "merge b"]
+
+
+def test_the_layer_of_an_internal_parent_stays_for_it() -> None:
+    situation = a_machine().internal("a").external("b").build()
+    plan = make_plan(Delete(("b",)), situation)
+    assert steps(plan) == ["forget b"]
+    (stays,) = [warning.reason for warning in plan.warnings if warning.rule == "layer-stays"]
+    assert "holds “a”" in stays
+    afterwards = carried_out(plan, situation)
+    assert afterwards.layers.chains[0].layers == ("/images/vda.b", "/images/vda.qcow2")
+    assert afterwards.tree.current == "a"
 
 
 def test_a_plan_that_can_not_be_finished_does_not_begin() -> None:
@@ -304,7 +333,7 @@ def test_a_plan_that_can_not_be_finished_does_not_begin() -> None:
     plan = make_plan(Delete(("a", "b", "c")), situation)
     assert plan.is_refused
     assert plan.steps == ()
-    assert {refusal.rule for refusal in plan.refusals} >= {"internal-snapshot-inside"}
+    assert {refusal.rule for refusal in plan.refusals} == {"merge-stuck"}
 
 
 def test_old_libvirt_leaves_the_memory_file_behind() -> None:
@@ -331,7 +360,7 @@ def test_a_leaf_without_a_parent_leaves_its_layer_behind() -> None:
         dependants=MappingProxyType({"/images/vda.qcow2": frozenset({"clone"})})
     )
     kept = make_plan(Delete(("a",)), shared.build())
-    assert steps(kept) == ["delete a"]
+    assert steps(kept) == ["forget a"]
     assert any("clone" in warning.reason for warning in kept.warnings)
 
 
@@ -345,10 +374,9 @@ def test_undoing_a_snapshot_deletes_it() -> None:
 
 def test_a_safety_snapshot_that_can_not_be_deleted_stays() -> None:
     situation = a_machine().external("a").external("safety").revert("a").build()
-    shared = a_machine().external("a").external("safety").revert("a")
-    shared.having(dependants=MappingProxyType({"/images/vda.a": frozenset({"clone"})}))
     assert steps(make_plan(TakeBack("safety", ("safety",)), situation)) == ["revert safety", "merge safety"]
-    plan = make_plan(TakeBack("safety", ("safety",)), shared.build())
+    shared = a_machine().external("safety").having(unreadable_domains=("clone",)).build()
+    plan = make_plan(TakeBack("safety", ("safety",)), shared)
     assert steps(plan) == ["revert safety"]
     (stays,) = [warning for warning in plan.warnings if warning.rule == "undo-keeps-snapshot"]
     assert "clone" in stays.reason
