@@ -12,6 +12,7 @@ from natsort import natsorted
 
 from snaptree.hosts.connection import Connection
 from snaptree.hosts.errors import explain, explained
+from snaptree.hosts.helper_machine import may_be_helper
 from snaptree.hosts.snapshot_xml import read_snapshot
 from snaptree.model.errors import CancelledError
 from snaptree.model.estate import Domain, DomainState, Snapshot
@@ -41,7 +42,7 @@ def never() -> bool:
 
 
 def list_domains(connection: Connection) -> tuple[Domain, ...]:
-    """All machines of the host, by natural name, in five calls however many there are.
+    """All machines of the host but our own helpers, by natural name, in five calls however many there are.
 
     `snapshot_count` is 0 where there are none and None otherwise: counting is a call for each.
     """
@@ -67,6 +68,7 @@ def list_domains(connection: Connection) -> tuple[Domain, ...]:
             )
             for domain in handle.listAllDomains()
             for uuid in (domain.UUIDString(),)
+            if uuid in persistent or not may_be_helper(domain.name())
         ]
     return tuple(natsorted(domains, key=lambda domain: domain.name))
 
