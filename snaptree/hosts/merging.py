@@ -26,7 +26,7 @@ from snaptree.hosts.domain_xml import listed_paths, parse
 from snaptree.hosts.errors import explain, explained, hint_for
 from snaptree.hosts.helper_machine import TARGET, end_helper, helper_machine, left_helpers
 from snaptree.hosts.layers import Images, live_chains
-from snaptree.hosts.reading import never
+from snaptree.hosts.reading import never, texts_of
 from snaptree.images.files import read_chain
 from snaptree.model.errors import CancelledError, ChangedMeanwhileError, SnapTreeError
 from snaptree.plans.plan import MergeLayers, MergeWay
@@ -64,21 +64,22 @@ def merge_layers(
     on_progress: OnMerge,
     cancelled: Callable[[], bool] = never,
     bandwidth: Bandwidth = unlimited,
-    attach: bool = False,
+    was_begun: bool = False,
 ) -> None:
-    """Carry out a step, in the calling thread. Does nothing if it was done before.
+    """Carry out a step, in the calling thread.
 
-    With `attach`, a job that runs on the disk is taken for the step's own, and followed to its end.
+    `was_begun` says that an earlier run was cut short in it: then a job that runs on the disk is taken for its own and
+    followed, and an outcome that is there for its own, and made good where it may not be whole.
     Raises ChangedMeanwhileError if the layers are not what the step relies on, CancelledError if it was stopped with
     all layers as before, SnapTreeError if it failed.
     """
-    _Merge(connection, domain, step, on_progress, cancelled, bandwidth, attach).run()
+    _Merge(connection, domain, step, on_progress, cancelled, bandwidth, was_begun).run()
 
 
 def is_merged(connection: Connection, domain: Any, step: MergeLayers) -> bool:
-    """Whether a step's outcome is there and will stay: also whether the files it merged may go.
+    """Whether the outcome of a step that was begun is there and will stay.
 
-    Where a helper's QEMU may have been killed before it flushed, this is False: merging once more makes it good.
+    Where a QEMU may have been killed before it wrote down what it pulled, this is False: see `merge_layers`.
     Raises SnapTreeError if that can't be read.
     """
     found = _Found(connection, domain, step)
@@ -96,54 +97,59 @@ class _Found:
         self.after = tuple(layer.path for layer in step.stack_after)
         with explained("looking at the machine"):
             self.is_active = bool(domain.isActive())
-        self.problem = ""
-        self.paths = self._live() if step.is_live else self._by_headers(step.stack[0].path, step.stack[0].format)
+        self.paths, self.problem = self._live() if step.is_live else self._by_headers(self.before[0])
 
-    def _live(self) -> tuple[str, ...]:
+    def _live(self) -> tuple[tuple[str, ...], str]:
         for chain in live_chains(self._images.connection, self._domain, self._images):
             if chain.target == self._step.target:
-                self.problem = chain.problem
-                return chain.layers
-        return ()
+                return chain.layers, chain.problem
+        return (), "the machine has no such disk any more"
 
-    def _by_headers(self, path: str, image_format: str) -> tuple[str, ...]:
-        chain = read_chain(path, image_format, self._images.read_image)
-        self.problem = chain.problem
-        return tuple(image.path for image in chain.images)
+    def _by_headers(self, path: str) -> tuple[tuple[str, ...], str]:
+        chain = read_chain(path, self._format(path), self._images.read_image)
+        return tuple(image.path for image in chain.images), chain.problem
 
     @property
-    def leaves_top(self) -> bool:
-        """Whether it is the top of the stack that is committed: nothing in it says afterwards that it was."""
-        return self._step.merged != self._step.layers[0] and self._step.layers[0] == self.before[0]
-
-    @property
-    def is_merged(self) -> bool:
-        if self._step.is_live or not self.leaves_top:
-            return self.paths == self.after
-        # Once libvirt was told of it, the lowest layer may be written to: committing once more would undo that.
-        return self._images.is_missing(self.before[0]) or not self._is_named(self.before[0])
+    def is_as_before(self) -> bool:
+        """Whether nothing was merged yet, so far as can be seen."""
+        return self.paths == self.before and not self.problem
 
     @property
     def is_as_wanted(self) -> bool:
-        """What can be seen of it once it is done."""
-        if self._step.is_live or not self.leaves_top:
-            return self.paths == self.after
-        return self._by_headers(self.after[0], self._step.stack_after[0].format) == self.after
+        """Whether the stack is what it shall be, so far as can be seen."""
+        if self._is_unseen:
+            return self._by_headers(self.after[0]) == (self.after, "")
+        return self.paths == self.after and not self.problem
+
+    @property
+    def is_merged(self) -> bool:
+        """Whether all of it was merged, if it was by us."""
+        if self._is_unseen:
+            # Once libvirt was told of it, the lowest layer may be written to: committing once more would undo that.
+            return self._images.is_missing(self.before[0]) or not self._is_named(self.before[0])
+        return self.is_as_wanted
 
     @property
     def is_doubtful(self) -> bool:
         """Whether the image that was pulled into may miss what it was given: all is still there to do it again."""
+        below = self._step.layers[1]
         return (
             self._step.way is MergeWay.PULL
             and not (self._step.is_live and self.is_active)
-            and self.paths == self.after
-            and self._by_headers(self._step.layers[1], self._format(self._step.layers[1]))
-            == self.before[self.before.index(self._step.layers[1]) :]
+            and self.is_as_wanted
+            and self._by_headers(below) == (self.before[self.before.index(below) :], "")
         )
 
     @property
-    def is_as_before(self) -> bool:
-        return self.paths == self.before
+    def _is_unseen(self) -> bool:
+        """Whether a helper commits the top of the stack: nothing in the images says afterwards that it did."""
+        step = self._step
+        return not step.is_live and step.way is MergeWay.COMMIT and step.layers[0] == self.before[0]
+
+    def holders_of_internal_snapshots(self) -> tuple[str, ...]:
+        """Images whose internal snapshots would be lost: what is pulled into, and what is committed from."""
+        touched = self._step.layers if self._step.way is MergeWay.PULL else self._step.layers[:-1]
+        return tuple(path for path in touched if self._images.read_image(path, self._format(path)).internal_snapshots)
 
     def _format(self, path: str) -> str:
         return next(layer.format for layer in self._step.stack if layer.path == path)
@@ -151,16 +157,8 @@ class _Found:
     def _is_named(self, path: str) -> bool:
         """Whether the machine or a snapshot has it for a disk."""
         with explained("looking who names a layer"):
-            texts = [self._domain.XMLDesc()]
-            if self._domain.isPersistent():
-                texts.append(self._domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE))
-            texts += [snapshot.getXMLDesc() for snapshot in self._domain.listAllSnapshots()]
+            texts = texts_of(self._domain)
         return any(path in listed_paths(disk) for text in texts for disk in parse(text).iter("disk"))
-
-    def holders_of_internal_snapshots(self) -> tuple[str, ...]:
-        """Images whose internal snapshots would be lost: what is pulled into, and what is committed from."""
-        touched = self._step.layers if self._step.way is MergeWay.PULL else self._step.layers[:-1]
-        return tuple(path for path in touched if self._images.read_image(path, self._format(path)).internal_snapshots)
 
 
 class _Merge:
@@ -174,7 +172,7 @@ class _Merge:
         on_progress: OnMerge,
         cancelled: Callable[[], bool],
         bandwidth: Bandwidth,
-        attach: bool,
+        was_begun: bool,
     ) -> None:
         self._connection = connection
         self._domain = domain
@@ -182,7 +180,7 @@ class _Merge:
         self._on_progress = on_progress
         self._cancelled = cancelled
         self._bandwidth = bandwidth
-        self._attach = attach
+        self._was_begun = was_begun
 
     def run(self) -> None:
         step = self._step
@@ -190,48 +188,42 @@ class _Merge:
             for helper in left_helpers(self._connection, self._domain.UUIDString()):
                 end_helper(self._connection, helper)
         found = _Found(self._connection, self._domain, step)
-        if found.is_merged and not found.is_doubtful:
-            if step.is_live and found.is_active:
-                self._flush()
-            return
-        self._check(found)
-        if step.is_live and found.is_active:
-            self._follow(self._domain, step.target)
+        live = step.is_live and found.is_active
+        if not (self._was_begun and found.is_merged and not found.is_doubtful):
+            self._check(found)
+            if live:
+                self._follow(self._domain, step.target)
+            else:
+                self._in_helper()
+        if live:
             self._flush()
-        else:
-            self._in_helper()
-        if not (found := _Found(self._connection, self._domain, step)).is_as_wanted:
-            raise SnapTreeError(
-                f"The merge on disk {step.target} ended, but the disk now stands on other layers than it should.",
-                hint="No file was removed. Look at the machine before you go on.",
-                details=f"found: {', '.join(found.paths)} {found.problem}".strip(),
-            )
+        found = _Found(self._connection, self._domain, step)
+        if not found.is_as_wanted:
+            raise _astray(f"The merge on disk {step.target} ended, but its layers are not as they should be.", found)
 
     def _in_helper(self) -> None:
         try:
             with helper_machine(self._connection, self._domain, self._step) as helper:
                 self._follow(helper, TARGET)
         except CancelledError:
-            if not (found := _Found(self._connection, self._domain, self._step)).is_as_before:
-                raise SnapTreeError(
-                    f"The merge on disk {self._step.target} was stopped, but its layers are not as they were.",
-                    hint="No file was removed. Look at the machine before you go on.",
-                    details=f"found: {', '.join(found.paths)} {found.problem}".strip(),
-                ) from None
+            found = _Found(self._connection, self._domain, self._step)
+            if not found.is_as_before and not found.is_doubtful:
+                what = f"The merge on disk {self._step.target} was stopped, but its layers are not as they were."
+                raise _astray(what, found) from None
             raise
 
     # What the step relies on
 
     def _check(self, found: _Found) -> None:
         step = self._step
-        if not found.is_as_before and not found.is_doubtful:
+        if not found.is_as_before and not (self._was_begun and found.is_doubtful):
             if found.problem:
                 raise SnapTreeError(
                     f"The layers of disk {step.target} cannot be read: {found.problem.rstrip('.')}.",
                     hint="Nothing was done. What cannot be looked at is not merged.",
                 )
             raise ChangedMeanwhileError(f"disk {step.target} now stands on other layers than when this was planned")
-        if step.is_live and not found.is_active and not found.is_doubtful:
+        if step.is_live and not found.is_active and found.is_as_before:
             raise ChangedMeanwhileError("the machine does not run any more")
         if holders := found.holders_of_internal_snapshots():
             raise SnapTreeError(
@@ -240,7 +232,7 @@ class _Merge:
             )
         if not found.is_active:
             return
-        if self._has_job(step.target) and not self._attach:
+        if self._has_job(step.target) and not self._was_begun:
             raise ChangedMeanwhileError(f"a block job is running on disk {step.target}")
         if step.is_live:
             self._check_live()
@@ -283,7 +275,7 @@ class _Merge:
     def _follow(self, machine: Any, target: str) -> None:
         job = _Job(machine, target, self._step, self._bandwidth)
         with job.listening(self._connection):
-            if not (self._attach and machine is self._domain and self._has_job(target)):
+            if not (self._was_begun and machine is self._domain and self._has_job(target)):
                 job.start()
             try:
                 self._to_the_end(job)
@@ -346,6 +338,14 @@ class _Merge:
                 return
             self._domain.suspend()
             self._domain.resume()
+
+
+def _astray(what: str, found: _Found) -> SnapTreeError:
+    return SnapTreeError(
+        what,
+        hint="No file was removed. Look at the machine before you go on.",
+        details=f"found: {', '.join(found.paths)} {found.problem}".strip(),
+    )
 
 
 class _Outcome(Enum):

@@ -122,6 +122,14 @@ def read_tree(
     return SnapshotTree.build(snapshots, current)
 
 
+def texts_of(domain: Any) -> list[str]:
+    """All that libvirt has on record of a machine: as it runs, as it is defined, its snapshots. Raises libvirtError."""
+    texts = [domain.XMLDesc()]
+    if domain.isPersistent():
+        texts.append(domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE))
+    return texts + [snapshot.getXMLDesc() for snapshot in domain.listAllSnapshots()]
+
+
 def current_name(domain: Any) -> str | None:
     """The name of the current snapshot. None if there is none; libvirt says so by an error of its own."""
     try:

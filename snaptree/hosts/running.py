@@ -54,12 +54,14 @@ def run_plan(
     on_progress: OnProgress | None = None,
     cancelled: Callable[[], bool] = never,
     bandwidth: Bandwidth = unlimited,
+    was_begun: bool = False,
 ) -> Operation:
     """Run a plan in the calling thread and return how it ended; `state` and `error` say what went wrong.
 
     `on_progress` gets an Operation at each step and about ten times a second while one takes long.
     `cancelled` is asked between steps, and within those that QEMU lets us stop. `bandwidth` says how fast merges of
-    our own may copy, in bytes per second, and is asked anew all the time.
+    our own may copy, in bytes per second, and is asked anew all the time. `was_begun` says that an earlier run was cut
+    short in the first step: see `merge_layers`.
     Raises SnapTreeError only if the plan is refused or the journal can't be written: nothing has happened then.
     """
     if plan.is_refused:
@@ -70,7 +72,7 @@ def run_plan(
         if journal is not None
         else Operation(id=0, plan=plan, state=OperationState.RUNNING, started=time.time())
     )
-    return _Run(connection, operation, journal, on_progress, cancelled, bandwidth).to_the_end()
+    return _Run(connection, operation, journal, on_progress, cancelled, bandwidth, was_begun).to_the_end()
 
 
 class _Run:
@@ -84,6 +86,7 @@ class _Run:
         on_progress: OnProgress | None,
         cancelled: Callable[[], bool],
         bandwidth: Bandwidth,
+        was_begun: bool,
     ) -> None:
         self._connection = connection
         self._operation = operation
@@ -91,6 +94,7 @@ class _Run:
         self._on_progress = on_progress
         self._cancelled = cancelled
         self._bandwidth = bandwidth
+        self._was_begun = was_begun
         self._domain: Any = None
         self._step_began = 0.0
 
@@ -134,7 +138,7 @@ class _Run:
             case DeleteSnapshot():
                 self._delete(step)
             case MergeLayers():
-                self._merge(step)
+                self._merge(step, was_begun=self._was_begun and number == 0)
             case RecordLayers():
                 record_layers(self._connection, self._operation.plan.domain_uuid, step)
             case RemoveLeftover():
@@ -325,7 +329,7 @@ class _Run:
             f"libvirt says that {step.name} was deleted, but still lists it.", hint="Refresh, and look at the machine."
         )
 
-    def _merge(self, step: MergeLayers) -> None:
+    def _merge(self, step: MergeLayers, *, was_begun: bool) -> None:
         def progress(how_far: MergeProgress) -> None:
             self._measured(how_far.done, how_far.total, can_cancel=True, remark=how_far.remark)
 
@@ -337,6 +341,7 @@ class _Run:
                 on_progress=progress,
                 cancelled=self._cancelled,
                 bandwidth=self._bandwidth,
+                was_begun=was_begun,
             )
         except CancelledError as cancel:
             before = _done_before(self._operation.plan, self._operation.steps_done)

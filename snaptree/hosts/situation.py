@@ -18,7 +18,7 @@ from snaptree.hosts.domain_xml import parse, read_definition
 from snaptree.hosts.errors import explained
 from snaptree.hosts.helper_machine import is_helper
 from snaptree.hosts.layers import Images, layers_of
-from snaptree.hosts.reading import read_domain, read_tree
+from snaptree.hosts.reading import read_domain, read_tree, texts_of
 from snaptree.hosts.snapshot_xml import recorded_disks
 from snaptree.images.files import read_chain
 from snaptree.model.estate import DomainLayers, Image
@@ -106,7 +106,7 @@ def _dependants(
             name = str(other.name())
             if is_helper(other):
                 continue  # it has open what the machine that it works for names
-            named = set(named_images(_texts(other)))
+            named = set(named_images(texts_of(other)))
         except libvirt.libvirtError as error:
             if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
                 continue  # gone since it was listed
@@ -120,14 +120,6 @@ def _dependants(
         for path in reached & ours:
             users.setdefault(path, set()).add(name)
     return MappingProxyType({path: frozenset(names) for path, names in users.items()}), tuple(unreadable)
-
-
-def _texts(domain: Any) -> list[str]:
-    """A machine as it runs and as it is defined, and its snapshots."""
-    texts = [domain.XMLDesc()]
-    if domain.isPersistent():
-        texts.append(domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE))
-    return texts + [snapshot.getXMLDesc() for snapshot in domain.listAllSnapshots()]
 
 
 def named_images(texts: Iterable[str]) -> Iterator[str]:

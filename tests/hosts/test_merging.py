@@ -7,13 +7,16 @@ import contextlib
 import os
 import select
 import signal
-from collections.abc import Callable, Iterator, Sequence
+import subprocess
+import xml.etree.ElementTree as ET
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import libvirt
 import pytest
 
+from snaptree.hosts.domain_xml import parse, set_source
 from snaptree.hosts.helper_machine import end_helper, helper_machine, helpers, left_helpers
 from snaptree.hosts.layers import live_chains
 from snaptree.hosts.merging import _Pace, is_merged
@@ -25,7 +28,7 @@ from snaptree.images.files import ImageReader
 from snaptree.model.errors import ChangedMeanwhileError, SnapTreeError
 from snaptree.plans.operation import Operation, OperationState
 from snaptree.plans.plan import Action, Layer, MergeLayers, MergeWay, Plan, RecordLayers, RemoveLeftover, Step
-from tests.kit.machines import MIB, NOW, EmbeddedHost, Machine, run_tool, unchanged
+from tests.kit.machines import MIB, NOW, EmbeddedHost, Machine, RealHost, run_tool, unchanged
 
 pytestmark = pytest.mark.qemu
 
@@ -72,7 +75,7 @@ def steps_to_delete(machine: Machine, name: str, way: MergeWay, *, live: bool, t
     record = RecordLayers(
         moved=moved,
         removed=tuple(removed),
-        parents={child: parent for child in tree.children(name)},
+        parents=dict.fromkeys(tree.children(name), parent),
         overlays={parent: overlays} if parent is not None and overlays else {},
         revert_overlays={},
         forgotten=(name,),
@@ -126,33 +129,36 @@ def shut_off(machine: Machine) -> None:
     machine.handle.destroy()
 
 
-def fork(machine: Machine, at: str, name: str) -> None:
+def fork(machine: Machine, at: str) -> None:
     """Let the machine, which is off, go on from a snapshot's layer: what an external revert does where there is one."""
     handle = machine.handle
-    disks = {disk.target: disk for disk in machine.tree()[at].disks}
-    xml = handle.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)
-    snapshot = handle.snapshotLookupByName(at).getXMLDesc(libvirt.VIR_DOMAIN_SNAPSHOT_XML_SECURE)
-    revert_disks = ""
-    for target, path in machine.active_layers().items():
-        frozen = disks[target].frozen
-        overlay = f"{machine.directory}/{target}.{name}"
-        run_tool("qemu-img", "create", "-q", "-f", "qcow2", "-b", str(frozen), "-F", disks[target].frozen_format, overlay)
-        assert str(path) in xml
-        xml = xml.replace(str(path), overlay)
-        revert_disks += (
-            f"<disk name='{target}' snapshot='external' type='file'><driver type='qcow2'/>"
-            f"<source file='{overlay}'/></disk>"
-        )
-    machine.connection.handle.defineXML(xml)
+    held = {disk.target: disk for disk in machine.tree()[at].disks}
+    definition = parse(handle.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE))
+    snapshot = parse(handle.snapshotLookupByName(at).getXMLDesc(libvirt.VIR_DOMAIN_SNAPSHOT_XML_SECURE))
+    revert_disks = ET.SubElement(snapshot, "revertDisks")
+    for disk in definition.findall("devices/disk"):
+        target = disk.find("target")
+        assert target is not None
+        name = target.get("dev", "")
+        overlay = f"{machine.directory}/{name}.fork"
+        frozen, frozen_format = str(held[name].frozen), held[name].frozen_format
+        run_tool("qemu-img", "create", "-q", "-f", "qcow2", "-b", frozen, "-F", frozen_format, overlay)
+        set_source(disk, overlay)
+        for recorded in disk.findall("backingStore"):
+            disk.remove(recorded)
+        element = ET.SubElement(revert_disks, "disk", {"name": name, "snapshot": "external"})
+        ET.SubElement(element, "driver", {"type": "qcow2"})
+        set_source(element, overlay)
+    machine.connection.handle.defineXML(ET.tostring(definition, encoding="unicode"))
     handle.snapshotCreateXML(
-        snapshot.replace("</disks>", f"</disks><revertDisks>{revert_disks}</revertDisks>", 1),
+        ET.tostring(snapshot, encoding="unicode"),
         libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_REDEFINE | libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_CURRENT,
     )
     assert machine.tree().current == at
 
 
 def check(machine: Machine, before: dict[str, dict[str, str]], *gone: str, current: str | None) -> None:
-    """All is as it should be, and as libvirt sees it too: it starts, deletes and (where it can) reverts what is left."""
+    """All is as it should be, and libvirt agrees: it starts, deletes and (where it can) reverts what is left."""
     assert unchanged(before, machine.contents(), *gone)
     assert machine.tree().current == current
     machine.check_images()
@@ -165,8 +171,12 @@ def check_nothing_left(machine: Machine) -> None:
     """Every file is somebody's layer, and nobody works for the machine any more."""
     used = {disk.frozen for snapshot in machine.tree() for disk in snapshot.disks}
     used |= {layer for chain in live_chains(machine.connection, machine.handle) for layer in chain.layers}
-    used |= {disk.overlay for snapshot in machine.tree() for disk in snapshot.disks if machine.tree().children(snapshot.name)}
-    used |= {layer.path for path in used if path for layer in stack_of(path, "raw" if path.endswith("raw") else "qcow2")}
+    used |= {
+        disk.overlay for snapshot in machine.tree() for disk in snapshot.disks if machine.tree().children(snapshot.name)
+    }
+    used |= {
+        layer.path for path in used if path for layer in stack_of(path, "raw" if path.endswith("raw") else "qcow2")
+    }
     assert {str(path) for path in machine.directory.iterdir()} == used
     assert helpers(machine.connection) == ()
 
@@ -185,13 +195,12 @@ def check_with_libvirt(machine: Machine, before: dict[str, dict[str, str]]) -> N
             assert machine.contents()[NOW] == before[name], f"libvirt's own revert to {name}"
     else:
         assert unchanged(now, machine.contents() | {NOW: now[NOW]})
-    for name in machine.tree().snapshots:
-        if any(list(machine.tree().children(name))[1:]):
-            return  # libvirt deletes no fork point
-    for name in tuple(reversed(machine.tree().snapshots)) if not can_revert else ():
-        expected = machine.contents()
-        handle.snapshotLookupByName(name).delete()
-        assert unchanged(expected, machine.contents(), name), f"libvirt's own deletion of {name}"
+        tree = machine.tree()
+        while tree.current is not None and not tree.children(tree.current):
+            name, expected = tree.current, machine.contents()
+            handle.snapshotLookupByName(name).delete()
+            assert unchanged(expected, machine.contents(), name), f"libvirt's own deletion of {name}"
+            tree = machine.tree()
 
 
 def jobs(machine: Machine) -> dict[str, Any]:
@@ -283,7 +292,7 @@ def forked(host: EmbeddedHost, *, with_parent: bool = False) -> tuple[Machine, s
         grow(machine, "root")
     grow(machine, "point", "left")
     shut_off(machine)
-    fork(machine, "point", "right")
+    fork(machine, "point")
     write(machine, 8)
     machine.handle.create()
     machine.virsh_take_disk_only("right")
@@ -361,7 +370,12 @@ def test_a_branch_not_in_use_is_merged_while_the_machine_runs_on_the_other(host:
     steps: list[Step] = [
         MergeLayers("vda", PULL, (above_left, left), stack_of(above_left), is_live=False),
         RecordLayers(
-            moved={}, removed=(left,), parents={}, overlays={}, revert_overlays={}, forgotten=("left",)
+            moved={},
+            removed=(left,),
+            parents={},
+            overlays={"point": {"vda": above_left}},
+            revert_overlays={},
+            forgotten=("left",),
         ),
         *leftovers([left]),
     ]
@@ -385,19 +399,19 @@ def check_fork(machine: Machine, before: dict[str, dict[str, str]]) -> None:
 # Stopped in the middle
 
 
-@contextlib.contextmanager
-def slow_until_seen(machine: Machine) -> Iterator[tuple[list[Operation], dict[str, Callable[[], Any]]]]:
-    """Options for a run so slow that it is certainly in the middle once it has copied something."""
-    told: list[Operation] = []
-    yield told, {"bandwidth": lambda: SLOW, "on_progress": told.append}
-
-
 def is_in_the_middle(operation: Operation) -> bool:
     progress = operation.progress
     return progress is not None and bool(progress.done) and bool(progress.total) and progress.done < progress.total  # type: ignore[operator]  # both are there
 
 
-LAYERS = [(COMMIT, True, "one"), (COMMIT, False, "one"), (PULL, True, "three"), (PULL, False, "one"), (COMMIT, True, "three"), (COMMIT, False, "three")]
+LAYERS = [
+    (COMMIT, True, "one"),
+    (COMMIT, False, "one"),
+    (PULL, True, "three"),
+    (PULL, False, "one"),
+    (COMMIT, True, "three"),
+    (COMMIT, False, "three"),
+]
 
 
 @pytest.mark.parametrize(("way", "live", "name"), LAYERS)
@@ -425,9 +439,9 @@ def test_cancelled_in_the_middle(host: EmbeddedHost, way: MergeWay, live: bool, 
     check_nothing_left(machine)
 
 
-def big_machine(host: EmbeddedHost) -> Machine:
+def big_machine(host: RealHost, directory: Path | None = None) -> Machine:
     """A machine whose layers hold more than what QEMU copies at once."""
-    machine = host.make_machine(running=False)
+    machine = host.make_machine(running=False, directory=directory)
     run_tool("qemu-img", "resize", "-q", "-f", "qcow2", str(machine.active_layers()["vda"]), str(64 * MIB))
     machine.handle.create()
     for number, name in enumerate(("one", "two", "three"), start=1):
@@ -467,7 +481,10 @@ def test_the_speed_is_changed_on_the_way(host: EmbeddedHost) -> None:
             limit = 0
 
     run_well(
-        machine, steps_to_delete(machine, "one", COMMIT, live=True), bandwidth=lambda: limit or None, on_progress=progress
+        machine,
+        steps_to_delete(machine, "one", COMMIT, live=True),
+        bandwidth=lambda: limit or None,
+        on_progress=progress,
     )
     assert any(map(is_in_the_middle, told))
     assert unchanged(before, machine.contents(), "one")
@@ -533,7 +550,9 @@ def test_what_was_merged_outlives_its_qemu(host: EmbeddedHost, way: MergeWay) ->
         state = machine.handle.state()[0]
         assert state == (libvirt.VIR_DOMAIN_PAUSED if pause else libvirt.VIR_DOMAIN_RUNNING)
         kill_qemu(machine.name)
-        run_well(machine, [merge, *rest])
+        while machine.is_running:
+            pass  # libvirt is about to notice
+        run_well(machine, [merge, *rest], was_begun=True)
         assert unchanged(before, machine.contents(), "two")
         check_nothing_left(machine)
 
@@ -550,13 +569,49 @@ def test_a_pull_that_was_not_written_down_is_made_good(host: EmbeddedHost) -> No
     run_tool("qemu-img", "rebase", "-u", "-f", "qcow2", "-b", below.path, "-F", below.format, merge.merged)
     assert machine.contents() != before
     assert not is_merged(machine.connection, machine.handle, merge)
-    run_well(machine, [merge, *rest])
+    assert isinstance(run(machine, [merge, *rest]).error, ChangedMeanwhileError)
+    run_well(machine, [merge, *rest], was_begun=True)
     assert unchanged(before, machine.contents(), "two")
     assert is_merged(machine.connection, machine.handle, merge)
 
 
-def test_a_full_disk_ends_a_merge_and_loses_nothing(host: EmbeddedHost) -> None:
-    pytest.skip("written below")
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A directory on a file system of its own."""
+    place = tmp_path / "small"
+    place.mkdir()
+    if os.geteuid() != 0 or subprocess.run(mount(place, 200), check=False).returncode != 0:
+        pytest.skip("only root may mount")
+    yield place
+    run_tool("umount", "--lazy", str(place))
+
+
+def mount(place: Path, mebibytes: int, *more: str) -> list[str]:
+    return ["mount", "-t", "tmpfs", "-o", ",".join([f"size={mebibytes}m", *more]), "snaptree-test", str(place)]
+
+
+@pytest.mark.parametrize(("way", "live", "name"), LAYERS)
+def test_a_full_disk_ends_a_merge_and_loses_nothing(
+    host: EmbeddedHost, small_disk: Path, way: MergeWay, live: bool, name: str
+) -> None:
+    machine = big_machine(host, small_disk)
+    if not live:
+        shut_off(machine)
+    before = machine.contents()
+    used = sum(path.stat().st_blocks for path in small_disk.iterdir()) // 2048
+    run_tool(*mount(small_disk, used + 1, "remount"))
+    steps = steps_to_delete(machine, name, way, live=live)
+    operation = run(machine, steps)
+    assert operation.state is OperationState.FAILED
+    assert operation.error is not None
+    assert "No space left" in operation.error.summary
+    assert "All layers are as they were" in operation.error.hint
+    assert "Free some space" in operation.error.hint
+    run_tool(*mount(small_disk, 200, "remount"))
+    nothing_lost(machine, before, name if way is COMMIT else None)
+    run_well(machine, steps)
+    assert unchanged(before, machine.contents(), name)
+    check_nothing_left(machine)
 
 
 # Found to be otherwise than planned
@@ -572,13 +627,14 @@ def test_doing_it_twice_does_nothing_more(host: EmbeddedHost) -> None:
         steps = steps_to_delete(machine, name, way, live=live)
         for step in steps:
             run_well(machine, [step])
-            run_well(machine, [step])
+            run_well(machine, [step], was_begun=True)
             match step:
                 case MergeLayers():
                     assert is_merged(machine.connection, machine.handle, step) or not live
                 case RecordLayers():
                     assert is_recorded(machine.connection, machine.uuid, step)
-        run_well(machine, steps)
+        for step in steps:
+            run_well(machine, [step], was_begun=True)
         assert unchanged(before, machine.contents(), name)
 
 
@@ -696,7 +752,7 @@ def test_a_helper_that_was_left_behind_is_found_and_ended(host: EmbeddedHost, mo
 def test_a_snapshot_taken_meanwhile_is_not_forgotten_with_its_parent(host: EmbeddedHost) -> None:
     machine = host.make_machine()
     grow(machine, "one", "two")
-    merge, record, *_ = steps_to_delete(machine, "one", COMMIT, live=True)
+    _, record, *_ = steps_to_delete(machine, "one", COMMIT, live=True)
     machine.virsh_take_disk_only("theirs")
     handle = machine.handle
     xml = handle.snapshotLookupByName("theirs").getXMLDesc()
