@@ -47,7 +47,8 @@ _ANSWERABLE = [
 ]
 
 
-def _is_embedded(uri: str) -> bool:
+def is_embedded(uri: str) -> bool:
+    """Whether the driver is inside this process (hosts/embedded.py)."""
     return urlsplit(uri).path == "/embed"
 
 
@@ -101,14 +102,14 @@ class Connection:
         event_loop.start()
         flags = libvirt.VIR_CONNECT_RO if self._read_only else 0
         try:
-            if _is_embedded(self.uri):
+            if is_embedded(self.uri):
                 self._handle = _embedded.open(self.uri, flags)
             else:
                 self._handle = libvirt.openAuth(self.uri, [_ANSWERABLE, self._answer, None], flags)
         except libvirt.libvirtError as error:
             raise explain_open(error, self.uri) from error
         with explained(f"looking at the host {self.uri}"):
-            if not _is_embedded(self.uri):
+            if not is_embedded(self.uri):
                 self._handle.registerCloseCallback(self._closed, None)
                 self._keep_alive()
             self._host = _read_host(self._handle, self.uri, self._read_only)
@@ -127,7 +128,7 @@ class Connection:
         handle, self._handle = self._handle, None
         if handle is None:
             return
-        if _is_embedded(self.uri):
+        if is_embedded(self.uri):
             _embedded.close(handle)
             return
         for let_go in (handle.unregisterCloseCallback, handle.close):

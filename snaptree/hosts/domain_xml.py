@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import xml.etree.ElementTree as ET
 from dataclasses import dataclass
+from pathlib import Path
+from xml.parsers import expat
 
 from snaptree.model.errors import SnapTreeError
 from snaptree.plans.situation import Disk
@@ -39,6 +41,37 @@ def parse(xml: str) -> ET.Element:
         return ET.fromstring(xml)  # noqa: S314  from the host's own libvirt; expat refuses entity bombs
     except ET.ParseError as error:
         raise SnapTreeError("The host sent XML that cannot be read.", details=str(error)) from error
+
+
+def parse_as_written(xml: str) -> ET.Element:
+    """As `parse`, for text that is sent back: names keep their prefixes, and namespaces are said where they were."""
+    builder = ET.TreeBuilder()
+    parser = expat.ParserCreate()
+    parser.StartElementHandler = builder.start
+    parser.EndElementHandler = builder.end
+    parser.CharacterDataHandler = builder.data
+    try:
+        parser.Parse(xml, True)
+    except expat.ExpatError as error:
+        raise SnapTreeError("The host sent XML that cannot be read.", details=str(error)) from error
+    return builder.close()
+
+
+def set_source(disk: ET.Element, path: str) -> None:
+    """Let a `<disk>` or `<backingStore>` name another file or block device."""
+    source = disk.find("source")
+    if source is None:
+        source = ET.SubElement(disk, "source")
+    is_device = path.startswith("/dev/") or Path(path).is_block_device()
+    disk.set("type", "block" if is_device else "file")
+    for attribute in ("file", "dev"):
+        source.attrib.pop(attribute, None)
+    source.set("dev" if is_device else "file", path)
+
+
+def listed_paths(disk: ET.Element) -> list[str]:
+    """Every file or block device that a `<disk>` and the chain recorded in it name."""
+    return [path for element in disk.iter() if (path := source_path(element)) is not None]
 
 
 def read_definition(domain: ET.Element) -> DomainDefinition:

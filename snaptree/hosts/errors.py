@@ -86,8 +86,12 @@ def explain(error: libvirt.libvirtError, doing: str) -> SnapTreeError:
             hint="What the host was doing goes on there; it is looked at again once connected.",
             details=details,
         )
-    hint = next((hint for sign, hint in _HINTS if sign.lower() in message.lower()), "")
-    return SnapTreeError(f"{_capital(doing)} failed: {message.rstrip('.')}.", hint=hint, details=details)
+    return SnapTreeError(f"{_capital(doing)} failed: {message.rstrip('.')}.", hint=hint_for(message), details=details)
+
+
+def hint_for(message: str) -> str:
+    """What to do about what libvirt or QEMU said; empty if nothing is known."""
+    return next((hint for sign, hint in _HINTS if sign.lower() in message.lower()), "")
 
 
 def explain_open(error: libvirt.libvirtError, uri: str) -> SnapTreeError:

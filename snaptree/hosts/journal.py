@@ -139,7 +139,7 @@ class Journal:
                     json.dumps(plan_to_record(plan)),
                     OperationState.RUNNING.value,
                     started,
-                    *_this_process(),
+                    *this_process(),
                 ),
             )
         assert cursor.lastrowid is not None
@@ -220,7 +220,7 @@ def _operation(row: sqlite3.Row) -> Operation | None:
     except (ValueError, KeyError, TypeError):
         return None
     state = OperationState(row["state"])
-    if state is OperationState.RUNNING and not _is_running(row["owner_pid"], row["owner_started"]):
+    if state is OperationState.RUNNING and not is_running(row["owner_pid"], row["owner_started"]):
         state = OperationState.INTERRUPTED
     error = (
         SnapTreeError(row["error_summary"], hint=row["error_hint"], details=row["error_details"])
@@ -239,12 +239,13 @@ def _operation(row: sqlite3.Row) -> Operation | None:
     )
 
 
-def _this_process() -> tuple[int, float]:
+def this_process() -> tuple[int, float]:
+    """Our process id, and when we started: `is_running` knows us by both."""
     pid = int(Path("/proc/self").readlink().name)
     return pid, _start_time(pid) or 0.0
 
 
-def _is_running(pid: int, started: float) -> bool:
+def is_running(pid: int, started: float) -> bool:
     """Whether that very process still runs: a process id alone may have been given out again."""
     return _start_time(pid) == started
 

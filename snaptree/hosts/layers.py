@@ -44,7 +44,7 @@ class Images:
     """One picture of a host's images: each is read once, as a file where we may, as a storage volume elsewhere."""
 
     def __init__(self, connection: Connection) -> None:
-        self._connection = connection
+        self.connection = connection
         self._read: dict[tuple[str, str], Image] = {}
         self._volumes: VolumeImages | None = None
 
@@ -57,12 +57,12 @@ class Images:
 
     def read_ahead(self, formats: Mapping[str, str]) -> None:
         """Read images of another host side by side, so that asking for each later takes no time."""
-        if not self._connection.host.is_local:
+        if not self.connection.host.is_local:
             for _ in side_by_side(lambda each: self.read_image(*each), formats.items(), _IMAGES_AT_ONCE):
                 pass
 
     def _look_at(self, path: str, recorded_format: str) -> Image:
-        if not self._connection.host.is_local:
+        if not self.connection.host.is_local:
             return self._volume_images().read_image(path, recorded_format)
         image = _reader.read_image(path, recorded_format)
         if not image.problem or image.is_missing:
@@ -87,7 +87,7 @@ class Images:
 
     def _first_found(self, look: Callable[[Place], _Found]) -> _Found | None:
         """Look at files where we may, at what libvirt lets us have elsewhere."""
-        if self._connection.host.is_local:
+        if self.connection.host.is_local:
             try:
                 return look(_here)
             except PermissionError:
@@ -95,25 +95,25 @@ class Images:
             except (OSError, BadImageError):
                 return None
         try:
-            return look(FarImages(self._connection, self._volume_images()))
+            return look(FarImages(self.connection, self._volume_images()))
         except (OSError, BadImageError):
             return None
 
     def _volume_images(self) -> VolumeImages:
         if self._volumes is None:
-            self._volumes = VolumeImages(self._connection)
+            self._volumes = VolumeImages(self.connection)
         return self._volumes
 
     def memory_file(self, path: str) -> Figure:
         """Bytes that a saved-memory file takes on the host's disk."""
-        if self._connection.host.is_local:
+        if self.connection.host.is_local:
             return read_memory_file(path)
         image = self._volume_images().read_image(path, "raw")
         return unknown(image.problem) if image.problem else image.allocated
 
     def is_missing(self, path: str) -> bool:
         """Whether a file certainly does not exist; of one that can't be looked for, nobody says so."""
-        if not self._connection.host.is_local:
+        if not self.connection.host.is_local:
             return self._volume_images().read_image(path, "raw").is_missing
         try:
             Path(path).stat()
@@ -125,7 +125,7 @@ class Images:
 
     def apparent_format(self, path: str) -> str:
         """`qcow2` if the file begins like one, else `raw`: for finding dependants, never to open for a guest."""
-        if not self._connection.host.is_local:
+        if not self.connection.host.is_local:
             return self._volume_images().format_of(path)
         try:
             if not Path(path).is_file():

@@ -12,6 +12,7 @@ from natsort import natsorted
 
 from snaptree.hosts.connection import Connection
 from snaptree.hosts.errors import explain, explained
+from snaptree.hosts.helper_machine import may_be_helper
 from snaptree.hosts.snapshot_xml import read_snapshot
 from snaptree.model.errors import CancelledError
 from snaptree.model.estate import Domain, DomainState, Snapshot
@@ -41,7 +42,7 @@ def never() -> bool:
 
 
 def list_domains(connection: Connection) -> tuple[Domain, ...]:
-    """All machines of the host, by natural name, in five calls however many there are.
+    """All machines of the host but our own helpers, by natural name, in five calls however many there are.
 
     `snapshot_count` is 0 where there are none and None otherwise: counting is a call for each.
     """
@@ -67,6 +68,7 @@ def list_domains(connection: Connection) -> tuple[Domain, ...]:
             )
             for domain in handle.listAllDomains()
             for uuid in (domain.UUIDString(),)
+            if uuid in persistent or not may_be_helper(domain.name())
         ]
     return tuple(natsorted(domains, key=lambda domain: domain.name))
 
@@ -118,6 +120,14 @@ def read_tree(
             on_part(SnapshotTree.build(snapshots, current))
             next_part_size = 2 * len(snapshots)
     return SnapshotTree.build(snapshots, current)
+
+
+def texts_of(domain: Any) -> list[str]:
+    """All that libvirt has on record of a machine: as it runs, as it is defined, its snapshots. Raises libvirtError."""
+    texts = [domain.XMLDesc()]
+    if domain.isPersistent():
+        texts.append(domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE))
+    return texts + [snapshot.getXMLDesc() for snapshot in domain.listAllSnapshots()]
 
 
 def current_name(domain: Any) -> str | None:

@@ -6,7 +6,7 @@ import dataclasses
 import getpass
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -17,14 +17,19 @@ from snaptree.hosts.connection import Connection
 from snaptree.hosts.errors import explain, explained
 from snaptree.hosts.journal import Journal
 from snaptree.hosts.layers import live_chains
+from snaptree.hosts.leftovers import remove_leftover
+from snaptree.hosts.merging import Bandwidth, MergeProgress, merge_layers, unlimited
 from snaptree.hosts.reading import current_name, never
+from snaptree.hosts.records import record_layers
 from snaptree.hosts.snapshot_xml import read_snapshot, take_xml, with_annotations
-from snaptree.model.errors import CancelledError, SnapTreeError, VanishedError
+from snaptree.model.errors import CancelledError, ChangedMeanwhileError, SnapTreeError, VanishedError
 from snaptree.model.estate import Annotations, DiskSnapshot, MemorySnapshot, SnapshotKind
 from snaptree.plans.operation import Operation, OperationState, Progress
 from snaptree.plans.plan import (
     DeleteSnapshot,
+    MergeLayers,
     Plan,
+    RecordLayers,
     RemoveLeftover,
     RevertToSnapshot,
     StateAfter,
@@ -41,16 +46,6 @@ _REVERT_SPACING_SECONDS = 1.1
 OnProgress = Callable[[Operation], None]
 
 
-class ChangedMeanwhileError(SnapTreeError):
-    """Somebody else changed what the plan relied on. Nothing was done by the step that noticed."""
-
-    def __init__(self, what: str) -> None:
-        super().__init__(
-            f"Stopped before doing anything more: {what}.",
-            hint="Someone else changed this machine meanwhile. Look at the tree as it is now, and plan again.",
-        )
-
-
 def run_plan(
     connection: Connection,
     plan: Plan,
@@ -58,11 +53,15 @@ def run_plan(
     journal: Journal | None = None,
     on_progress: OnProgress | None = None,
     cancelled: Callable[[], bool] = never,
+    bandwidth: Bandwidth = unlimited,
+    was_begun: bool = False,
 ) -> Operation:
     """Run a plan in the calling thread and return how it ended; `state` and `error` say what went wrong.
 
     `on_progress` gets an Operation at each step and about ten times a second while one takes long.
-    `cancelled` is asked between steps, and within those that QEMU lets us stop.
+    `cancelled` is asked between steps, and within those that QEMU lets us stop. `bandwidth` says how fast merges of
+    our own may copy, in bytes per second, and is asked anew all the time. `was_begun` says that an earlier run was cut
+    short in the first step: see `merge_layers`.
     Raises SnapTreeError only if the plan is refused or the journal can't be written: nothing has happened then.
     """
     if plan.is_refused:
@@ -73,7 +72,7 @@ def run_plan(
         if journal is not None
         else Operation(id=0, plan=plan, state=OperationState.RUNNING, started=time.time())
     )
-    return _Run(connection, operation, journal, on_progress, cancelled).to_the_end()
+    return _Run(connection, operation, journal, on_progress, cancelled, bandwidth, was_begun).to_the_end()
 
 
 class _Run:
@@ -86,12 +85,16 @@ class _Run:
         journal: Journal | None,
         on_progress: OnProgress | None,
         cancelled: Callable[[], bool],
+        bandwidth: Bandwidth,
+        was_begun: bool,
     ) -> None:
         self._connection = connection
         self._operation = operation
         self._journal = journal
         self._on_progress = on_progress
         self._cancelled = cancelled
+        self._bandwidth = bandwidth
+        self._was_begun = was_begun
         self._domain: Any = None
         self._step_began = 0.0
 
@@ -134,8 +137,13 @@ class _Run:
                 self._revert(step)
             case DeleteSnapshot():
                 self._delete(step)
+            case MergeLayers():
+                self._merge(step, was_begun=self._was_begun and number == 0)
+            case RecordLayers():
+                record_layers(self._connection, self._operation.plan.domain_uuid, step)
             case RemoveLeftover():
-                self._remove_leftover(step)
+                later = self._operation.plan.steps[number + 1 :]
+                remove_leftover(self._connection, self._domain, step, deleted_later=_deleted_by(later))
         if self._journal is not None:
             self._journal.step_is_done(self._operation.id, number)
         self._operation = dataclasses.replace(self._operation, steps_done=number + 1)
@@ -150,16 +158,14 @@ class _Run:
         if self._on_progress is not None:
             self._on_progress(self._operation)
 
-    def _measured(self, done: int, total: int, **about_cancel: Any) -> None:
+    def _measured(self, done: int, total: int, **more: Any) -> None:
         """Report bytes, with the rate since the step began and the time left at that rate."""
         assert self._operation.progress is not None
         seconds = max(time.monotonic() - self._step_began, 1e-3)
         rate = done / seconds if done else None
         left = (total - done) / rate if rate else None
         self._progress(
-            dataclasses.replace(
-                self._operation.progress, done=done, total=total, rate=rate, seconds_left=left, **about_cancel
-            )
+            dataclasses.replace(self._operation.progress, done=done, total=total, rate=rate, seconds_left=left, **more)
         )
 
     def _blocking(self, call: Callable[[], Any], poll: Callable[[], None]) -> Any:
@@ -323,22 +329,23 @@ class _Run:
             f"libvirt says that {step.name} was deleted, but still lists it.", hint="Refresh, and look at the machine."
         )
 
-    def _remove_leftover(self, step: RemoveLeftover) -> None:
-        if not self._connection.host.is_local:
-            raise SnapTreeError(
-                f"{step.path} was left behind on the host and cannot be removed from here.",
-                hint=f"Nothing refers to it any more ({step.why}): it can be removed on the host.",
-            )
-        for handle in self._domain.listAllSnapshots():
-            if step.path in handle.getXMLDesc():
-                raise ChangedMeanwhileError(f"the snapshot {handle.getName()} refers to {step.path}")
+    def _merge(self, step: MergeLayers, *, was_begun: bool) -> None:
+        def progress(how_far: MergeProgress) -> None:
+            self._measured(how_far.done, how_far.total, can_cancel=True, remark=how_far.remark)
+
         try:
-            Path(step.path).unlink(missing_ok=True)
-        except OSError as error:
-            raise SnapTreeError(
-                f"{step.path} was left behind and cannot be removed: {error.strerror}.",
-                hint=f"Nothing refers to it any more ({step.why}): it can be removed by hand.",
-            ) from error
+            merge_layers(
+                self._connection,
+                self._domain,
+                step,
+                on_progress=progress,
+                cancelled=self._cancelled,
+                bandwidth=self._bandwidth,
+                was_begun=was_begun,
+            )
+        except CancelledError as cancel:
+            before = _done_before(self._operation.plan, self._operation.steps_done)
+            raise CancelledError(cancel.summary, hint=before, details=cancel.details) from cancel
 
 
 _last_revert: dict[str, float] = {}
@@ -349,6 +356,18 @@ def _space_out_reverts(uuid: str) -> None:
     if since < _REVERT_SPACING_SECONDS:
         threading.Event().wait(_REVERT_SPACING_SECONDS - since)
     _last_revert[uuid] = time.monotonic()
+
+
+def _deleted_by(steps: Iterable[Step]) -> set[str]:
+    """The snapshots that are gone after these steps."""
+    gone: set[str] = set()
+    for step in steps:
+        match step:
+            case DeleteSnapshot():
+                gone.add(step.name)
+            case RecordLayers():
+                gone.update(step.forgotten)
+    return gone
 
 
 def _named(snapshot: str | None) -> str:
@@ -366,14 +385,16 @@ def _with_what_was_done(error: SnapTreeError, plan: Plan, steps_done: int) -> Sn
     """Add to an error what a plan had done before it: that stays, and the reader must know of it."""
     if steps_done == 0:
         return error
-    done = "; ".join(describe_step(step) for step in plan.steps[:steps_done])
-    return SnapTreeError(
-        error.summary, hint=f"{error.hint} Done before, and still so: {done}.".strip(), details=error.details
-    )
+    hint = f"{error.hint} {_done_before(plan, steps_done)}".strip()
+    return SnapTreeError(error.summary, hint=hint, details=error.details)
 
 
 def _what_was_done(plan: Plan, steps_done: int) -> str:
     if steps_done == 0:
         return "Cancelled before anything was done."
+    return f"Cancelled after {steps_done} of {len(plan.steps)} steps. {_done_before(plan, steps_done)}"
+
+
+def _done_before(plan: Plan, steps_done: int) -> str:
     done = "; ".join(describe_step(step) for step in plan.steps[:steps_done])
-    return f"Cancelled after {steps_done} of {len(plan.steps)} steps. Done: {done}."
+    return f"Done before, and still so: {done}." if done else ""

@@ -16,8 +16,9 @@ import libvirt
 from snaptree.hosts.connection import Connection
 from snaptree.hosts.domain_xml import parse, read_definition
 from snaptree.hosts.errors import explained
+from snaptree.hosts.helper_machine import is_helper
 from snaptree.hosts.layers import Images, layers_of
-from snaptree.hosts.reading import read_domain, read_tree
+from snaptree.hosts.reading import read_domain, read_tree, texts_of
 from snaptree.hosts.snapshot_xml import recorded_disks
 from snaptree.images.files import read_chain
 from snaptree.model.estate import DomainLayers, Image
@@ -47,7 +48,7 @@ def read_situation(connection: Connection, uuid: str) -> Situation:
     ours = _own_images(layers, definition.disks)
     dependants, unreadable = _dependants(connection, uuid, images, ours)
     directories = sorted({str(Path(path).parent) for path in ours})
-    existing = {directory: _files_in(connection, directory) for directory in directories}
+    existing = {directory: files_in(connection, directory) for directory in directories}
     return Situation(
         host=connection.host,
         domain=domain,
@@ -103,7 +104,9 @@ def _dependants(
     for other in others:
         try:
             name = str(other.name())
-            named = set(_named_images(other))
+            if is_helper(other):
+                continue  # it has open what the machine that it works for names
+            named = set(named_images(texts_of(other)))
         except libvirt.libvirtError as error:
             if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
                 continue  # gone since it was listed
@@ -111,7 +114,7 @@ def _dependants(
                 unreadable.append(name)  # busy for long, as while its memory is being saved
                 continue
             raise
-        reached, problem = _reach(images, named)
+        reached, problem = reach(images, named)
         if problem:
             unreadable.append(name)
         for path in reached & ours:
@@ -119,18 +122,14 @@ def _dependants(
     return MappingProxyType({path: frozenset(names) for path, names in users.items()}), tuple(unreadable)
 
 
-def _named_images(domain: Any) -> Iterator[str]:
-    """Every image that a machine or one of its snapshots names, as it runs and as it is defined."""
-    texts = [domain.XMLDesc()]
-    if domain.isPersistent():
-        texts.append(domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE))
-    texts += [snapshot.getXMLDesc() for snapshot in domain.listAllSnapshots()]
+def named_images(texts: Iterable[str]) -> Iterator[str]:
+    """Every image that libvirt's XML names."""
     for text in texts:
         for single, double in _PATHS.findall(text):
             yield html.unescape(single or double)
 
 
-def _reach(images: Images, named: set[str]) -> tuple[set[str], bool]:
+def reach(images: Images, named: set[str]) -> tuple[set[str], bool]:
     """All images that these stand on, and whether any chain could not be followed to its end."""
     reached: set[str] = set()
     problem = False
@@ -195,7 +194,7 @@ def _checkpoints(handle: Any) -> tuple[str, ...]:
         raise
 
 
-def _files_in(connection: Connection, directory: str) -> tuple[str, ...]:
+def files_in(connection: Connection, directory: str) -> tuple[str, ...]:
     """Files in a directory of the host, as far as we may look: this computer's, or a storage pool's volumes."""
     if connection.host.is_local:
         try:

@@ -21,6 +21,7 @@ from typing import Any
 import libvirt
 
 from snaptree.hosts.connection import Connection
+from snaptree.hosts.helper_machine import may_be_helper
 from snaptree.hosts.reading import current_name
 from snaptree.hosts.snapshot_xml import read_snapshot
 from snaptree.model.tree import SnapshotTree
@@ -167,7 +168,8 @@ class Watcher:
         return True
 
     def _lifecycle(self, _connection: Any, domain: Any, event: int, _detail: int, _data: object) -> None:
-        self._note(domain, list_changed=True, domain_changed=event in _SNAPSHOTS_MAY_DIFFER)
+        if not may_be_helper(domain.name()):  # it is not listed
+            self._note(domain, list_changed=True, domain_changed=event in _SNAPSHOTS_MAY_DIFFER)
 
     def _block_job(self, _connection: Any, domain: Any, _disk: str, _type: int, status: int, _data: object) -> None:
         self._note(domain, domain_changed=status != libvirt.VIR_DOMAIN_BLOCK_JOB_READY)

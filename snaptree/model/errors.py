@@ -38,3 +38,13 @@ class ReadOnlyError(SnapTreeError):
 
 class CancelledError(SnapTreeError):
     """The user stopped it. Nothing half-done is left unless `details` says so."""
+
+
+class ChangedMeanwhileError(SnapTreeError):
+    """Somebody else changed what the plan relied on. Nothing was done by the step that noticed."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(
+            f"Stopped before doing anything more: {what}.",
+            hint="Someone else changed this machine meanwhile. Look at the tree as it is now, and plan again.",
+        )

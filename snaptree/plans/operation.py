@@ -41,6 +41,8 @@ class Progress:
     seconds_left: float | None = None
     can_cancel: bool = False
     why_not_cancel: str = ""
+    remark: str = ""
+    """What the user should know of how it goes: that it comes no nearer to its end, and why."""
 
 
 @dataclass(frozen=True, slots=True)
