@@ -119,7 +119,7 @@ def _add_batch(
     ways = [add_libvirts]
     can_name_layers = draft.situation.host.driver == QEMU and not draft.situation.unnamed_layers
     if can_name_layers and any(is_external(tree[name]) for name in part.names):
-        has_merges = any(pile.merges for pile in part.piles)
+        has_merges = bool(part.merges)
         ways = [add_libvirts, add_ours] if is_libvirts and not (by_own_jobs and has_merges) else [add_ours]
         if add_libvirts not in ways and (is_libvirts or is_all):  # else it might merge what other batches are about
             ways.append(add_libvirts)
@@ -139,9 +139,9 @@ def _add_batch(
 def _costs_of_ours(part: Batch, layer_tree: LayerTree) -> DeleteCosts:
     """What our merges at most copy and free, for where nobody has looked into the layers."""
     frees = total(layer_tree.allocated(key) for pile in part.piles for key in pile.removed)
-    if frees.bytes is not None and any(pile.merges for pile in part.piles):
+    if frees.bytes is not None and part.merges:
         frees = Figure(frees.bytes, Confidence.UPPER_BOUND, "all of the layers that go; less where their data moves")
-    return DeleteCosts([layer_tree.moves(merge) for pile in part.piles for merge in pile.merges], [frees])
+    return DeleteCosts([layer_tree.moves(merge) for merge in part.merges], [frees])
 
 
 def _add_libvirts(draft: Draft, names: tuple[str, ...], batch: tuple[str, ...], costs: DeleteCosts) -> None:

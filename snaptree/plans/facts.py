@@ -264,6 +264,10 @@ class Facts:
             for disk in snapshot.disks:
                 if disk.frozen and disk.how is not DiskSnapshot.NO and disk.target in bases:
                     yield from self._check_link(snapshot.name, disk.target, self.key(disk.frozen), bases[disk.target])
+                if disk.frozen and disk.how is DiskSnapshot.EXTERNAL and disk.overlay:
+                    # Where the layer was merged away by hand, what stood on it stands lower now.
+                    overlay, frozen = self.key(disk.overlay), self.key(disk.frozen)
+                    yield from self._check_link(None, disk.target, overlay, (frozen,))
         bases = self._bases_on.get(tree.current or "", {})
         for target, layers in self.chains.items():
             if layers and target in bases:
@@ -375,14 +379,18 @@ class Facts:
                 case DiskSnapshot.EXTERNAL:
                     # Its own overlay is in use, or at least one on its layer. The first alone: merged by hand below.
                     overlays = self.keys([disk.overlay, dict(snapshot.revert_overlays).get(target)])
-                    return layers[0] in overlays or layers[1:2] == (frozen,)
+                    return layers[0] in overlays or self._stands_on(layers, frozen)
                 case DiskSnapshot.INTERNAL:
-                    return layers[0] == frozen
+                    return layers[0] == frozen or self._stands_on(layers, frozen)
                 case DiskSnapshot.MANUAL:
                     return True
                 case DiskSnapshot.NO if frozen in layers[:2]:
                     return True
         return True
+
+    def _stands_on(self, layers: tuple[str, ...], image: str) -> bool:
+        """Whether the active layer stands on an image, with nothing between that belongs to a snapshot."""
+        return image in layers[1:] and all(map(self._is_nameless, layers[1 : layers.index(image)]))
 
     # What a change does to files
 

@@ -31,6 +31,11 @@ class Batch:
     """Parents before children."""
     piles: tuple[Pile, ...]
 
+    @property
+    def merges(self) -> tuple[LayerMerge, ...]:
+        """All merges, in their order."""
+        return tuple(merge for pile in self.piles for merge in pile.merges)
+
     def is_done_well_by_libvirt(self, layer_tree: LayerTree) -> bool:
         """Whether libvirt's own delete does just this: one layer down into the next, or nothing but files to remove."""
         gone = frozenset[ImageKey]().union(*(pile.gone for pile in self.piles))
@@ -90,9 +95,7 @@ def _order(layer_tree: LayerTree, batch: Batch) -> tuple[int, int]:
 
 def rooms_of(layer_tree: LayerTree, batch: Batch) -> list[Room]:
     """What the merges of a batch take on disk."""
-    return [
-        Room(layer_tree.path(merge.into), layer_tree.growth(merge)) for pile in batch.piles for merge in pile.merges
-    ]
+    return [Room(layer_tree.path(merge.into), layer_tree.growth(merge)) for merge in batch.merges]
 
 
 def add_merges(
@@ -135,6 +138,9 @@ class _Writer:
         self._moved: dict[str, Layer] = {}
         self._deleted: set[str] = set()
         self._removed = self._from_the_top_down(key for pile in batch.piles for key in pile.removed)
+        merged = {self._before.key(layer_tree.path(key)) for merge in batch.merges for key in merge.layers}
+        self._obsolete = set(self._removed) - merged
+        """Files that nobody reads any more, at this point of the plan."""
 
     def _from_the_top_down(self, keys: Iterable[ImageKey]) -> tuple[str, ...]:
         paths = {self._before.key(self._layer_tree.path(key)) for key in keys}
@@ -146,7 +152,7 @@ class _Writer:
             step,
             name=name,
             batch=self._asked_for,
-            obsolete=frozenset(self._removed),
+            obsolete=frozenset(self._obsolete),
             deleting=frozenset(self._names),
         )
 
@@ -205,7 +211,7 @@ class _Writer:
         else:
             target = self._target(top)
             stack = list(facts.stack(top))
-            if way is MergeWay.COMMIT and (upper := facts.above.get(top, frozenset()) - set(self._removed)):
+            if way is MergeWay.COMMIT and (upper := facts.above.get(top, frozenset()) - self._obsolete):
                 stack = [min(upper), *stack]
         if not _lie_on_each_other(layers, stack):
             self.refuse_stuck(f"{layers[0]} stands on other layers by then")
@@ -214,6 +220,7 @@ class _Writer:
             target, way, tuple(layers), tuple(Layer(path, self._format(path)) for path in stack), is_live=is_live
         )
         self._draft.add(self._case(step))
+        self._obsolete |= {layer for layer in layers if layer != step.merged}
 
     def _is_live(self, layer: str) -> bool:
         return self._draft.situation.layers.is_running and layer in self._draft.facts.live

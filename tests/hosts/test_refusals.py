@@ -10,9 +10,9 @@ import pytest
 from snaptree.hosts.connection import Connection
 from snaptree.hosts.situation import read_situation
 from snaptree.plans.intention import Capture, Delete, Intention, Revert, Take
-from snaptree.plans.plan import TakeSnapshot
+from snaptree.plans.plan import DeleteSnapshot, TakeSnapshot
 from snaptree.plans.planner import make_plan
-from tests.kit.machines import NOW, EmbeddedHost, Machine, run_tool
+from tests.kit.machines import NOW, EmbeddedHost, Machine, run_tool, unchanged
 
 pytestmark = pytest.mark.qemu
 
@@ -33,6 +33,15 @@ def assert_refused(machine: Machine, intention: Intention, *rules: str) -> None:
     for finding in plan.refusals:
         assert finding.reason
         assert finding.remedy
+
+
+def assert_merged_by_ourselves(machine: Machine, *names: str) -> None:
+    """libvirt's own delete, which would lose something, is avoided; by our way all that stays keeps its content."""
+    before = machine.contents()
+    operation = machine.change(Delete(names))
+    assert not any(isinstance(step, DeleteSnapshot) for step in operation.plan.steps)
+    assert unchanged(before, machine.contents(), *names)
+    machine.check_images()
 
 
 def chain(host: EmbeddedHost, *names: str) -> Machine:
@@ -79,17 +88,25 @@ def test_external_snapshots_without_a_current_one(host: EmbeddedHost) -> None:
     machine = chain(host, "one", "two")
     forget_current(machine)
     assert_refused(machine, Revert("one", take_safety_snapshot=False), *NO_REVERT, "revert-without-current")
-    assert_refused(machine, Delete(("one",)), "delete-without-current")
-    assert_refused(machine, Delete(("two",)), "delete-without-current")
-    assert_refused(machine, Delete(("one",), subtree=True), "delete-without-current")
     assert_mended_by_a_safety_snapshot(machine, "one")
+
+
+@pytest.mark.parametrize("names", [("one",), ("two",), ("one", "two")])
+def test_deleting_external_snapshots_without_a_current_one(host: EmbeddedHost, names: tuple[str, ...]) -> None:
+    """Libvirt 11.3: its daemon crashes, or it unlinks the image under the active layer."""
+    machine = chain(host, "one", "two")
+    forget_current(machine)
+    assert_merged_by_ourselves(machine, *names)
 
 
 def test_an_internal_snapshot_inside_the_layer_that_would_go(host: EmbeddedHost) -> None:
     """Libvirt merges and unlinks the overlay, and the internal snapshot in it is lost, still listed."""
     machine = chain(host, "external")
     machine.virsh_take("internal")
-    assert_refused(machine, Delete(("external",)), "internal-snapshot-inside", "layer-holds-snapshot")
+    assert_refused(machine, Delete(("external",)), "merge-stuck")
+    machine.virsh_take_disk_only("another")
+    machine.write(5)
+    assert_merged_by_ourselves(machine, "another")
 
 
 def test_a_layer_that_was_merged_by_hand(host: EmbeddedHost) -> None:
@@ -101,7 +118,10 @@ def test_a_layer_that_was_merged_by_hand(host: EmbeddedHost) -> None:
     wait_for_block_job(machine)
     for name in ("one", "two"):
         assert_refused(machine, Revert(name), "content-changed", *NO_REVERT)
-    assert_refused(machine, Delete(("two",)), "merge-not-as-recorded", "content-changed", "layer-missing")
+    domain.destroy()
+    before = machine.contents()
+    machine.change(Delete(("two",)))
+    assert unchanged(before, machine.contents(), "two")
 
 
 def wait_for_block_job(machine: Machine) -> None:
@@ -133,10 +153,8 @@ def test_a_current_snapshot_that_does_not_own_the_disks(host: EmbeddedHost) -> N
     text = machine.handle.snapshotLookupByName("one").getXMLDesc(SECURE)
     machine.handle.snapshotCreateXML(text, REDEFINE | CURRENT)
     assert machine.tree().current == "one"
-    assert_refused(
-        machine, Delete(("three",)), "current-does-not-own-disks", "delete-with-wrong-current", "layer-in-use"
-    )
     assert_refused(machine, Revert("two", take_safety_snapshot=False), *NO_REVERT, "current-does-not-own-disks")
+    assert_merged_by_ourselves(machine, "three")
     assert_mended_by_a_safety_snapshot(machine, "two")
 
 
