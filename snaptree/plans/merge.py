@@ -213,14 +213,16 @@ class _Writer:
             stack = list(facts.stack(top))
             if way is MergeWay.COMMIT and (upper := facts.above.get(top, frozenset()) - self._obsolete):
                 stack = [min(upper), *stack]
-        if not _lie_on_each_other(layers, stack):
-            self.refuse_stuck(f"{layers[0]} stands on other layers by then")
-            return
-        step = MergeLayers(
-            target, way, tuple(layers), tuple(Layer(path, self._format(path)) for path in stack), is_live=is_live
-        )
-        self._draft.add(self._case(step))
-        self._obsolete |= {layer for layer in layers if layer != step.merged}
+        is_known = _lie_on_each_other(layers, stack)
+        opened = tuple(Layer(path, self._format(path)) for path in (stack if is_known else layers))
+        step = MergeLayers(target, way, tuple(layers), opened, is_live=is_live)
+        if is_known:
+            self._draft.add(self._case(step))
+        else:
+            self._draft.judge(self._case(step))  # one that can't be read is most likely why
+            if not self._draft.is_refused:
+                self.refuse_stuck(f"{layers[0]} does not stand on {layers[-1]} now")
+        self._obsolete |= set(layers) - {step.merged}
 
     def _is_live(self, layer: str) -> bool:
         return self._draft.situation.layers.is_running and layer in self._draft.facts.live
