@@ -39,6 +39,9 @@ ET.register_namespace("snaptree-helper", _NAMESPACE)
 _MEMORY_MIB = 64  # never touched: nothing runs in it
 _ENDING_SECONDS = 0.1
 
+_at_work: Final[set[str]] = set()
+"""UUIDs of the helpers that this process uses."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -53,7 +56,7 @@ class Helper:
     target: str
     """That machine's disk."""
     is_left: bool | None
-    """Whether the SnapTree that made it is gone. None: it ran on another computer, so nobody here can say."""
+    """Whether the SnapTree that made it is gone, or done with it. None: made on another computer, nobody here knows."""
 
 
 def may_be_helper(name: str) -> bool:
@@ -77,9 +80,11 @@ def helper_machine(connection: Connection, domain: Any, step: MergeLayers) -> It
         if not is_embedded(connection.uri):  # "Domain autodestroy not supported for embedded drivers yet"
             flags |= libvirt.VIR_DOMAIN_START_AUTODESTROY
         helper = connection.handle.createXML(_helper_xml(connection, domain, step), flags)
+    _at_work.add(helper.UUIDString())
     try:
         yield helper
     finally:
+        _at_work.discard(helper.UUIDString())
         with explained("ending the helper machine that merged"):
             _end(helper)
 
@@ -99,7 +104,7 @@ def helpers(connection: Connection, domain_uuid: str | None = None) -> tuple[Hel
 
 
 def left_helpers(connection: Connection, domain_uuid: str | None = None) -> tuple[Helper, ...]:
-    """Those of `helpers` whose SnapTree is certainly gone."""
+    """Those of `helpers` with whom certainly no SnapTree works any more."""
     return tuple(helper for helper in helpers(connection, domain_uuid) if helper.is_left)
 
 
@@ -150,7 +155,7 @@ def _read(handle: Any) -> Helper | None:
             name=handle.name(),
             domain_uuid=element.get("of", ""),
             target=element.get("disk", ""),
-            is_left=_is_left(element),
+            is_left=_is_left(handle.UUIDString(), element),
         )
     except libvirt.libvirtError as error:
         if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
@@ -158,13 +163,14 @@ def _read(handle: Any) -> Helper | None:
         raise
 
 
-def _is_left(element: ET.Element) -> bool | None:
+def _is_left(helper: str, element: ET.Element) -> bool | None:
     if element.get("computer") != socket.gethostname():
         return None
     try:
-        return not is_running(int(element.get("process", "")), float(element.get("started", "")))
+        owner = int(element.get("process", "")), float(element.get("started", ""))
     except ValueError:
         return None
+    return helper not in _at_work if owner == this_process() else not is_running(*owner)
 
 
 def _helper_xml(connection: Connection, domain: Any, step: MergeLayers) -> str:

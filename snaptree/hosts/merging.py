@@ -35,6 +35,8 @@ _POLL_SECONDS = 0.1
 _SETTLE_SECONDS = 2.0
 """How long libvirt may take to say what came of a job that is over."""
 _STALLED_SECONDS: Final = 5.0
+_NOBODY_KNOWS: Final = -1
+"""The speed of a job that somebody else began."""
 
 Bandwidth = Callable[[], int | None]
 """Bytes per second that a merge may copy from now on; None: as fast as it can."""
@@ -337,7 +339,13 @@ class _Merge:
                 libvirt_qemu.qemuMonitorCommand(self._domain, '{"execute": "stop"}', 0)
                 return
             self._domain.suspend()
+        try:
             self._domain.resume()
+        except libvirt.libvirtError as error:
+            raise SnapTreeError(
+                f"The machine was paused for a moment and did not go on: {error.get_error_message()}.",
+                hint="All is merged and written down. Resume the machine.",
+            ) from error
 
 
 def _astray(what: str, found: _Found) -> SnapTreeError:
@@ -364,7 +372,7 @@ class _Job:
         self._target = target
         self._step = step
         self._bandwidth = bandwidth
-        self._limit: int | None = None
+        self._limit: int | None = _NOBODY_KNOWS
         self._news = threading.Event()
         self._is_over = threading.Event()
         self._said = ""

@@ -4,6 +4,7 @@ wrong in the middle loses nothing."""
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import select
 import signal
@@ -16,6 +17,7 @@ from typing import Any
 import libvirt
 import pytest
 
+from snaptree.hosts.connection import Connection
 from snaptree.hosts.domain_xml import parse, set_source
 from snaptree.hosts.helper_machine import end_helper, helper_machine, helpers, left_helpers
 from snaptree.hosts.layers import live_chains
@@ -28,7 +30,9 @@ from snaptree.images.files import ImageReader
 from snaptree.model.errors import ChangedMeanwhileError, SnapTreeError
 from snaptree.plans.operation import Operation, OperationState
 from snaptree.plans.plan import Action, Layer, MergeLayers, MergeWay, Plan, RecordLayers, RemoveLeftover, Step
+from tests.kit.daemon import LibvirtDaemon
 from tests.kit.machines import MIB, NOW, EmbeddedHost, Machine, RealHost, run_tool, unchanged
+from tests.kit.relay import Relay, far_away
 
 pytestmark = pytest.mark.qemu
 
@@ -490,6 +494,33 @@ def test_the_speed_is_changed_on_the_way(host: EmbeddedHost) -> None:
     assert unchanged(before, machine.contents(), "one")
 
 
+def test_a_guest_that_writes_as_fast_as_is_copied_is_noticed(host: EmbeddedHost) -> None:
+    machine = big_machine(host)
+    limit: int | None = SLOW
+    written = 0
+    remarks: list[str] = []
+
+    def progress(operation: Operation) -> None:
+        nonlocal limit, written
+        if operation.progress is not None and is_in_the_middle(operation):
+            if remark := operation.progress.remark:
+                remarks.append(remark)
+                limit = None
+                return
+            machine.write(written, offset=written % 60 * MIB, length=MIB)
+            written += 1
+
+    run_well(
+        machine,
+        steps_to_delete(machine, "three", COMMIT, live=True),
+        bandwidth=lambda: limit,
+        on_progress=progress,
+    )
+    assert "the guest writes as fast" in remarks[0]
+    assert written
+    machine.check_images()
+
+
 def qemu_of(name: str) -> int:
     """The process of a machine."""
     for entry in Path("/proc").iterdir():
@@ -610,6 +641,91 @@ def test_a_full_disk_ends_a_merge_and_loses_nothing(
     run_tool(*mount(small_disk, 200, "remount"))
     nothing_lost(machine, before, name if way is COMMIT else None)
     run_well(machine, steps)
+    assert unchanged(before, machine.contents(), name)
+    check_nothing_left(machine)
+
+
+# Far away
+
+
+@contextlib.contextmanager
+def connected(relay: Relay) -> Iterator[Connection]:
+    connection = Connection(relay.uri)
+    assert not connection.open().is_local
+    try:
+        yield connection
+    finally:
+        connection.close()
+
+
+@pytest.mark.daemon
+@pytest.mark.parametrize(("way", "live", "name"), LAYERS)
+def test_on_a_host_far_away(daemon: LibvirtDaemon, way: MergeWay, live: bool, name: str) -> None:
+    machine = big_machine(daemon)
+    if not live:
+        shut_off(machine)
+    before = machine.contents()
+    steps = steps_to_delete(machine, name, way, live=live)
+    daemon.virsh("pool-create-as", "images", "dir", "--target", str(machine.directory))
+    with far_away(daemon.socket) as relay, connected(relay) as connection:
+        operation = run_plan(connection, plan_of(machine, steps))
+        assert operation.error is None, f"{operation.error} {operation.error.details}"
+    assert unchanged(before, machine.contents(), name)
+    check_nothing_left(machine)
+
+
+@pytest.mark.daemon
+@pytest.mark.parametrize(("way", "live", "name"), LAYERS)
+def test_the_link_breaks_in_the_middle(daemon: LibvirtDaemon, way: MergeWay, live: bool, name: str) -> None:
+    """A job of the machine's own goes on, and is followed later; a helper ends with the link."""
+    machine = big_machine(daemon)
+    if not live:
+        shut_off(machine)
+    before = machine.contents()
+    plan = plan_of(machine, steps_to_delete(machine, name, way, live=live))
+    daemon.virsh("pool-create-as", "images", "dir", "--target", str(machine.directory))
+    with far_away(daemon.socket) as relay:
+
+        def progress(operation: Operation) -> None:
+            if is_in_the_middle(operation):
+                relay.cut()
+
+        with connected(relay) as connection:
+            operation = run_plan(connection, plan, bandwidth=lambda: SLOW, on_progress=progress)
+        assert operation.state is OperationState.FAILED
+        assert "connection" in str(operation.error)
+        if live:
+            assert jobs(machine)
+        else:
+            while helpers(machine.connection):
+                pass  # the daemon is about to notice
+            assert unchanged(before, machine.contents() | {name: before[name]})
+        with connected(relay) as connection:
+            operation = run_plan(connection, plan, was_begun=True)
+    assert operation.error is None, f"{operation.error} {operation.error.details}"
+    assert unchanged(before, machine.contents(), name)
+    check_nothing_left(machine)
+
+
+@pytest.mark.daemon
+@pytest.mark.parametrize(("way", "live", "name"), LAYERS)
+def test_the_daemon_is_killed_in_the_middle(daemon: LibvirtDaemon, way: MergeWay, live: bool, name: str) -> None:
+    machine = big_machine(daemon)
+    if not live:
+        shut_off(machine)
+    before = machine.contents()
+    plan = plan_of(machine, steps_to_delete(machine, name, way, live=live))
+
+    def progress(operation: Operation) -> None:
+        if is_in_the_middle(operation) and daemon.is_running:
+            daemon.kill()
+
+    operation = run_plan(machine.connection, plan, bandwidth=lambda: SLOW, on_progress=progress)
+    assert operation.state is OperationState.FAILED
+    daemon.start()
+    machine = dataclasses.replace(machine, connection=daemon.connection)
+    operation = run_plan(machine.connection, plan, was_begun=True)
+    assert operation.error is None, f"{operation.error} {operation.error.details}"
     assert unchanged(before, machine.contents(), name)
     check_nothing_left(machine)
 
