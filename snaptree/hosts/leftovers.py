@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import stat
 import xml.etree.ElementTree as ET
 from collections.abc import Collection, Iterable
@@ -129,7 +130,8 @@ def _prove_unnamed(images: Images, domain: Any, removed: _Names, path: str, exce
             return  # gone since it was listed
         raise
     for what, text in texts.items():
-        if path in _words(parse(text)):
+        # Reading a text takes far longer than searching it, and there may be thousands.
+        if path in html.unescape(text) and path in _words(parse(text)):
             raise ChangedMeanwhileError(f"{what} refers to {path}")
     reached, _ = reach(images, set(named_images(texts.values())))
     if removed.are_among(reached):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import xml.etree.ElementTree as ET
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import libvirt
@@ -27,6 +27,7 @@ def record_layers(connection: Connection, uuid: str, step: RecordLayers) -> None
     libvirt refuses, or lists something else afterwards.
     """
     domain = connection.domain(uuid)
+    step = _without_the_unknown(connection, step)
     found = _Found.read(domain)
     wanted = _Wanted.of(found, step)
     _check(found, wanted, step)
@@ -47,9 +48,15 @@ def record_layers(connection: Connection, uuid: str, step: RecordLayers) -> None
 
 def is_recorded(connection: Connection, uuid: str, step: RecordLayers) -> bool:
     """Whether libvirt knows all that a step would tell it. Raises SnapTreeError if that can't be read."""
+    step = _without_the_unknown(connection, step)
     found = _Found.read(connection.domain(uuid))
     wanted = _Wanted.of(found, step)
     return not wanted.snapshots and wanted.definition is None and found.texts.keys().isdisjoint(step.forgotten)
+
+
+def _without_the_unknown(connection: Connection, step: RecordLayers) -> RecordLayers:
+    """libvirt before 9.9, which can't revert to external snapshots, has no `<revertDisks>`."""
+    return step if connection.host.external_snapshots else replace(step, revert_overlays={})
 
 
 @dataclass(frozen=True, slots=True)

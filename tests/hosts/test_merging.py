@@ -27,7 +27,8 @@ from snaptree.hosts.records import is_recorded
 from snaptree.hosts.running import run_plan
 from snaptree.hosts.situation import read_situation
 from snaptree.images.files import ImageReader
-from snaptree.model.errors import ChangedMeanwhileError, SnapTreeError
+from snaptree.model.errors import ChangedMeanwhileError
+from snaptree.plans.intention import Capture, Take
 from snaptree.plans.operation import Operation, OperationState
 from snaptree.plans.plan import Action, Layer, MergeLayers, MergeWay, Plan, RecordLayers, RemoveLeftover, Step
 from tests.kit.daemon import LibvirtDaemon
@@ -154,10 +155,10 @@ def fork(machine: Machine, at: str) -> None:
         ET.SubElement(element, "driver", {"type": "qcow2"})
         set_source(element, overlay)
     machine.connection.handle.defineXML(ET.tostring(definition, encoding="unicode"))
-    handle.snapshotCreateXML(
-        ET.tostring(snapshot, encoding="unicode"),
-        libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_REDEFINE | libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_CURRENT,
-    )
+    # With CURRENT, libvirt drops <revertDisks>.
+    redefine = libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_REDEFINE
+    for flags in (redefine | libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_CURRENT, redefine):
+        handle.snapshotCreateXML(ET.tostring(snapshot, encoding="unicode"), flags)
     assert machine.tree().current == at
 
 
@@ -884,6 +885,78 @@ def test_a_snapshot_taken_meanwhile_is_not_forgotten_with_its_parent(host: Embed
     assert machine.contents() == before
 
 
+def test_the_branch_in_use_is_recorded_where_the_fork_point_was(host: EmbeddedHost) -> None:
+    """The machine went back to `point` and is there still: from now on it is `root` that it went back to."""
+    machine = host.make_machine()
+    grow(machine, "root", "point", "left")
+    shut_off(machine)
+    fork(machine, "point")
+    write(machine, 8)
+    before = machine.contents()
+    tree = machine.tree()
+    shared, left = tree["point"].disks[0].frozen, tree["left"].disks[0].frozen
+    now = str(machine.active_layers()["vda"])
+    assert shared
+    assert left
+    revert_overlays = (("vda", now),) if host.connection.host.external_snapshots else ()
+    assert tree["point"].revert_overlays == revert_overlays
+    run_well(
+        machine,
+        [
+            MergeLayers("vda", PULL, (left, shared), stack_of(left), is_live=False),
+            MergeLayers("vda", PULL, (now, shared), stack_of(now), is_live=False),
+            RecordLayers(
+                moved={},
+                removed=(shared,),
+                parents={"left": "root"},
+                overlays={"root": {"vda": left}},
+                revert_overlays={"root": {"vda": now}},
+                forgotten=("point",),
+            ),
+            *leftovers([shared]),
+        ],
+    )
+    tree = machine.tree()
+    assert tree.current == "root"
+    assert tree["root"].revert_overlays == revert_overlays
+    assert tree["root"].disks[0].overlay == left
+    assert unchanged(before, machine.contents(), "point")
+    check_with_libvirt(machine, before)
+
+
+def test_nothing_else_that_is_on_record_changes(host: EmbeddedHost) -> None:
+    machine = host.make_machine(running=False, extra_devices="<graphics type='vnc' passwd='secret'/>")
+    machine.handle.setMetadata(
+        libvirt.VIR_DOMAIN_METADATA_ELEMENT,
+        "<os id='http://debian.org/debian/12'/>",
+        "libosinfo",
+        "http://libosinfo.org",
+    )
+    machine.change(Take("one", capture=Capture.DISKS))
+    machine.change(Take("two", capture=Capture.DISKS, description="<&> 'both'"))
+    machine.change(Take("three", capture=Capture.DISKS))
+
+    def recorded() -> list[str]:
+        handle = machine.handle
+        left = [snapshot for snapshot in handle.listAllSnapshots() if snapshot.getName() != "one"]
+        left.sort(key=lambda snapshot: str(snapshot.getName()))
+        return [
+            handle.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE | libvirt.VIR_DOMAIN_XML_SECURE),
+            *(snapshot.getXMLDesc(libvirt.VIR_DOMAIN_SNAPSHOT_XML_SECURE) for snapshot in left),
+        ]
+
+    before = recorded()
+    annotations = {snapshot.name: snapshot.annotations for snapshot in machine.tree()}
+    run_well(machine, steps_to_delete(machine, "one", COMMIT, live=False))
+    for old, new in zip(before, recorded(), strict=True):
+        assert "passwd='secret'" in new
+        assert ("<libosinfo:os xmlns:libosinfo=" in new) == ("<libosinfo:os xmlns:libosinfo=" in old)
+        expected = [line for line in old.splitlines() if "/disk0." not in line]
+        changed = [line for line in new.splitlines() if "/disk0." not in line]
+        assert [line for line in changed if line not in expected] == []
+    assert all(snapshot.annotations == annotations[snapshot.name] for snapshot in machine.tree())
+
+
 # Files
 
 
@@ -924,7 +997,3 @@ def test_a_merge_that_comes_no_nearer_to_its_end_is_said(is_active: bool) -> Non
     assert remarks[-1]
     assert ("guest" in remarks[-1]) == is_active
     assert [pace.remark(90 - second, second) for second in range(21, 24)][-1] == ""
-
-
-def test_errors_are_ours() -> None:
-    assert issubclass(ChangedMeanwhileError, SnapTreeError)
