@@ -218,6 +218,13 @@ class _Merge:
 
     def _check(self, found: _Found) -> None:
         step = self._step
+        top = found.before.index(step.layers[0])
+        # QEMU merges whatever lies between the first and the last, and pulls into what a disk writes to alone.
+        if found.before[top : top + len(step.layers)] != step.layers or (top > 0 and step.way is MergeWay.PULL):
+            raise SnapTreeError(
+                f"Not merged: QEMU can't make one of {', '.join(step.layers)} alone.",
+                hint="Plan again, and report this.",
+            )
         if not found.is_as_before and not (self._was_begun and found.is_doubtful):
             if found.problem:
                 raise SnapTreeError(
@@ -242,12 +249,6 @@ class _Merge:
             self._check_not_held()
 
     def _check_live(self) -> None:
-        step = self._step
-        if step.way is MergeWay.PULL and step.layers[0] != step.stack[0].path:
-            raise SnapTreeError(
-                f"QEMU pulls into the layer that disk {step.target} writes to, not into {step.layers[0]} below it.",
-                hint="Shut the machine down, and plan again.",
-            )
         with explained("looking at the machine"):
             state = self._domain.state()[0]
         if state not in (libvirt.VIR_DOMAIN_RUNNING, libvirt.VIR_DOMAIN_BLOCKED, libvirt.VIR_DOMAIN_PAUSED):

@@ -814,6 +814,22 @@ def test_internal_snapshots_are_never_merged_away(host: EmbeddedHost, way: Merge
     assert "precious" in run_tool("qemu-img", "snapshot", "-l", str(machine.active_layers()["vda"]))
 
 
+@pytest.mark.parametrize("live", [True, False])
+def test_nothing_but_what_is_asked_for_is_merged(host: EmbeddedHost, live: bool) -> None:
+    machine = host.make_machine()
+    grow(machine, "one", "two", "three")
+    if not live:
+        shut_off(machine)
+    before = machine.contents()
+    stack = stack_of(str(machine.active_layers()["vda"]))
+    paths = [layer.path for layer in stack]
+    for way, layers in ((PULL, (paths[1], paths[2])), (COMMIT, (paths[1], paths[3])), (PULL, (paths[0], paths[2]))):
+        operation = run(machine, [MergeLayers("vda", way, layers, stack, is_live=live)])
+        assert "Not merged" in str(operation.error)
+    assert machine.contents() == before
+    assert stack_of(paths[0]) == stack
+
+
 # Helper machines
 
 
