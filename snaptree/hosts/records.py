@@ -31,11 +31,7 @@ def record_layers(connection: Connection, uuid: str, step: RecordLayers) -> None
     found = _Found.read(domain)
     wanted = _Wanted.of(found, step)
     _check(found, wanted, step)
-    for name in wanted.in_order:
-        if name in wanted.snapshots:
-            # Never with CURRENT, which drops <revertDisks>: what is current stays it (LIBVIRT.md, 9).
-            with explained(f"recording where the layers of {name} are"):
-                domain.snapshotCreateXML(wanted.snapshots[name], libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_REDEFINE)
+    _redefine(domain, wanted)
     if wanted.definition is not None:
         with explained("recording where the machine's layers are"):
             connection.handle.defineXML(wanted.definition)
@@ -43,7 +39,17 @@ def record_layers(connection: Connection, uuid: str, step: RecordLayers) -> None
         if name in found.texts:
             with explained(f"letting libvirt forget {name}"):
                 domain.snapshotLookupByName(name).delete(libvirt.VIR_DOMAIN_SNAPSHOT_DELETE_METADATA_ONLY)
+    # With a current snapshot, libvirt 9.9 and later also takes the parent's <revertDisks> away.
+    _redefine(domain, _Wanted.of(_Found.read(domain), step))
     _verify(domain, wanted, step)
+
+
+def _redefine(domain: Any, wanted: _Wanted) -> None:
+    for name in wanted.in_order:
+        if name in wanted.snapshots:
+            # Never with CURRENT, which drops <revertDisks>: what is current stays it (LIBVIRT.md, 9).
+            with explained(f"recording where the layers of {name} are"):
+                domain.snapshotCreateXML(wanted.snapshots[name], libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_REDEFINE)
 
 
 def is_recorded(connection: Connection, uuid: str, step: RecordLayers) -> bool:
