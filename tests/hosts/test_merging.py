@@ -9,8 +9,9 @@ import os
 import select
 import signal
 import subprocess
+import time
 import xml.etree.ElementTree as ET
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -206,6 +207,14 @@ def check_with_libvirt(machine: Machine, before: dict[str, dict[str, str]]) -> N
             handle.snapshotLookupByName(name).delete()
             assert unchanged(expected, machine.contents(), name), f"libvirt's own deletion of {name}"
             tree = machine.tree()
+
+
+def until(happened: Callable[[], bool]) -> None:
+    """Wait for what libvirt is about to notice; asked without a pause, it would hardly come to it."""
+    deadline = time.monotonic() + 60
+    while not happened():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def jobs(machine: Machine) -> dict[str, Any]:
@@ -582,8 +591,7 @@ def test_what_was_merged_outlives_its_qemu(host: EmbeddedHost, way: MergeWay) ->
         state = machine.handle.state()[0]
         assert state == (libvirt.VIR_DOMAIN_PAUSED if pause else libvirt.VIR_DOMAIN_RUNNING)
         kill_qemu(machine.name)
-        while machine.is_running:
-            pass  # libvirt is about to notice
+        until(lambda: not machine.is_running)
         run_well(machine, [merge, *rest], was_begun=True)
         assert unchanged(before, machine.contents(), "two")
         check_nothing_left(machine)
@@ -698,8 +706,7 @@ def test_the_link_breaks_in_the_middle(daemon: LibvirtDaemon, way: MergeWay, liv
         if live:
             assert jobs(machine)
         else:
-            while helpers(machine.connection):
-                pass  # the daemon is about to notice
+            until(lambda: not helpers(machine.connection))
             assert unchanged(before, machine.contents() | {name: before[name]})
         with connected(relay) as connection:
             operation = run_plan(connection, plan, was_begun=True)
