@@ -92,8 +92,11 @@ class ConnectDialog(QDialog):
         layout.setSpacing(12)
         layout.addWidget(hint)
         layout.addLayout(form)
+        layout.addStretch(1)
         layout.addWidget(buttons)
         self._check()
+        width = self.sizeHint().width()
+        self.resize(width, layout.heightForWidth(width))
         line = self.address.lineEdit()
         if line is not None:
             line.selectAll()

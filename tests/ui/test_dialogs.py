@@ -210,6 +210,17 @@ def test_a_host_is_added_once(parent: QWidget) -> None:
     assert chosen.at(0) == [HostRequest("qemu+ssh://root@kvm-01/system", read_only=True)]
 
 
+def test_a_host_is_asked_for_in_no_more_room_than_that_takes(parent: QWidget) -> None:
+    dialog = ConnectDialog([], parent)
+    dialog.open()
+    layout = dialog.layout()
+    assert layout is not None
+    assert dialog.height() <= layout.heightForWidth(dialog.width()) + 8
+    dialog.address.setEditText("nonsense")
+    assert dialog.problem.height() >= dialog.problem.heightForWidth(dialog.problem.width())
+    dialog.close()
+
+
 def test_credentials_are_answered_in_order_and_secrets_hidden(parent: QWidget) -> None:
     questions = (
         CredentialQuestion("User <b>name</b>:", is_secret=False, default="root"),
