@@ -116,7 +116,7 @@ class PlanView(QScrollArea):
             layout.addLayout(_forecast(plan.forecast, page))
             if plan.undo is not None:
                 layout.addWidget(Notice("info", "This can be undone.", plan.undo.text, page))
-            else:
+            elif not plan.warns_of_finality:
                 layout.addWidget(Notice("warning", "This can't be undone.", "", page))
         self._show(page, layout)
 

@@ -118,6 +118,15 @@ def test_the_preview_is_there_before_the_plan(parent: QWidget) -> None:
     assert not dialog.isVisible()
 
 
+def test_finality_is_said_once(parent: QWidget) -> None:
+    for reason, times in (("web-01 can't go back to “s1”; this can't be undone.", 1), ("It takes long.", 1)):
+        answers = Answers()
+        dialog = preview(answers, parent)
+        answers.answer(replace(DELETE, warnings=(Finding("rule", reason),)))
+        assert texts(dialog).count("can't be undone") == times
+        dialog.close()
+
+
 def test_what_cannot_be_undone_needs_more_than_enter(parent: QWidget) -> None:
     answers = Answers()
     dialog = preview(answers, parent)
