@@ -72,7 +72,8 @@ class ConnectDialog(QDialog):
         self.read_only.setToolTip(tooltip("Nothing can be changed over it, by you or by mistake."))
         hint = PlainLabel(
             "This computer's machines are at qemu:///system. Hosts with SSH access are at "
-            "qemu+ssh://USER@HOST/system and need nothing else there than libvirt.",
+            "qemu+ssh://USER@HOST/system and need nothing else there than libvirt.\n\n"
+            "SnapTree remembers the host for every start that names none (no --connect, no --demo).",
             self,
             dim=True,
         )
