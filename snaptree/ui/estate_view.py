@@ -326,16 +326,12 @@ class EstateView(QWidget):
         super().__init__(parent)
         self._model = model
         self._settings = settings
-        self.list = EstateList(model, self)
-        self.list.chosen.connect(self.chosen)
-        self.list.menu_wanted.connect(self.menu_wanted)
         self.search = SearchField(self)
         self.search.setPlaceholderText("Search (Ctrl+F)")
         self.search.setAccessibleName("Search machines and snapshots by name or note")
         self.search.setToolTip("Machines and snapshots by name or note")
         self.search.setClearButtonEnabled(True)
         self.search.textChanged.connect(self._search_changed)
-        self.search.left.connect(self.list.setFocus)
         self._find = QAction(self)
         self.search.addAction(self._find, QLineEdit.ActionPosition.LeadingPosition)
         self._sort_button = QToolButton(self)
@@ -344,6 +340,11 @@ class EstateView(QWidget):
         self._sort_button.setFocusPolicy(Qt.FocusPolicy.TabFocus)
         self.order_menu = self._make_order_menu()
         self._sort_button.setMenu(self.order_menu)
+        # Made last, so that Tab goes on from the list to the tree.
+        self.list = EstateList(model, self)
+        self.list.chosen.connect(self.chosen)
+        self.list.menu_wanted.connect(self.menu_wanted)
+        self.search.left.connect(self.list.setFocus)
         bar = QHBoxLayout()
         bar.setContentsMargins(8, 8, 8, 8)
         bar.setSpacing(4)

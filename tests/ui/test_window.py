@@ -496,6 +496,9 @@ def test_everything_can_be_reached_by_keyboard(driver: Driver) -> None:
         assert widget is not None
         text = getattr(widget, "text", str)
         assert widget.accessibleName() or text(), f"{widget} has no name for a screen reader"
+    window.estate_view.list.setFocus()
+    QTest.keyClick(window.estate_view.list, Qt.Key.Key_Tab)
+    assert QApplication.focusWidget() is driver.view, "from a machine to its snapshots"
 
 
 def test_a_picture_of_the_window_is_written(host: EmbeddedHost, machine: Machine, tmp_path: Path) -> None:
