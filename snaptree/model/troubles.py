@@ -60,7 +60,8 @@ def troubles_of_layers(tree: SnapshotTree | None, layers: DomainLayers) -> Itera
     unread: dict[str, list[str]] = {}
     for path, image in sorted(layers.images.items()):
         if image.is_missing:
-            if path in frozen or path in bases:
+            is_said = any(path in chain.layers and path in chain.problem for chain in layers.chains)
+            if (path in frozen or path in bases) and not is_said:
                 yield Trouble(Severity.ERROR, f"The image {plain(path)} is missing, and with it what it held.")
         elif image.problem and path not in in_use:  # what is in use says so itself
             unread.setdefault(image.problem, []).append(path)

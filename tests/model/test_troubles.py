@@ -42,6 +42,9 @@ def test_a_missing_layer_that_a_snapshot_names_is_an_error_and_a_missing_overlay
     (trouble,) = troubles_of_layers(TREE, layers)
     assert trouble.severity is Severity.ERROR
     assert "/vm/s1.qcow2 is missing" in trouble.text
+    broken = replace(layers.chains[0], problem="no such file: /vm/s1.qcow2")
+    (trouble,) = troubles_of_layers(TREE, replace(layers, chains=(broken,)))
+    assert trouble.text == "Disk vda: no such file: /vm/s1.qcow2", "once is enough"
 
 
 def test_layers_beside_those_in_use_that_cannot_be_read_are_a_warning() -> None:
