@@ -7,8 +7,8 @@ from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from PySide6.QtCore import QByteArray, QSize, Qt, QTimer, Signal
-from PySide6.QtGui import QAction, QActionGroup
-from PySide6.QtWidgets import QMainWindow, QMenu, QMessageBox, QSplitter, QToolBar, QWidget
+from PySide6.QtGui import QAction, QActionGroup, QContextMenuEvent, QKeySequence, QShortcut
+from PySide6.QtWidgets import QApplication, QMainWindow, QMenu, QMessageBox, QSplitter, QToolBar, QWidget
 
 from snaptree import __version__
 from snaptree.model.figures import unknown
@@ -206,6 +206,8 @@ class MainWindow(QMainWindow):
         actions.activity.toggled.connect(self.activity.setVisible)
         actions.quit.triggered.connect(self.close)
         actions.about.triggered.connect(self._about)
+        # Qt opens menus with the Menu key, which many keyboards lack.
+        QShortcut(QKeySequence("Shift+F10"), self).activated.connect(self._menu_by_keyboard)
         self.estate_view.chosen.connect(self._choose)
         self.estate_view.search_changed.connect(self._search_changed)
         self.estate_view.menu_wanted.connect(self._estate_menu)
@@ -439,6 +441,14 @@ class MainWindow(QMainWindow):
         actions = self.actions_
         parts = [actions.take, None] if isinstance(self._chosen, MachineId) else []
         self._pop_up([*parts, actions.retry, actions.remove_host, None, actions.add_host], place)
+
+    def _menu_by_keyboard(self) -> None:
+        """Open the menu of what has the focus, as the Menu key does."""
+        widget = self.focusWidget()
+        if widget is not None:
+            place = widget.rect().center()
+            asked = QContextMenuEvent(QContextMenuEvent.Reason.Keyboard, place, widget.mapToGlobal(place))
+            QApplication.sendEvent(widget, asked)
 
     def _pop_up(self, parts: list[QAction | None], place: QPoint) -> None:
         menu = QMenu(self)

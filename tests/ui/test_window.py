@@ -11,7 +11,7 @@ from xml.sax.saxutils import escape
 import libvirt
 import pytest
 from PySide6.QtCore import Qt
-from PySide6.QtGui import QImage
+from PySide6.QtGui import QAction, QImage
 from PySide6.QtTest import QTest
 from PySide6.QtWidgets import QApplication, QLabel, QMenu, QMessageBox
 
@@ -476,7 +476,7 @@ def test_a_narrow_window_leaves_the_tree_its_room(driver: Driver) -> None:
     assert window.inspector.isVisible()
 
 
-def test_everything_can_be_reached_by_keyboard(driver: Driver) -> None:
+def test_everything_can_be_reached_by_keyboard(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
     window = driver.window
     bar = window.menuBar()
     titles = [action.text() for action in bar.actions()]
@@ -499,6 +499,12 @@ def test_everything_can_be_reached_by_keyboard(driver: Driver) -> None:
     window.estate_view.list.setFocus()
     QTest.keyClick(window.estate_view.list, Qt.Key.Key_Tab)
     assert QApplication.focusWidget() is driver.view, "from a machine to its snapshots"
+    opened: list[list[QAction | None]] = []
+    monkeypatch.setattr(window, "_pop_up", lambda parts, _place: opened.append(parts))  # offscreen there are no menus
+    for widget in (driver.view, window.estate_view.list):
+        widget.setFocus()
+        QTest.keyClick(widget, Qt.Key.Key_F10, Qt.KeyboardModifier.ShiftModifier)
+        assert window.actions_.take in opened.pop()
 
 
 def test_a_picture_of_the_window_is_written(host: EmbeddedHost, machine: Machine, tmp_path: Path) -> None:
