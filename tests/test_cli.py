@@ -395,6 +395,13 @@ def test_several_hosts_at_once_and_options_after_the_command(terminal: Terminal)
     assert [host["host"] for host in json.loads(done.stdout)] == ["test:///default", "test:///default"]
 
 
+def test_images_of_a_driver_that_has_none_are_unknown_not_missing(terminal: Terminal) -> None:
+    done = terminal.run("list", "-c", "test:///default", "--json", demo=False)
+    ((machine,),) = (host["domains"] for host in json.loads(done.stdout))
+    assert machine["totals"]["disk"] is None
+    assert machine["troubles"] == []
+
+
 def test_read_only_looks_and_changes_nothing(terminal: Terminal) -> None:
     assert terminal.run("tree", "web-01", "--read-only").returncode == 0
     done = terminal.run("take", "web-01", "x", "-y", "--read-only")

@@ -17,8 +17,10 @@ from snaptree.model.costs import domain_costs, selection_cost
 from snaptree.model.estate import Annotations, DiskChain, Domain, DomainLayers, DomainState, Snapshot
 from snaptree.model.figures import Confidence, Figure, exact
 from snaptree.model.tree import SnapshotTree
+from snaptree.plans.plan import Action, DeleteSnapshot, Finding, Forecast, Plan
 from snaptree.terminal.costs import layers_json, print_layers, print_selection, selection_json
 from snaptree.terminal.lists import list_json, print_list
+from snaptree.terminal.plans import print_plan
 from snaptree.terminal.reading import DomainReading
 from snaptree.terminal.trees import print_tree, tree_json
 from tests.model.overlaps import UnitOverlaps
@@ -268,3 +270,36 @@ def test_what_a_selection_frees_and_copies() -> None:
     assert lines[0] == "Deleting 2 snapshots of web-01:"
     assert any(line.startswith("copies first") and words.figure(cost.copies) in line for line in lines)
     assert not any(line.startswith("reusable") for line in lines), "nothing is inside images"
+
+
+# Plans
+
+
+def test_a_plan_says_what_counts_and_says_it_once() -> None:
+    plan = Plan(
+        Action.DELETE,
+        HOST.uri,
+        "uuid",
+        "web-01",
+        ("s1",),
+        steps=(DeleteSnapshot("s1", ("s2",), merges=True),),
+        forecast=Forecast(
+            copies=exact(0), frees=exact(5 * MIB), peak_extra=Figure(MIB, Confidence.UPPER_BOUND), seconds=40
+        ),
+        warnings=(Finding("delete-is-final", "web-01 can't go back to “s1” afterwards; this can't be undone."),),
+    )
+    lines = printed(60, lambda out: print_plan(out, plan))
+    assert lines[-2:] == ["Frees 5.0 MiB, needs ≤ 1.0 MiB meanwhile, takes about 40", "seconds."], "it copies nothing"
+    assert " ".join(lines).count("can't be undone") == 1
+    assert max(map(cell_len, lines)) <= 60
+    (sentence,) = printed(10_000, lambda out: print_plan(out, replace(plan, steps=())), is_terminal=False)
+    assert sentence == f"Note: {plan.warnings[0].reason}"
+    assert printed(80, lambda out: print_plan(out, replace(plan, warnings=())))[-1] == "This can't be undone."
+
+
+def test_what_is_wrong_is_wrapped_between_words() -> None:
+    chain = DiskChain("vda", ("/images/web-01.qcow2",), "an image that it stands on is not where its overlay says")
+    shown = reading((), layers=DomainLayers((chain,), {}, {}))
+    lines = printed(40, lambda out: print_tree(out, shown))
+    assert max(map(cell_len, lines)) <= 40 or lines[-1].startswith("○ Now")
+    assert "error: Disk vda: an image that it stands" in lines

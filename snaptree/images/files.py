@@ -51,7 +51,8 @@ def read_chain(path: str, recorded_format: str, read_image: ReadImage) -> Chain:
         seen.add(image.identity or image.path)
         images.append(image)
         if image.problem:
-            return Chain(tuple(images), f"{image.path}: {image.problem}")
+            names_it = image.path in image.problem
+            return Chain(tuple(images), image.problem if names_it else f"{image.path}: {image.problem}")
         if image.backing is None:
             return Chain(tuple(images))
         if len(images) >= DEEPEST_CHAIN:

@@ -12,7 +12,7 @@ revert the present state holds the memory, too.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import Any, Final
 
@@ -182,6 +182,16 @@ class Sharing:
     def memory_also_present(self, snapshot: int) -> Space:
         """Saved memory of a snapshot that the present state holds, too: deleting the snapshot will not free it."""
         return self._sum(self._held_by(snapshot) & self._held_by(self.present), [Kind.VM_STATE])
+
+    def with_memory_dropped(self, snapshot: int) -> Sharing:
+        """As a running QEMU has it after taking a snapshot: the present state does not hold the memory saved in it.
+
+        It drops that from its tables at once (`qcow2_snapshot_create`), but writes them with the next flush only.
+        """
+        dropped = self._held_by(snapshot) & self._held_by(self.present) & (self._kinds == Kind.VM_STATE)
+        holders = self._holders.copy()
+        holders[dropped, self.present >> 3] &= np.uint8(0xFF ^ (1 << (self.present & 7)))
+        return replace(self, _holders=holders, _sizes=self._sizes - dropped)
 
     def _held_by(self, holder: int) -> NDArray[np.bool_]:
         if not 0 <= holder <= self.present:

@@ -313,6 +313,9 @@ class DomainLayers:
     """Saved-RAM files of external snapshots: bytes allocated, by path."""
     sharing: Mapping[str, ClusterSharing] = field(default_factory=lambda: MappingProxyType({}))
     """By path, for images with internal snapshots, if their clusters were analysed."""
+    drops_memory: bool = False
+    """The machine runs, and not since a revert: of memory that its QEMU saved last, the present state holds none,
+    though its image may not say so yet."""
     overlaps: Mapping[str, LayerOverlaps] = field(default_factory=lambda: MappingProxyType({}))
     """By path, for images that stand on others or below them, if they were analysed. Layers of one disk have one."""
     is_running: bool = False

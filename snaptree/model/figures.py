@@ -57,11 +57,14 @@ def unknown(why: str) -> Figure:
 def total(figures: Iterable[Figure]) -> Figure:
     """Sum figures. One unknown part makes the sum unknown; the weakest confidence wins otherwise.
 
-    The `how` of the sum is that of its weakest part, since that is what a reader needs to hear.
+    The `how` of the sum is that of its weakest part, since that is what a reader needs to hear; where all are exact,
+    of all that count.
     """
-    number, weakest = 0, NOTHING
+    number, weakest, how = 0, NOTHING, ""
     for figure in figures:
         if _WEAKEST_LAST.index(figure.confidence) > _WEAKEST_LAST.index(weakest.confidence):
-            weakest = figure
+            weakest, how = figure, figure.how
+        elif weakest is NOTHING and figure.bytes and figure.how not in how:
+            how = f"{how}; {figure.how}" if how else figure.how
         number += figure.bytes or 0
-    return weakest if weakest.bytes is None else Figure(number, weakest.confidence, weakest.how)
+    return weakest if weakest.bytes is None else Figure(number, weakest.confidence, how)

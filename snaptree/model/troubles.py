@@ -54,10 +54,22 @@ def troubles_of_layers(tree: SnapshotTree | None, layers: DomainLayers) -> Itera
                 f"Disk {plain(chain.target)} stands on a chain of {len(chain.layers)} layers: slow reads.",
             )
     # Overlays may be missing: libvirt unlinks the last one of a branch when it leaves it. Content may not.
-    images = layers.images
-    for path in sorted({disk.frozen for snapshot in tree or () for disk in snapshot.disks if disk.frozen}):
-        if path in images and images[path].is_missing:
-            yield Trouble(Severity.ERROR, f"The image {plain(path)} is missing, and with it what it held.")
+    frozen = {disk.frozen for snapshot in tree or () for disk in snapshot.disks}
+    in_use = {path for chain in layers.chains for path in chain.layers}
+    bases = {image.backing for image in layers.images.values()} - in_use
+    unread: dict[str, list[str]] = {}
+    for path, image in sorted(layers.images.items()):
+        if image.is_missing:
+            is_said = any(path in chain.layers and path in chain.problem for chain in layers.chains)
+            if (path in frozen or path in bases) and not is_said:
+                yield Trouble(Severity.ERROR, f"The image {plain(path)} is missing, and with it what it held.")
+        elif image.problem and path not in in_use:  # what is in use says so itself
+            unread.setdefault(image.problem, []).append(path)
+    for problem, paths in unread.items():
+        more = f" So it is with {len(paths) - 1} more." if len(paths) > 1 else ""
+        yield Trouble(
+            Severity.WARNING, f"The image {plain(paths[0])} can't be read: {plain(problem).rstrip('.')}.{more}"
+        )
 
 
 def troubles_of_tree(tree: SnapshotTree, *, is_complete: bool) -> Iterator[Trouble]:

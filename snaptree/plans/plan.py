@@ -195,3 +195,8 @@ class Plan:
     def is_refused(self) -> bool:
         """Whether a rule forbids running this."""
         return bool(self.refusals)
+
+    @property
+    def warns_of_finality(self) -> bool:
+        """Whether a warning says already that this can't be undone."""
+        return any("can't be undone" in warning.reason for warning in self.warnings)

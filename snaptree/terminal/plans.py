@@ -15,19 +15,28 @@ from snaptree.terminal.console import plain
 
 def print_plan(out: Console, plan: Plan) -> None:
     """Print what a plan would do, what it costs and what to know. Refusals are the caller's to say."""
-    for number, step in enumerate(plan.steps, start=1):
-        out.print(f"{number}. {plain(describe_step(step))}")
-    for warning in plan.warnings:
-        out.print(f"Note: {plain(warning.reason)}", style="yellow")
+    lines = [(f"{number}. {describe_step(step)}", "") for number, step in enumerate(plan.steps, start=1)]
+    lines += [(f"Note: {warning.reason}", "yellow") for warning in plan.warnings]
     if plan.steps:
         forecast = plan.forecast
-        out.print(
-            f"Frees {words.figure(forecast.frees)}, copies {words.figure(forecast.copies)}, "
-            f"needs up to {words.figure(forecast.peak_extra)} meanwhile."
+        parts = (
+            ("frees {}", forecast.frees),
+            ("copies {}", forecast.copies),
+            ("needs {} meanwhile", forecast.peak_extra),
         )
+        costs = [text.format(words.figure(figure)) for text, figure in parts if figure.bytes != 0]
         if forecast.seconds is not None:
-            out.print(f"Takes {words.about(forecast.seconds)}.")
-        out.print(f"Can be undone: {plain(plan.undo.text)}" if plan.undo else "This can't be undone.")
+            costs.append(f"takes {words.about(forecast.seconds)}")
+        if costs:
+            sentence = ", ".join(costs)
+            lines.append((f"{sentence[0].upper()}{sentence[1:]}.", ""))
+        if plan.undo is not None:
+            lines.append((f"Can be undone: {plan.undo.text}", ""))
+        elif not plan.warns_of_finality:
+            lines.append(("This can't be undone.", ""))
+    for line, style in lines:
+        # A screen wraps between words, a pipe not at all.
+        out.print(plain(line), style=style, soft_wrap=False)
 
 
 def result_json(plan: Plan, operation: Operation) -> dict[str, Any]:

@@ -47,4 +47,4 @@ def print_troubles(out: Console, reading: DomainReading) -> None:
 def print_trouble(out: Console, trouble: Trouble, where: str = "", more: str = "") -> None:
     """Print a trouble on a line of its own."""
     style = "red" if trouble.severity is Severity.ERROR else "yellow"
-    out.print(f"{where}{trouble.severity.word}: {plain(trouble.text)}{more}", style=style)
+    out.print(f"{where}{trouble.severity.word}: {plain(trouble.text)}{more}", style=style, soft_wrap=False)

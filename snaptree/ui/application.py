@@ -218,7 +218,6 @@ class Session(QObject):
         if self._demo is not None:
             self._demo.start()
 
-    @Slot()
     def _read_again(self) -> None:
         """Machines that were read half-built are not looked at again for long, if they are not on screen."""
         for host in self.estate:
@@ -234,6 +233,7 @@ class Session(QObject):
     def _demo_built(self) -> None:
         self.window.page.show_demo_built()
         self.window.hold_changes(None)
+        self._read_again()
 
     def _demo_failed(self, error: SnapTreeError) -> None:
         self.window.page.show_demo_failed(error)

@@ -72,7 +72,8 @@ class ConnectDialog(QDialog):
         self.read_only.setToolTip(tooltip("Nothing can be changed over it, by you or by mistake."))
         hint = PlainLabel(
             "This computer's machines are at qemu:///system. Hosts with SSH access are at "
-            "qemu+ssh://USER@HOST/system and need nothing else there than libvirt.",
+            "qemu+ssh://USER@HOST/system and need nothing else there than libvirt.\n\n"
+            "SnapTree remembers the host for every start that names none (no --connect, no --demo).",
             self,
             dim=True,
         )
@@ -92,8 +93,11 @@ class ConnectDialog(QDialog):
         layout.setSpacing(12)
         layout.addWidget(hint)
         layout.addLayout(form)
+        layout.addStretch(1)
         layout.addWidget(buttons)
         self._check()
+        width = self.sizeHint().width()
+        self.resize(width, layout.heightForWidth(width))
         line = self.address.lineEdit()
         if line is not None:
             line.selectAll()

@@ -21,22 +21,27 @@ from PySide6.QtWidgets import (
     QWidget,
 )
 
+from snaptree import words
 from snaptree.model.estate import DomainState
+from snaptree.model.text import quoted
 from snaptree.model.troubles import Severity
 from snaptree.ui import icons
 from snaptree.ui.estate_model import Column, EstateModel, Order
+from snaptree.ui.labels import PlainLabel
 from snaptree.ui.machine import MachineId
 from snaptree.ui.theme import Colours, colours_of
 
 if TYPE_CHECKING:
     from PySide6.QtCore import QPoint
-    from PySide6.QtGui import QKeyEvent
+    from PySide6.QtGui import QKeyEvent, QResizeEvent
 
     from snaptree.ui.estate import HostEntry
     from snaptree.ui.machine import Machine
     from snaptree.ui.settings import Settings
 
 _MARGIN = 6
+_NAME_LETTERS = 12
+"""Of names, that are shown before the number of snapshots is."""
 _ORDERS = {
     Order.NAME: "&Name",
     Order.COST: "&Disk use",
@@ -212,6 +217,7 @@ class EstateList(QTreeView):
         for column, widest in ((Column.SNAPSHOTS, "Snaps"), (Column.MEASURE, "~888.8 MiB")):
             header.setSectionResizeMode(column, QHeaderView.ResizeMode.Fixed)
             header.resizeSection(column, width(widest) + 2 * _MARGIN + 4)
+        self._snapshots_width = header.sectionSize(Column.SNAPSHOTS)
         header.setSectionsClickable(False)
         header.setMinimumSectionSize(30)
         model.modelAboutToBeReset.connect(self._remember)
@@ -230,6 +236,16 @@ class EstateList(QTreeView):
             rect = QRect(0, option.rect.top(), self.viewport().width(), option.rect.height())
             painter.fillRect(rect, colours.selected if self.hasFocus() else colours.selected_elsewhere)
         super().drawRow(painter, option, index)
+
+    def resizeEvent(self, event: QResizeEvent) -> None:
+        """Where it is narrow, names are worth more than the number of snapshots."""
+        super().resizeEvent(event)
+        header, metrics = self.header(), self.fontMetrics()
+        is_hidden = header.isSectionHidden(Column.SNAPSHOTS)
+        taken = header.sectionSize(Column.MEASURE) + self._snapshots_width + 2 * self.indentation() + icons.SIZE
+        is_narrow = self.viewport().width() - taken < metrics.averageCharWidth() * _NAME_LETTERS
+        if is_narrow != is_hidden:
+            header.setSectionHidden(Column.SNAPSHOTS, is_narrow)
 
     def choose(self, where: MachineId | str | None) -> None:
         """Select a machine, or a host by its address, now or as soon as it is listed."""
@@ -310,16 +326,12 @@ class EstateView(QWidget):
         super().__init__(parent)
         self._model = model
         self._settings = settings
-        self.list = EstateList(model, self)
-        self.list.chosen.connect(self.chosen)
-        self.list.menu_wanted.connect(self.menu_wanted)
         self.search = SearchField(self)
         self.search.setPlaceholderText("Search (Ctrl+F)")
         self.search.setAccessibleName("Search machines and snapshots by name or note")
         self.search.setToolTip("Machines and snapshots by name or note")
         self.search.setClearButtonEnabled(True)
         self.search.textChanged.connect(self._search_changed)
-        self.search.left.connect(self.list.setFocus)
         self._find = QAction(self)
         self.search.addAction(self._find, QLineEdit.ActionPosition.LeadingPosition)
         self._sort_button = QToolButton(self)
@@ -328,6 +340,11 @@ class EstateView(QWidget):
         self._sort_button.setFocusPolicy(Qt.FocusPolicy.TabFocus)
         self.order_menu = self._make_order_menu()
         self._sort_button.setMenu(self.order_menu)
+        # Made last, so that Tab goes on from the list to the tree.
+        self.list = EstateList(model, self)
+        self.list.chosen.connect(self.chosen)
+        self.list.menu_wanted.connect(self.menu_wanted)
+        self.search.left.connect(self.list.setFocus)
         bar = QHBoxLayout()
         bar.setContentsMargins(8, 8, 8, 8)
         bar.setSpacing(4)
@@ -337,7 +354,13 @@ class EstateView(QWidget):
         layout.setContentsMargins(0, 0, 0, 0)
         layout.setSpacing(0)
         layout.addLayout(bar)
-        layout.addWidget(self.list)
+        self.nothing_found = PlainLabel("", self, dim=True)
+        self.nothing_found.setContentsMargins(8, 0, 8, 8)
+        layout.addWidget(self.nothing_found)
+        layout.addWidget(self.list, 1)
+        for changed in (model.modelReset, model.dataChanged):
+            changed.connect(self._show_nothing_found)
+        self._show_nothing_found()
         self.dress()
 
     def dress(self) -> None:
@@ -353,7 +376,21 @@ class EstateView(QWidget):
 
     def _search_changed(self, text: str) -> None:
         self._model.search = text
+        self._show_nothing_found()
         self.search_changed.emit(text.strip())
+
+    def _show_nothing_found(self) -> None:
+        """A search without a result says so, and what was not searched yet."""
+        wanted, rows = self._model.search, self._model.rows
+        is_empty = bool(wanted) and not any(row.machines for row in rows)
+        self.nothing_found.setVisible(is_empty)
+        if not is_empty:
+            return
+        unread = sum(machine.tree is None for row in rows for machine in row.entry.machines())
+        text = f"No machine or snapshot has {quoted(wanted)} in its name or note."
+        if unread:
+            text += f" The snapshots of {words.count(unread, 'machine')} are not read yet."
+        self.nothing_found.set_text(text)
 
     def _make_order_menu(self) -> QMenu:
         menu = QMenu("Sort by", self)

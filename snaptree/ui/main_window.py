@@ -7,8 +7,8 @@ from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from PySide6.QtCore import QByteArray, QSize, Qt, QTimer, Signal
-from PySide6.QtGui import QAction, QActionGroup
-from PySide6.QtWidgets import QMainWindow, QMenu, QMessageBox, QSplitter, QToolBar, QWidget
+from PySide6.QtGui import QAction, QActionGroup, QContextMenuEvent, QKeySequence, QShortcut
+from PySide6.QtWidgets import QApplication, QMainWindow, QMenu, QMessageBox, QSplitter, QToolBar, QWidget
 
 from snaptree import __version__
 from snaptree.model.figures import unknown
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from PySide6.QtCore import QPoint
-    from PySide6.QtGui import QCloseEvent, QPaintEvent
+    from PySide6.QtGui import QCloseEvent, QPaintEvent, QResizeEvent
 
     from snaptree.jobs.host_backend import CredentialsRequest
     from snaptree.plans.operation import Operation
@@ -44,6 +44,9 @@ T = TypeVar("T", bound=StrEnum)
 
 _FRAME = 32
 """Height of a window's frame, about: it is not known before the window is shown."""
+_NARROW = 860
+"""Width of the window below which the tree gets the inspector's room."""
+_LEAST_TREE = 300
 _GATHER_MS = 30
 """Changes within this time are shown together."""
 
@@ -72,6 +75,8 @@ class MainWindow(QMainWindow):
         self._search = ""
         self._was_painted = False
         self._closes_when_done = False
+        self._is_narrow = False
+        self._shows_inspector_when_wide = False
         self.setWindowTitle("SnapTree")
         self.actions_ = Actions(self)
         self.model = EstateModel(estate, self)
@@ -98,6 +103,7 @@ class MainWindow(QMainWindow):
             self._columns.addWidget(part)
             self._columns.setStretchFactor(self._columns.count() - 1, stretch)
         self._columns.setCollapsible(1, False)
+        self.page.setMinimumWidth(_LEAST_TREE)
         self._columns.setSizes([300, 660, MEANT_WIDTH])
         self._rows = QSplitter(Qt.Orientation.Vertical, self)
         self._rows.addWidget(self._columns)
@@ -200,6 +206,8 @@ class MainWindow(QMainWindow):
         actions.activity.toggled.connect(self.activity.setVisible)
         actions.quit.triggered.connect(self.close)
         actions.about.triggered.connect(self._about)
+        # Qt opens menus with the Menu key, which many keyboards lack.
+        QShortcut(QKeySequence("Shift+F10"), self).activated.connect(self._menu_by_keyboard)
         self.estate_view.chosen.connect(self._choose)
         self.estate_view.search_changed.connect(self._search_changed)
         self.estate_view.menu_wanted.connect(self._estate_menu)
@@ -307,7 +315,9 @@ class MainWindow(QMainWindow):
     def _hosts_changed(self) -> None:
         uri = self._chosen.uri if isinstance(self._chosen, MachineId) else self._chosen
         if uri is not None and uri not in self._estate:
-            self._chosen = None
+            # What is shown instead is selected in the list, too.
+            first = next(iter(self._estate), None)
+            self.choose(None if first is None else first.uri)
         self._show_chosen()
 
     def _host_changed(self, _uri: str) -> None:
@@ -432,6 +442,14 @@ class MainWindow(QMainWindow):
         parts = [actions.take, None] if isinstance(self._chosen, MachineId) else []
         self._pop_up([*parts, actions.retry, actions.remove_host, None, actions.add_host], place)
 
+    def _menu_by_keyboard(self) -> None:
+        """Open the menu of what has the focus, as the Menu key does."""
+        widget = self.focusWidget()
+        if widget is not None:
+            place = widget.rect().center()
+            asked = QContextMenuEvent(QContextMenuEvent.Reason.Keyboard, place, widget.mapToGlobal(place))
+            QApplication.sendEvent(widget, asked)
+
     def _pop_up(self, parts: list[QAction | None], place: QPoint) -> None:
         menu = QMenu(self)
         menu.setAttribute(Qt.WidgetAttribute.WA_DeleteOnClose)
@@ -468,7 +486,8 @@ class MainWindow(QMainWindow):
         for name, part in self._shapes().items():
             self._settings.set_shape(name, QByteArray(part.saveState()))
         for name, (action, _) in self._panels().items():
-            self._settings.set_text(name, "shown" if action.isChecked() else "hidden")
+            is_shown = action.isChecked() or (action is self.actions_.inspector and self._shows_inspector_when_wide)
+            self._settings.set_text(name, "shown" if is_shown else "hidden")
         if isinstance(self._chosen, MachineId):
             self._settings.set_text("machine", self._chosen.uuid)
 
@@ -482,6 +501,20 @@ class MainWindow(QMainWindow):
         if not self._was_painted:
             self._was_painted = True
             QTimer.singleShot(0, self.painted.emit)
+
+    def resizeEvent(self, event: QResizeEvent) -> None:
+        """A window that becomes narrow hides the inspector until it is wide again, or asked for."""
+        super().resizeEvent(event)
+        is_narrow = event.size().width() < _NARROW
+        if is_narrow == self._is_narrow:
+            return
+        self._is_narrow, inspector = is_narrow, self.actions_.inspector
+        if is_narrow:
+            self._shows_inspector_when_wide = inspector.isChecked()
+            inspector.setChecked(False)
+        elif self._shows_inspector_when_wide:
+            self._shows_inspector_when_wide = False
+            inspector.setChecked(True)
 
     def closeEvent(self, event: QCloseEvent) -> None:
         """Remember the window's shape; with work going on, ask first."""

@@ -63,8 +63,10 @@ class MessagePage(QWidget):
         self._dress()
 
     def say_error(self, error: SnapTreeError, button: str = "") -> None:
-        """What failed and why, what to do about it, and the raw words of libvirt."""
-        self.say("error", error.summary, error.hint, details=error.details, button=button)
+        """What failed and why, what to do about it, and the raw words of libvirt, unless they are the same."""
+        raw = error.details.partition(": ")[2] if error.details.startswith("libvirt error") else error.details
+        is_said = bool(raw) and raw.strip().rstrip(".") in error.summary
+        self.say("error", error.summary, error.hint, details="" if is_said else error.details, button=button)
 
     def changeEvent(self, event: QEvent) -> None:
         """The sign has the theme's colours."""

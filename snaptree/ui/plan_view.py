@@ -116,7 +116,7 @@ class PlanView(QScrollArea):
             layout.addLayout(_forecast(plan.forecast, page))
             if plan.undo is not None:
                 layout.addWidget(Notice("info", "This can be undone.", plan.undo.text, page))
-            else:
+            elif not plan.warns_of_finality:
                 layout.addWidget(Notice("warning", "This can't be undone.", "", page))
         self._show(page, layout)
 
@@ -158,13 +158,13 @@ def _forecast(forecast: Forecast, parent: QWidget) -> QGridLayout:
         rows.append((title, words.figure(figure), words.figure_in_full(figure)))
 
     def add_seconds(title: str, seconds: float | None, why_unknown: str) -> None:
-        rows.append((title, words.UNKNOWN if seconds is None else words.duration(seconds), why_unknown))
+        rows.append((title, words.UNKNOWN if seconds is None else words.about(seconds), why_unknown))
 
     add_bytes("Comes back on disk", forecast.frees)
     add_bytes("Is copied first", forecast.copies)
     add_bytes("Space needed meanwhile", forecast.peak_extra)
     add_seconds(
-        "Takes about",
+        "Takes",
         forecast.seconds,
         "" if forecast.seconds is not None else "Nothing of this kind was done on this host yet to learn it from.",
     )

@@ -32,6 +32,8 @@ _NARROW_LANE = 10
 _MANY_LANES = 8
 _MOST_FOR_BADGES = 45
 """Percent of the room that a long name leaves to badges."""
+_MOST_FOR_ERRORS = 65
+"""The same, if there is one that says that something is wrong."""
 _BADGE_GAP = 6
 
 # Added up once: Qt's flags are slow to combine, and a frame draws hundreds of texts.
@@ -135,10 +137,11 @@ class SnapshotDelegate(QStyledItemDelegate):
             icons.icon(name, colours.dim).paint(painter, self.fold_sign(rect, row))
             inner.setLeft(inner.left() + 16)
         text, small = self._model.text(row, Column.TREE), _small(painter.font())
-        at_most = max(
-            inner.width() - painter.fontMetrics().horizontalAdvance(text), inner.width() * _MOST_FOR_BADGES // 100
-        )
-        badges, used = _those_that_fit(self._model.badges(row), small, at_most)
+        badges = self._model.badges(row)
+        is_wrong = any(badge.tone is Tone.ERROR for badge in badges)
+        share = inner.width() * (_MOST_FOR_ERRORS if is_wrong else _MOST_FOR_BADGES) // 100
+        at_most = max(inner.width() - painter.fontMetrics().horizontalAdvance(text), share)
+        badges, used = _those_that_fit(badges, small, at_most)
         if isinstance(row_id, Now):
             font = QFont(painter.font())
             font.setWeight(QFont.Weight.Bold)
@@ -240,7 +243,7 @@ def _small(font: QFont) -> QFont:
     return small
 
 
-def _those_that_fit(badges: tuple[Badge, ...], font: QFont, room: int) -> tuple[list[Badge], int]:
+def _those_that_fit(badges: tuple[Badge, ...], font: QFont, room: int) -> tuple[tuple[Badge, ...], int]:
     """The badges for which there is room, and the room that they take. The tooltip names all of them."""
     fitting, used = [], 0
     for badge in badges:
@@ -248,7 +251,7 @@ def _those_that_fit(badges: tuple[Badge, ...], font: QFont, room: int) -> tuple[
         if used + width <= room:
             fitting.append(badge)
             used += width
-    return fitting, used
+    return tuple(fitting), used
 
 
 def _badge_width(badge: Badge, font: QFont) -> int:

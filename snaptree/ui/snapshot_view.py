@@ -10,7 +10,7 @@ from PySide6.QtGui import QContextMenuEvent
 from PySide6.QtWidgets import QAbstractItemView, QHeaderView, QStyle, QStyleOptionViewItem, QTableView, QWidget
 
 from snaptree.model.folding import Fold, Now
-from snaptree.ui.snapshot_delegate import PADDING, SnapshotDelegate, row_height
+from snaptree.ui.snapshot_delegate import PADDING, SnapshotDelegate, row_height, width_of_lanes
 from snaptree.ui.snapshot_model import FIGURES, Column, RowKey, Shown, SnapshotModel, key_of
 
 if TYPE_CHECKING:
@@ -253,7 +253,8 @@ class SnapshotView(QTableView):
         others = sum(header.sectionSize(column) for column in (Column.AGE, *FIGURES))
         bar = self.style().pixelMetric(QStyle.PixelMetric.PM_ScrollBarExtent)
         at_most = self.width() - bar - others - _LETTERS_OF_NOTE * letter
-        width = max(min(self._wanted, at_most), _LETTERS_OF_NAME * letter)
+        lanes = width_of_lanes(self._model, 0) if self._model.rowCount() else 0
+        width = max(min(self._wanted, at_most), lanes + _LETTERS_OF_NAME * letter)
         self._is_fitting = True
         header.resizeSection(Column.TREE, width)
         self._is_fitting = False

@@ -10,7 +10,7 @@ import pytest
 from snaptree.hosts.layers import analysed, read_layers
 from snaptree.model.costs import domain_costs, selection_cost
 from snaptree.model.figures import Confidence, Figure
-from snaptree.plans.intention import Capture, Delete, Take
+from snaptree.plans.intention import Capture, Delete, Revert, Take
 from tests.kit.machines import MIB, EmbeddedHost, Machine
 
 pytestmark = pytest.mark.qemu
@@ -159,3 +159,27 @@ def test_what_is_frozen_is_exact_while_the_machine_runs(host: EmbeddedHost) -> N
     assert {figure.confidence for figures in running.values() for figure in figures} == {Confidence.EXACT}
     machine.handle.destroy()
     assert written_and_memory() == running
+
+
+def test_memory_saved_last_comes_back_from_a_running_machine(host: EmbeddedHost) -> None:
+    """QEMU drops it from the present state's tables at once, and keeps that to itself until the guest flushes."""
+    machine = host.make_machine()
+    machine.write(1)
+    machine.change(Take("first", capture=Capture.INTERNAL))
+    machine.change(Take("last", capture=Capture.INTERNAL))
+    assert_comes_back(machine, "last", 4 * CLUSTER)
+    machine.change(Take("again", capture=Capture.INTERNAL))
+    machine.change(Revert("again"))
+    # Now the present state does hold it.
+    assert_comes_back(machine, "again", 0)
+
+
+def assert_comes_back(machine: Machine, name: str, at_least: int) -> None:
+    tree = machine.tree()
+    layers = analysed(machine.connection, read_layers(machine.connection, machine.uuid, tree))
+    frees = selection_cost(tree, layers, (name,)).frees.bytes
+    assert frees is not None
+    assert frees >= at_least
+    before = on_host(machine)
+    machine.change(Delete((name,)))
+    assert abs(before - on_host(machine) - frees) <= CLUSTER

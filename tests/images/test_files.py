@@ -250,7 +250,7 @@ def test_a_missing_layer_is_in_the_chain_and_ends_it(qemu_img: QemuImg, reader: 
     base.unlink()
     chain = reader.read_chain(top, "qcow2")
     assert [image.is_missing for image in chain.images] == [False, True]
-    assert chain.problem == f"{base}: no such file: {base}"
+    assert chain.problem == f"no such file: {base}"
 
 
 def test_a_missing_top(reader: ImageReader, tmp_path: Path) -> None:

@@ -21,6 +21,8 @@ def test_nothing_sums_to_nothing() -> None:
 def test_the_reason_of_the_weakest_part_is_told() -> None:
     parts = [exact(1), Figure(2, Confidence.UPPER_BOUND, "nominal"), Figure(3, Confidence.LIVE, "in use")]
     assert total(parts) == Figure(6, Confidence.UPPER_BOUND, "nominal")
+    assert total([exact(0, "none"), exact(4, "blocks"), exact(5, "clusters")]) == exact(9, "blocks; clusters")
+    assert total([exact(4, "blocks"), exact(5, "blocks")]) == exact(9, "blocks")
     assert total([*parts, unknown("no such file"), unknown("later")]) == unknown("no such file")
 
 

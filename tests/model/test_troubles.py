@@ -6,7 +6,7 @@ from dataclasses import replace
 from types import MappingProxyType
 
 from snaptree.model.estate import DiskChain, Image
-from snaptree.model.figures import unknown
+from snaptree.model.figures import exact, unknown
 from snaptree.model.tree import SnapshotTree
 from snaptree.model.troubles import (
     DEEP_CHAIN,
@@ -42,6 +42,34 @@ def test_a_missing_layer_that_a_snapshot_names_is_an_error_and_a_missing_overlay
     (trouble,) = troubles_of_layers(TREE, layers)
     assert trouble.severity is Severity.ERROR
     assert "/vm/s1.qcow2 is missing" in trouble.text
+    broken = replace(layers.chains[0], problem="no such file: /vm/s1.qcow2")
+    (trouble,) = troubles_of_layers(TREE, replace(layers, chains=(broken,)))
+    assert trouble.text == "Disk vda: no such file: /vm/s1.qcow2", "once is enough"
+
+
+def test_layers_beside_those_in_use_that_cannot_be_read_are_a_warning() -> None:
+    tree = SnapshotTree.build([*chain(3), snapshot("b1", "s1"), snapshot("b2", "b1")], "s3")
+    layers = layers_for(tree)
+    in_use = replace(layers, chains=(DiskChain("vda", ("/vm/s3.qcow2", "/vm/s2.qcow2", "/vm/s1.qcow2")),))
+    why = "permission denied"
+    bad = {path: Image(path, "qcow2", unknown(why), problem=why) for path in ("/vm/b1.qcow2", "/vm/b2.qcow2")}
+    layers = replace(in_use, images=MappingProxyType({**layers.images, **bad}))
+    (trouble,) = troubles_of_layers(tree, layers)
+    assert trouble.severity is Severity.WARNING
+    assert trouble.text == "The image /vm/b1.qcow2 can't be read: permission denied. So it is with 1 more."
+    bad = {"/vm/s1.qcow2": Image("/vm/s1.qcow2", "qcow2", unknown(why), problem=why)}
+    layers = replace(in_use, images=MappingProxyType({**in_use.images, **bad}))
+    assert not list(troubles_of_layers(tree, layers)), "the layer stack says it"
+
+
+def test_a_base_of_another_branch_that_is_missing_is_an_error() -> None:
+    tree = SnapshotTree.build([*chain(2), snapshot("b1", "s1")], "s2")
+    layers = layers_for(tree)
+    base = Image("/vm/base.qcow2", "qcow2", unknown("gone"), problem="gone", is_missing=True)
+    branch = Image("/vm/b1.qcow2", "qcow2", exact(0), backing=base.path)
+    layers = replace(layers, images=MappingProxyType({**layers.images, branch.path: branch, base.path: base}))
+    (trouble,) = troubles_of_layers(tree, layers)
+    assert trouble == Trouble(Severity.ERROR, "The image /vm/base.qcow2 is missing, and with it what it held.")
 
 
 def test_a_deep_chain_is_a_warning() -> None:

@@ -16,6 +16,7 @@ from PySide6.QtWidgets import QApplication, QMessageBox
 from pytestqt.qtbot import QtBot
 
 from snaptree import resources
+from snaptree.jobs.host_backend import HostBackend
 from snaptree.model.errors import SnapTreeError
 from snaptree.ui import application
 from snaptree.ui.application import Session, make_application, run_window, save_screenshot
@@ -102,6 +103,17 @@ def test_a_picture_that_cannot_be_written_says_so(qapp: QApplication, tmp_path: 
     with pytest.raises(SnapTreeError, match="Cannot write the picture"):
         save_screenshot(["test:///default"], tmp_path / "nowhere" / "window.png")
     QCoreApplication.sendPostedEvents()
+
+
+def test_what_was_read_half_built_is_read_again_when_the_demo_is_built(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = HostBackend("test:///default")
+    session.estate.add(backend)
+    again: list[str] = []
+    monkeypatch.setattr(backend, "refresh", lambda: again.append(backend.uri))
+    session._demo_built()
+    assert again == ["test:///default"]
 
 
 @pytest.mark.qemu

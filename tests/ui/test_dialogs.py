@@ -118,6 +118,15 @@ def test_the_preview_is_there_before_the_plan(parent: QWidget) -> None:
     assert not dialog.isVisible()
 
 
+def test_finality_is_said_once(parent: QWidget) -> None:
+    for reason, times in (("web-01 can't go back to “s1”; this can't be undone.", 1), ("It takes long.", 1)):
+        answers = Answers()
+        dialog = preview(answers, parent)
+        answers.answer(replace(DELETE, warnings=(Finding("rule", reason),)))
+        assert texts(dialog).count("can't be undone") == times
+        dialog.close()
+
+
 def test_what_cannot_be_undone_needs_more_than_enter(parent: QWidget) -> None:
     answers = Answers()
     dialog = preview(answers, parent)
@@ -208,6 +217,17 @@ def test_a_host_is_added_once(parent: QWidget) -> None:
     dialog.read_only.setChecked(True)
     dialog.connect_button.click()
     assert chosen.at(0) == [HostRequest("qemu+ssh://root@kvm-01/system", read_only=True)]
+
+
+def test_a_host_is_asked_for_in_no_more_room_than_that_takes(parent: QWidget) -> None:
+    dialog = ConnectDialog([], parent)
+    dialog.open()
+    layout = dialog.layout()
+    assert layout is not None
+    assert dialog.height() <= layout.heightForWidth(dialog.width()) + 8
+    dialog.address.setEditText("nonsense")
+    assert dialog.problem.height() >= dialog.problem.heightForWidth(dialog.problem.width())
+    dialog.close()
 
 
 def test_credentials_are_answered_in_order_and_secrets_hidden(parent: QWidget) -> None:

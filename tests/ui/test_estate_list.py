@@ -234,3 +234,42 @@ def test_the_order_is_remembered(view: EstateView, model: EstateModel, qtbot: Qt
     again = EstateView(model, Settings())
     qtbot.addWidget(again)
     assert [action.data() for action in again.order_menu.actions() if action.isChecked()] == ["cost"]
+
+
+def test_a_search_without_a_result_says_so(estate: Estate, report: Report, light: Theme, qtbot: QtBot) -> None:
+    model = EstateModel(estate)
+    view = EstateView(model, Settings())
+    qtbot.addWidget(view)
+    view.show()
+    report(machine(chain(3), name="web-01"), machine(None, name="unread"))
+    qtbot.waitUntil(lambda: any(each.tree is not None for each in model.rows[0].machines))
+    view.search.setText("<b>nothing</b>")
+    assert view.nothing_found.isVisible()
+    assert "“<b>nothing</b>”" in view.nothing_found.text()
+    assert "1 machine" in view.nothing_found.text(), "its snapshots may have the name"
+    view.search.setText("web")
+    assert not view.nothing_found.isVisible()
+    view.search.setText("s9")
+    assert view.nothing_found.isVisible()
+    report(machine(chain(9), name="web-01"))
+    qtbot.waitUntil(lambda: not view.nothing_found.isVisible())
+    model.deleteLater()
+
+
+def test_names_have_room_in_a_narrow_list(estate: Estate, report: Report, light: Theme, qtbot: QtBot) -> None:
+    model = EstateModel(estate)
+    view = EstateView(model, Settings())
+    qtbot.addWidget(view)
+    view.resize(300, 400)
+    view.show()
+    report(machine(chain(3), name="web-01"))
+    qtbot.waitUntil(lambda: bool(model.rows) and bool(model.rows[0].machines))
+    header = view.list.header()
+    assert not header.isSectionHidden(Column.SNAPSHOTS)
+    view.resize(210, 400)
+    assert header.isSectionHidden(Column.SNAPSHOTS)
+    place = view.list.visualRect(model.index(0, 0, model.index(0, 0)))
+    assert place.width() > view.fontMetrics().horizontalAdvance("web-01") + 30
+    view.resize(300, 400)
+    assert not header.isSectionHidden(Column.SNAPSHOTS)
+    model.deleteLater()

@@ -17,7 +17,8 @@ from snaptree.model.estate import Annotations, DomainLayers, DomainState, Image
 from snaptree.model.figures import Confidence, Figure, exact, unknown
 from snaptree.model.folding import Fold
 from snaptree.ui import snapshot_delegate
-from snaptree.ui.snapshot_model import Column, Shown, SnapshotModel
+from snaptree.ui.snapshot_delegate import width_of_lanes
+from snaptree.ui.snapshot_model import Badge, Column, Shown, SnapshotModel, Tone
 from snaptree.ui.snapshot_view import SnapshotView
 from snaptree.ui.theme import LIGHT, Theme
 from tests.ui.test_text import read_tooltip
@@ -428,3 +429,22 @@ def test_many_lanes_stay_within_reason() -> None:
     model.show(Shown(wide))
     assert model.lane_count == 60
     assert snapshot_delegate.width_of_lanes(model, model.rowCount() - 1) == snapshot_delegate.lane_pitch(60)
+
+
+def test_names_have_room_beside_their_lanes_in_a_narrow_table(view: SnapshotView) -> None:
+    forks = [snapshot("root"), *(snapshot(f"nightly-2026110{number}", "root") for number in range(1, 6))]
+    view.show_machine(machine(forks, forks[-1].name))
+    view.resize(320, 300)
+    name = view.fontMetrics().horizontalAdvance("nightly-20261103")
+    assert view.columnWidth(Column.TREE) >= width_of_lanes(view.snapshot_model, 0) + name
+
+
+def test_what_is_wrong_is_badged_beside_a_long_name_too(view: SnapshotView) -> None:
+    every = [snapshot("nightly-20261103-of-the-long-kind", problem="its XML can't be read")]
+    view.show_machine(machine(every))
+    view.resize(300, 200)
+    row = view.visualRect(view.snapshot_model.index(0, 0))
+    picture = view.viewport().grab(row).toImage()
+    error = LIGHT.error.rgb()
+    reds = [x for x in range(picture.width()) for y in range(picture.height()) if picture.pixel(x, y) == error]
+    assert max(reds) - min(reds) > snapshot_delegate._badge_width(Badge("damaged", "", Tone.ERROR), view.font()) // 2

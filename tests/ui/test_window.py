@@ -11,7 +11,7 @@ from xml.sax.saxutils import escape
 import libvirt
 import pytest
 from PySide6.QtCore import Qt
-from PySide6.QtGui import QImage
+from PySide6.QtGui import QAction, QImage
 from PySide6.QtTest import QTest
 from PySide6.QtWidgets import QApplication, QLabel, QMenu, QMessageBox
 
@@ -22,6 +22,7 @@ from snaptree.plans.operation import OperationState
 from snaptree.plans.plan import Action
 from snaptree.ui.application import save_screenshot
 from snaptree.ui.connect_dialog import ConnectDialog
+from snaptree.ui.estate_model import host_title
 from snaptree.ui.machine import MachineId
 from snaptree.ui.settings import HostRequest, SafetySnapshot, Settings, ThemeChoice
 from snaptree.ui.snapshot_model import Column
@@ -383,6 +384,7 @@ def test_a_host_that_cannot_be_reached_says_why(driver: Driver, host: EmbeddedHo
     page = driver.window.page.message
     driver.until(lambda: "Cannot connect" in page.title.text())
     assert page.text.text(), "what to do"
+    assert not page.details.text(), "libvirt's words are in the title"
     assert page.button.isVisible()
     page.button.click()
     driver.until(lambda: driver.session.estate[bad].status.phase is Phase.FAILED)
@@ -391,6 +393,8 @@ def test_a_host_that_cannot_be_reached_says_why(driver: Driver, host: EmbeddedHo
     assert bad not in driver.session.estate
     assert Settings().hosts == []
     driver.until(lambda: driver.session.estate[host.uri].machines())
+    assert driver.window.chosen == host.uri
+    assert driver.window.estate_view.list.currentIndex().data() == host_title(driver.session.estate[host.uri])
 
 
 def test_a_read_only_connection_shows_everything_and_changes_nothing(
@@ -458,7 +462,21 @@ def test_the_shape_of_the_window_is_remembered(driver: Driver, open_window: Open
     driver.until(lambda: again.window.chosen == driver.window.chosen)
 
 
-def test_everything_can_be_reached_by_keyboard(driver: Driver) -> None:
+def test_a_narrow_window_leaves_the_tree_its_room(driver: Driver) -> None:
+    window, inspector = driver.window, driver.window.actions_.inspector
+    window.resize(800, 500)
+    assert not window.inspector.isVisible()
+    driver.until(lambda: window.page.width() > 400)
+    inspector.trigger()
+    assert window.inspector.isVisible(), "asked for"
+    inspector.trigger()
+    window._save_shape()
+    assert Settings().text("inspector") == "shown"
+    window.resize(1280, 800)
+    assert window.inspector.isVisible()
+
+
+def test_everything_can_be_reached_by_keyboard(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
     window = driver.window
     bar = window.menuBar()
     titles = [action.text() for action in bar.actions()]
@@ -478,6 +496,15 @@ def test_everything_can_be_reached_by_keyboard(driver: Driver) -> None:
         assert widget is not None
         text = getattr(widget, "text", str)
         assert widget.accessibleName() or text(), f"{widget} has no name for a screen reader"
+    window.estate_view.list.setFocus()
+    QTest.keyClick(window.estate_view.list, Qt.Key.Key_Tab)
+    assert QApplication.focusWidget() is driver.view, "from a machine to its snapshots"
+    opened: list[list[QAction | None]] = []
+    monkeypatch.setattr(window, "_pop_up", lambda parts, _place: opened.append(parts))  # offscreen there are no menus
+    for widget in (driver.view, window.estate_view.list):
+        widget.setFocus()
+        QTest.keyClick(widget, Qt.Key.Key_F10, Qt.KeyboardModifier.ShiftModifier)
+        assert window.actions_.take in opened.pop()
 
 
 def test_a_picture_of_the_window_is_written(host: EmbeddedHost, machine: Machine, tmp_path: Path) -> None:
