@@ -26,6 +26,7 @@ from snaptree.images.tables import (
     Offsets,
     Words,
     l2_places,
+    read_batch,
     read_l2_tables,
     read_words,
 )
@@ -201,6 +202,10 @@ class _Qcow2Reader:
 
     def _l1(self, first: int, last: int) -> Offsets:
         """Places of L2 tables."""
+        number, begin = divmod(first, _L1_SLICE)
+        if first < last <= (number + 1) * _L1_SLICE:  # the common case
+            self._hold(number)
+            return self._places[begin : begin + last - first]
         places = [self._places[:0]]
         while first < last:
             self._hold(first // _L1_SLICE)
@@ -213,19 +218,15 @@ class _Qcow2Reader:
     def _l2(self, window: Window, first: int, places: Offsets) -> Words:
         """Words of the L2 entries of all clusters in a window, 0 where there is no table."""
         span, width = self.table_span, self._geometry.l2_words
+        per_cluster = width // self._geometry.l2_entries
+        if places[0] and (places[1:] > places[:-1]).all() and len(places) * span == window.units * window.unit:
+            # The common case of an image that was written from its beginning on.
+            words = np.empty((len(places), width), np.uint64)
+            read_batch(self._source, self._geometry, places, self._budget, self._cancelled, words)
+            return words.reshape(-1)
         found = np.sort(places[places != 0])
         if (found[1:] == found[:-1]).any():
             raise BadImageError("several entries of its L1 table lead to the same L2 table")
-        per_cluster = width // self._geometry.l2_entries
-        if len(found) == len(places) and len(places) * span == window.units * window.unit:
-            batches = [
-                tables
-                for _, tables in read_l2_tables(self._source, self._geometry, found, self._budget, self._cancelled)
-            ]
-            if len(batches) == 1 and (found == places).all():
-                return batches[0].reshape(-1)  # the common case of an image that was written from its beginning on
-            together = np.concatenate(batches)
-            return together[np.argsort(np.argsort(places, kind="stable"), kind="stable")].reshape(-1)
         words = np.zeros(window.units * window.unit // self.cluster * per_cluster, np.uint64)
         whole_first = -(-window.start // span)
         whole_last = min(window.stop // span, first + len(places))
@@ -271,7 +272,7 @@ class _Qcow2Reader:
                 self.anomalies += int(np.count_nonzero(is_zero))
             kinds[is_zero] = ZERO_KIND
             has_data = has_data & ~is_zero
-        self._count(words, offsets, has_place, has_data)
+        self._count(words, offsets, seen, has_place, has_data)
         return kinds
 
     def _subclusters(self, words: Words) -> Kinds:
@@ -290,7 +291,7 @@ class _Qcow2Reader:
         zeros[compressed] = 0
         offsets = entries & np.uint64(OFFSET_BITS)
         offsets[~has_place] = 0
-        self._count(entries, offsets, has_place, data != 0)
+        self._count(entries, offsets, OFFSET_BITS, has_place, data != 0)
         kinds: Kinds = _bits(data) << np.uint8(1)  # DATA
         kinds |= _bits(zeros)  # ZERO_KIND
         return kinds
@@ -301,8 +302,13 @@ class _Qcow2Reader:
         has_place: NDArray[np.bool_] = (entries & np.uint64(bits)) != 0
         return has_place
 
-    def _count(self, entries: Words, offsets: Words, has_place: NDArray[np.bool_], has_data: NDArray[np.bool_]) -> None:
-        """Add up what the file has for these clusters. Those beyond its end, which QEMU reads as zeros, are odd."""
+    def _count(
+        self, entries: Words, offsets: Words, seen: int, has_place: NDArray[np.bool_], has_data: NDArray[np.bool_]
+    ) -> None:
+        """Add up what the file has for these clusters. Those beyond its end, which QEMU reads as zeros, are odd.
+
+        `seen` are the bits that any entry has: no offset is higher than all of them together.
+        """
         owned = entries.view(np.int64) < 0  # COPIED is the highest bit
         owned &= has_place
         count = int(np.count_nonzero(owned))
@@ -310,7 +316,8 @@ class _Qcow2Reader:
         self.held.owned += count * self.cluster
         self.held.owned_data += owned_data * self.cluster
         self.held.shared_data += (int(np.count_nonzero(has_data)) - owned_data) * self.cluster
-        if self._header.data_file is None and len(offsets) and int(offsets.max()) >= self._geometry.file_size:
+        may_be_beyond = self._header.data_file is None and seen & OFFSET_BITS >= self._geometry.file_size
+        if may_be_beyond and len(offsets) and int(offsets.max()) >= self._geometry.file_size:
             self.anomalies += int(np.count_nonzero(offsets >= np.uint64(self._geometry.file_size)))
 
 
