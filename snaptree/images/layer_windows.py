@@ -126,15 +126,33 @@ class LayerReader(Protocol):
         """What it defines in a window; None if nothing. Raises BadImageError, OSError or CancelledError."""
 
 
-def reader_of(layer: Layer, budget: Budget, cancelled: Callable[[], bool]) -> LayerReader:
-    """Make the reader of a layer. Those of one disk draw on one budget: there may be hundreds."""
+class Room:
+    """Two arrays of words that all readers of one disk work in, for fresh memory takes longer than what is done in it.
+
+    What is in them is of use until the next window is loaded.
+    """
+
+    def __init__(self) -> None:
+        self._arrays = np.empty((2, 0), np.uint64)
+
+    def of(self, length: int) -> tuple[Words, Words]:
+        """Both, so long."""
+        if length > self._arrays.shape[1]:
+            self._arrays = np.empty((2, length), np.uint64)
+        return self._arrays[0, :length], self._arrays[1, :length]
+
+
+def reader_of(layer: Layer, budget: Budget, room: Room, cancelled: Callable[[], bool]) -> LayerReader:
+    """Make the reader of a layer. Those of one disk share a budget, and room to work in: there may be hundreds."""
     if layer.header is None:
         return _RawReader(layer)
-    return _Qcow2Reader(layer, layer.header, budget, cancelled)
+    return _Qcow2Reader(layer, layer.header, budget, room, cancelled)
 
 
 class _Qcow2Reader:
-    def __init__(self, layer: Layer, header: Qcow2Header, budget: Budget, cancelled: Callable[[], bool]) -> None:
+    def __init__(
+        self, layer: Layer, header: Qcow2Header, budget: Budget, room: Room, cancelled: Callable[[], bool]
+    ) -> None:
         self._header = header
         self._geometry = Geometry(self._header.cluster_bits, self._header.extended_l2, layer.source.size)
         self.size = layer.virtual_size
@@ -145,6 +163,7 @@ class _Qcow2Reader:
         self.held = Held()
         self._source = layer.source
         self._budget = budget
+        self._room = room
         self._cancelled = cancelled
         self._tables = min(-(-self.size // self.table_span), self._header.l1_entries)
         self._slice = -1
@@ -221,13 +240,16 @@ class _Qcow2Reader:
         per_cluster = width // self._geometry.l2_entries
         if places[0] and (places[1:] > places[:-1]).all() and len(places) * span == window.units * window.unit:
             # The common case of an image that was written from its beginning on.
-            words = np.empty((len(places), width), np.uint64)
-            read_batch(self._source, self._geometry, places, self._budget, self._cancelled, words)
-            return words.reshape(-1)
+            words, _ = self._room.of(len(places) * width)
+            read_batch(
+                self._source, self._geometry, places, self._budget, self._cancelled, words.reshape(len(places), width)
+            )
+            return words
         found = np.sort(places[places != 0])
         if (found[1:] == found[:-1]).any():
             raise BadImageError("several entries of its L1 table lead to the same L2 table")
-        words = np.zeros(window.units * window.unit // self.cluster * per_cluster, np.uint64)
+        words, _ = self._room.of(window.units * window.unit // self.cluster * per_cluster)
+        words[:] = 0
         whole_first = -(-window.start // span)
         whole_last = min(window.stop // span, first + len(places))
         for index in {first, first + len(places) - 1}:  # the window may begin and end within a table
@@ -253,7 +275,8 @@ class _Qcow2Reader:
     def _clusters(self, words: Words) -> Kinds:
         """Tell what plain L2 entries stand for."""
         seen = int(np.bitwise_or.reduce(words))
-        offsets = words & np.uint64(OFFSET_BITS)
+        _, offsets = self._room.of(len(words))
+        np.bitwise_and(words, np.uint64(OFFSET_BITS), out=offsets)
         has_place = offsets != 0
         if self._header.data_file is not None:  # there, place 0 is one like others
             has_place |= (words & np.uint64(COPIED)) != 0

@@ -63,7 +63,7 @@ _BYTES_PER_CLASS: Final = 128
 """About what Python needs for a set besides its bits."""
 _L1_PIECE: Final = 1 << 20
 """Entries of an L1 table that are read at once."""
-_CHUNK: Final = 2 << 20
+_CHUNK: Final = 4 << 20
 """Bytes of L2 tables that are read at once, and compared with each other."""
 _LEAST_COMPARED: Final = 4 << 10
 """Bytes of a table that is rather compared with another one than taken entry by entry."""

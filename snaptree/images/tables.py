@@ -34,7 +34,7 @@ ZERO: Final = 1
 
 _BATCH: Final = 512 << 10
 """Bytes of tables that are handed over at once: large enough for numpy, small enough for a processor's cache."""
-_GAP: Final = 64 << 10
+_GAP: Final = 16 << 10
 """Bytes between two tables that are rather read along than skipped by another read, if tables are not much smaller."""
 _GAP_CLUSTERS: Final = 8
 _BLOCK: Final = 4 << 10
