@@ -71,8 +71,8 @@ _MOST_COMPARED: Final = 1 << 20
 """Entries of all L1 tables together, so that finding out what to compare takes little time."""
 _ALIKE: Final = 1 / 8
 """Two tables are alike if no larger part of their entries differs."""
-_WAITING: Final = 1 << 16
-"""Entries that wait until they are so many."""
+_CHUNKS_TOGETHER: Final = 8
+"""So many of these wait with what differs between tables, for that is little of each."""
 _SLICE_BITS: Final = 24
 """So many clusters of the file (2^24) are looked at in one go: 1 TiB of clusters of 64 KiB."""
 _MOST_SLICES: Final = 256
@@ -430,32 +430,22 @@ class _Walk:
         """The entries of L2 tables by their class. What stands in several tables comes once, with how many they are."""
         room = np.empty((max(1, _CHUNK // self._geometry.cluster), self._geometry.l2_words), np.uint64)
         waiting: dict[int, list[Words]] = {}
-        number_waiting = 0
-        for chunk in chunks:
-            words = room[: len(tables[chunk])]
-            read_batch(self._source, self._geometry, tables[chunk], budget, self._cancelled, words)
+        for number_read, chunk in enumerate(chunks, 1):
+            places = tables[chunk]
+            words = room[: len(places)]
+            read_batch(self._source, self._geometry, places, budget, self._cancelled, words)
             entries = words[:, ::2] if self._geometry.extended_l2 else words
             if self._columns is None:
-                for of_class, rows in _grouped(classes.of[chunk]):
-                    yield chunk, entries[rows], classes.classes[of_class], 1
+                for number, rows in _grouped(classes.of[chunk]):
+                    yield chunk, entries[rows], classes.classes[number], 1
                 continue
-            numbers = classes.of[chunk].tolist()
-            alike, differs = _alike(entries, self._columns[chunk].tolist())
-            leads: dict[tuple[_Class, int], list[int]] = {}
-            for lead, rows in alike.items():
-                leads.setdefault((classes.joined({numbers[row] for row in rows}), len(rows)), []).append(lead)
-                places = np.flatnonzero(differs[lead])
-                if len(places):
-                    number_waiting += len(places) * len(rows)
-                    for row in rows:
-                        waiting.setdefault(numbers[row], []).append(entries[row, places])
-            for (of_class, times), rows in leads.items():
-                yield chunk, entries[rows][~differs[rows]], of_class, times
-            if number_waiting > _WAITING or self._has_slices or chunk is chunks[-1]:
+            for same, of_class, times in _compared(entries, self._columns[chunk], classes, classes.of[chunk], waiting):
+                yield chunk, same, of_class, times
+            together = 1 if self._has_slices else _CHUNKS_TOGETHER  # which lead to what slice is noted for each
+            if number_read % together == 0 or number_read == len(chunks):
                 for number, parts in waiting.items():
                     yield chunk, np.concatenate(parts), classes.classes[number], 1
                 waiting.clear()
-                number_waiting = 0
 
     def _note_slice(self, chunks_of: dict[int, list[_Chunk]], number: int, chunk: _Chunk) -> None:
         if number not in chunks_of and len(chunks_of) >= _MOST_SLICES:
@@ -559,29 +549,44 @@ def _distinct_with_columns(offsets: Offsets, first: int) -> tuple[Offsets, NDArr
         return offsets, numbers
     order = np.argsort(offsets, kind="stable")
     offsets, numbers = offsets[order], numbers[order]
-    is_new = np.append(True, offsets[1:] != offsets[:-1])  # noqa: FBT003
+    is_new = np.append(True, offsets[1:] != offsets[:-1])
     return offsets[is_new], numbers[is_new]
 
 
-def _alike(entries: Words, columns: list[int]) -> tuple[dict[int, list[int]], NDArray[np.bool_]]:
-    """Compare tables of the same column. Snapshots of one disk differ little, and to compare is faster than to follow.
+def _compared(
+    entries: Words,
+    columns: NDArray[np.int64],
+    classes: _Classes,
+    numbers: NDArray[Any],
+    waiting: dict[int, list[Words]],
+) -> Iterator[tuple[Words, _Class, int]]:
+    """Compare tables of the same column: snapshots of one disk differ little, and comparing is faster than following.
 
-    Returns rows with those that are like them, themselves included; and which entries of each are not the same in all.
+    Yields what is the same in several tables, with the class of what is in all of them, and how many they are. The rest
+    is put to what is waiting, by the number of its class.
     """
-    alike: dict[int, list[int]] = {}
-    differs = np.zeros(entries.shape, np.bool_)
+    alike: dict[int, list[int]] = {}  # row -> itself, and those that are mostly like it
+    differs = np.zeros(entries.shape, np.bool_)  # of these rows: where not all are the same
     latest: dict[int, int] = {}
-    for row, column in enumerate(columns):
-        lead = latest.get(column)
-        if lead is not None:
-            found = entries[row] != entries[lead]
+    for row, column in enumerate(columns.tolist()):
+        first = latest.get(column)
+        if first is not None:
+            found = entries[row] != entries[first]
             if np.count_nonzero(found) <= len(found) * _ALIKE:
-                differs[lead] |= found
-                alike[lead].append(row)
+                differs[first] |= found
+                alike[first].append(row)
                 continue
         latest[column] = row
         alike[row] = [row]
-    return alike, differs
+    class_of = numbers.tolist()
+    same: dict[tuple[_Class, int], list[int]] = {}
+    for first, rows in alike.items():
+        same.setdefault((classes.joined({class_of[row] for row in rows}), len(rows)), []).append(first)
+        places = np.flatnonzero(differs[first])
+        for row in rows if len(places) else ():
+            waiting.setdefault(class_of[row], []).append(entries[row, places])
+    for (of_class, times), rows in same.items():
+        yield entries[rows][~differs[rows]], of_class, times
 
 
 def held_clusters(entries: Words, geometry: Geometry) -> tuple[NDArray[np.int64], int]:
