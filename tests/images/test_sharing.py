@@ -196,7 +196,6 @@ def scratch(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], tempfile.T
     return lambda: tempfile.TemporaryDirectory(dir=base)
 
 
-@pytest.mark.timeout(0)
 @settings(max_examples=settings().max_examples // 2)
 @given(build=builds(), history=operations(), chance=st.randoms(use_true_random=False))
 def test_what_a_deletion_frees_is_what_qemu_frees(
