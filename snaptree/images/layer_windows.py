@@ -26,6 +26,7 @@ from snaptree.images.tables import (
     Offsets,
     Words,
     l2_places,
+    read_batch,
     read_l2_tables,
     read_words,
 )
@@ -125,15 +126,33 @@ class LayerReader(Protocol):
         """What it defines in a window; None if nothing. Raises BadImageError, OSError or CancelledError."""
 
 
-def reader_of(layer: Layer, budget: Budget, cancelled: Callable[[], bool]) -> LayerReader:
-    """Make the reader of a layer. Those of one disk draw on one budget: there may be hundreds."""
+class Room:
+    """Two arrays of words that all readers of one disk work in, for fresh memory takes longer than what is done in it.
+
+    What is in them is of use until the next window is loaded.
+    """
+
+    def __init__(self) -> None:
+        self._arrays = np.empty((2, 0), np.uint64)
+
+    def of(self, length: int) -> tuple[Words, Words]:
+        """Both, so long."""
+        if length > self._arrays.shape[1]:
+            self._arrays = np.empty((2, length), np.uint64)
+        return self._arrays[0, :length], self._arrays[1, :length]
+
+
+def reader_of(layer: Layer, budget: Budget, room: Room, cancelled: Callable[[], bool]) -> LayerReader:
+    """Make the reader of a layer. Those of one disk share a budget, and room to work in: there may be hundreds."""
     if layer.header is None:
         return _RawReader(layer)
-    return _Qcow2Reader(layer, layer.header, budget, cancelled)
+    return _Qcow2Reader(layer, layer.header, budget, room, cancelled)
 
 
 class _Qcow2Reader:
-    def __init__(self, layer: Layer, header: Qcow2Header, budget: Budget, cancelled: Callable[[], bool]) -> None:
+    def __init__(
+        self, layer: Layer, header: Qcow2Header, budget: Budget, room: Room, cancelled: Callable[[], bool]
+    ) -> None:
         self._header = header
         self._geometry = Geometry(self._header.cluster_bits, self._header.extended_l2, layer.source.size)
         self.size = layer.virtual_size
@@ -144,6 +163,7 @@ class _Qcow2Reader:
         self.held = Held()
         self._source = layer.source
         self._budget = budget
+        self._room = room
         self._cancelled = cancelled
         self._tables = min(-(-self.size // self.table_span), self._header.l1_entries)
         self._slice = -1
@@ -201,6 +221,10 @@ class _Qcow2Reader:
 
     def _l1(self, first: int, last: int) -> Offsets:
         """Places of L2 tables."""
+        number, begin = divmod(first, _L1_SLICE)
+        if first < last <= (number + 1) * _L1_SLICE:  # the common case
+            self._hold(number)
+            return self._places[begin : begin + last - first]
         places = [self._places[:0]]
         while first < last:
             self._hold(first // _L1_SLICE)
@@ -213,20 +237,19 @@ class _Qcow2Reader:
     def _l2(self, window: Window, first: int, places: Offsets) -> Words:
         """Words of the L2 entries of all clusters in a window, 0 where there is no table."""
         span, width = self.table_span, self._geometry.l2_words
+        per_cluster = width // self._geometry.l2_entries
+        if places[0] and (places[1:] > places[:-1]).all() and len(places) * span == window.units * window.unit:
+            # The common case of an image that was written from its beginning on.
+            words, _ = self._room.of(len(places) * width)
+            read_batch(
+                self._source, self._geometry, places, self._budget, self._cancelled, words.reshape(len(places), width)
+            )
+            return words
         found = np.sort(places[places != 0])
         if (found[1:] == found[:-1]).any():
             raise BadImageError("several entries of its L1 table lead to the same L2 table")
-        per_cluster = width // self._geometry.l2_entries
-        if len(found) == len(places) and len(places) * span == window.units * window.unit:
-            batches = [
-                tables
-                for _, tables in read_l2_tables(self._source, self._geometry, found, self._budget, self._cancelled)
-            ]
-            if len(batches) == 1 and (found == places).all():
-                return batches[0].reshape(-1)  # the common case of an image that was written from its beginning on
-            together = np.concatenate(batches)
-            return together[np.argsort(np.argsort(places, kind="stable"), kind="stable")].reshape(-1)
-        words = np.zeros(window.units * window.unit // self.cluster * per_cluster, np.uint64)
+        words, _ = self._room.of(window.units * window.unit // self.cluster * per_cluster)
+        words[:] = 0
         whole_first = -(-window.start // span)
         whole_last = min(window.stop // span, first + len(places))
         for index in {first, first + len(places) - 1}:  # the window may begin and end within a table
@@ -252,7 +275,8 @@ class _Qcow2Reader:
     def _clusters(self, words: Words) -> Kinds:
         """Tell what plain L2 entries stand for."""
         seen = int(np.bitwise_or.reduce(words))
-        offsets = words & np.uint64(OFFSET_BITS)
+        _, offsets = self._room.of(len(words))
+        np.bitwise_and(words, np.uint64(OFFSET_BITS), out=offsets)
         has_place = offsets != 0
         if self._header.data_file is not None:  # there, place 0 is one like others
             has_place |= (words & np.uint64(COPIED)) != 0
@@ -271,7 +295,7 @@ class _Qcow2Reader:
                 self.anomalies += int(np.count_nonzero(is_zero))
             kinds[is_zero] = ZERO_KIND
             has_data = has_data & ~is_zero
-        self._count(words, offsets, has_place, has_data)
+        self._count(words, offsets, seen, has_place, has_data)
         return kinds
 
     def _subclusters(self, words: Words) -> Kinds:
@@ -290,7 +314,7 @@ class _Qcow2Reader:
         zeros[compressed] = 0
         offsets = entries & np.uint64(OFFSET_BITS)
         offsets[~has_place] = 0
-        self._count(entries, offsets, has_place, data != 0)
+        self._count(entries, offsets, OFFSET_BITS, has_place, data != 0)
         kinds: Kinds = _bits(data) << np.uint8(1)  # DATA
         kinds |= _bits(zeros)  # ZERO_KIND
         return kinds
@@ -301,8 +325,13 @@ class _Qcow2Reader:
         has_place: NDArray[np.bool_] = (entries & np.uint64(bits)) != 0
         return has_place
 
-    def _count(self, entries: Words, offsets: Words, has_place: NDArray[np.bool_], has_data: NDArray[np.bool_]) -> None:
-        """Add up what the file has for these clusters. Those beyond its end, which QEMU reads as zeros, are odd."""
+    def _count(
+        self, entries: Words, offsets: Words, seen: int, has_place: NDArray[np.bool_], has_data: NDArray[np.bool_]
+    ) -> None:
+        """Add up what the file has for these clusters. Those beyond its end, which QEMU reads as zeros, are odd.
+
+        `seen` are the bits that any entry has: no offset is higher than all of them together.
+        """
         owned = entries.view(np.int64) < 0  # COPIED is the highest bit
         owned &= has_place
         count = int(np.count_nonzero(owned))
@@ -310,7 +339,8 @@ class _Qcow2Reader:
         self.held.owned += count * self.cluster
         self.held.owned_data += owned_data * self.cluster
         self.held.shared_data += (int(np.count_nonzero(has_data)) - owned_data) * self.cluster
-        if self._header.data_file is None and len(offsets) and int(offsets.max()) >= self._geometry.file_size:
+        may_be_beyond = self._header.data_file is None and seen & OFFSET_BITS >= self._geometry.file_size
+        if may_be_beyond and len(offsets) and int(offsets.max()) >= self._geometry.file_size:
             self.anomalies += int(np.count_nonzero(offsets >= np.uint64(self._geometry.file_size)))
 
 

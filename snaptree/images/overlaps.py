@@ -25,6 +25,7 @@ from snaptree.images.layer_windows import (
     Kinds,
     Layer,
     LayerReader,
+    Room,
     Window,
     common_unit,
     reader_of,
@@ -41,7 +42,8 @@ Tally = NDArray[np.int64]
 """How often each code occurs in a view."""
 
 _WINDOW_UNITS: Final = 1 << 14
-"""So few that what is worked on stays in a processor's cache, and is not mapped anew for every step."""
+_MOST_WINDOW_UNITS: Final = 1 << 16
+"""So few that what is worked on stays in a processor's cache; the more the better where layers hold something."""
 _MOST_VIEW_UNITS: Final = 1 << 24
 """Of all views that are held at once: 32 MiB."""
 _MOST_UNITS: Final = 1 << 31
@@ -330,7 +332,10 @@ class _Walk:
         allocated = _allocated(layers)
         most = MOST_TABLE_BYTES * len(layers) if allocated is None else most_table_bytes(allocated)
         budget = Budget(most)
-        self._readers: dict[str, LayerReader] = {name: reader_of(layers[name], budget, cancelled) for name in layers}
+        room = Room()
+        self._readers: dict[str, LayerReader] = {
+            name: reader_of(layers[name], budget, room, cancelled) for name in layers
+        }
         self._units_left = _MOST_UNITS
         if allocated is not None:
             self._units_left = min(_MOST_UNITS, _LEAST_UNITS + allocated // _BYTES_PER_UNIT)
@@ -375,16 +380,26 @@ class _Walk:
         """Windows that some layer may say something of; they begin and end at multiples of `grain`."""
         end = max((reader.size for reader in self._readers.values()), default=0)
         held = 2 + sum(len(above) > 1 for above in self._above.values())
-        units = max(min(_WINDOW_UNITS, _MOST_VIEW_UNITS // held) * unit // grain * grain, grain) // unit
+        widest, narrowest = (
+            max(min(units, _MOST_VIEW_UNITS // held) * unit // grain * grain, grain)
+            for units in (_MOST_WINDOW_UNITS, _WINDOW_UNITS)
+        )
         start = 0
         while start < end:
             touched = [found for each in self._readers.values() if (found := each.next_touched(start)) is not None]
             if not touched:
                 return
             start = min(touched) // grain * grain
-            most = -(-(end - start) // grain) * grain // unit
-            yield Window(start, min(units, most), unit)
-            start += min(units, most) * unit
+            most = min(widest, -(-(end - start) // grain) * grain)
+            length = min(narrowest, most)
+            while length < most and self._is_touched(start + length, start + 2 * length):
+                length = min(2 * length, most)
+            yield Window(start, length // unit, unit)
+            start += length
+
+    def _is_touched(self, start: int, stop: int) -> bool:
+        """Whether a layer may say something of a part of the disk."""
+        return any((found := each.next_touched(start)) is not None and found < stop for each in self._readers.values())
 
     def _look(self, window: Window, counts: Mapping[str, _Counts], per_coarse: int, per_table: int) -> None:
         """Go through all layers from the bottom up, branch by branch."""
@@ -445,7 +460,7 @@ def _lay_over(seen: tuple[View, Tally] | None, kinds: Kinds, data: int, zeros: i
         np.copyto(view, kinds + code, where=kinds != TRANSPARENT)
         return view, np.bincount(view, minlength=len(tally))
     if data + zeros:
-        changed = np.flatnonzero(kinds)
+        changed = np.flatnonzero(kinds != TRANSPARENT)  # of truth values, numpy finds them several times as fast
         tally -= np.bincount(view[changed], minlength=len(tally))
         tally[2 * depth] += zeros
         tally[2 * depth + 1] += data

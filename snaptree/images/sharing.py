@@ -34,8 +34,8 @@ from snaptree.images.tables import (
     Words,
     distinct,
     most_table_bytes,
+    read_batch,
     read_l1,
-    read_l2_tables,
 )
 from snaptree.model.errors import CancelledError
 from snaptree.model.estate import InternalSnapshot
@@ -63,14 +63,22 @@ _BYTES_PER_CLASS: Final = 128
 """About what Python needs for a set besides its bits."""
 _L1_PIECE: Final = 1 << 20
 """Entries of an L1 table that are read at once."""
-_CHUNK: Final = 8 << 20
-"""Bytes of L2 tables that are read at once."""
+_CHUNK: Final = 4 << 20
+"""Bytes of L2 tables that are read at once, and compared with each other."""
+_LEAST_COMPARED: Final = 4 << 10
+"""Bytes of a table that is rather compared with another one than taken entry by entry."""
+_MOST_COMPARED: Final = 1 << 20
+"""Entries of all L1 tables together, so that finding out what to compare takes little time."""
+_ALIKE: Final = 1 / 8
+"""Two tables are alike if no larger part of their entries differs."""
+_CHUNKS_TOGETHER: Final = 8
+"""So many of these wait with what differs between tables, for that is little of each."""
 _SLICE_BITS: Final = 24
 """So many clusters of the file (2^24) are looked at in one go: 1 TiB of clusters of 64 KiB."""
 _MOST_SLICES: Final = 256
 _PER_LOOK: Final = 8
 """Clusters that nobody holds are looked at so much faster than others."""
-_BLOCK: Final = 1 << 20
+_BLOCK: Final = 1 << 17
 """Clusters that are counted at once."""
 _GRAIN: Final = 1 << 12
 """Clusters that are passed over if nobody holds any of them, nor of their neighbours."""
@@ -231,6 +239,12 @@ def read_sharing(
     return _Walk(source, content, taken, allocated, cancelled).read()
 
 
+_Chunk = NDArray[np.intp] | slice
+"""Which of all L2 tables, in ascending order."""
+_Reached = tuple[Offsets, NDArray[np.int64] | None, Kind]
+"""Places of L2 tables, the columns of those that are to be compared, and what they lead to."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Root:
     """An L1 table, and the set of those whose it is."""
@@ -271,8 +285,16 @@ class _Walk:
         places = np.array([(root.offset, root.offset + root.entries * 8 - 1) for root in self._roots], np.int64)
         self._l1_clusters = places.reshape(-1, 2).T >> header.cluster_bits
         """The first of each root's L1 table, and the last."""
-        self._kept: dict[_Root, list[tuple[Offsets, Kind]]] = {}
+        self._kept: dict[_Root, list[_Reached]] = {}
         self._most_kept = _MOST_OFFSETS_KEPT
+        self._is_comparing = (
+            self._geometry.cluster >= _LEAST_COMPARED
+            and len(self._roots) > 1
+            and sum(root.entries for root in self._roots) <= _MOST_COMPARED
+        )
+        self._columns: NDArray[np.int64] | None = None
+        """For each L2 table its number in the L1 table of a root that reaches it. Tables of one column speak of the
+        same part of the disk, and are mostly alike."""
         self._nowhere = 0
         self._width = (len(content.snapshots) >> 3) + 1
         """Bytes of a set of holders."""
@@ -281,10 +303,8 @@ class _Walk:
         tables = self._distinct_tables()
         classes = self._classify_tables(tables)
         totals: dict[_Class, tuple[int, int]] = {}
-        chunk = max(1, _CHUNK // self._geometry.cluster)
-        with_data = len(tables) if self._has_data else 0
-        chunks = [slice(first, min(first + chunk, with_data)) for first in range(0, with_data, chunk)]
-        chunks_of: dict[int, list[slice]] = {}
+        chunks = list(self._chunks(len(tables))) if self._has_data else []
+        chunks_of: dict[int, list[_Chunk]] = {}
         self._count_slice(0, tables, classes, chunks, totals, chunks_of)
         for number in self._slices_of_tables(tables):
             chunks_of.setdefault(number, [])
@@ -292,6 +312,14 @@ class _Walk:
         for number in sorted(chunks_of):
             self._count_slice(number, tables, classes, chunks_of[number], totals, None)
         return self._as_sharing(totals)
+
+    def _chunks(self, tables: int) -> Iterator[_Chunk]:
+        """Cut all tables into parts that are read at once: those to be compared with each other come together."""
+        at_once = max(1, _CHUNK // self._geometry.cluster)
+        order = None if self._columns is None else np.argsort(self._columns, kind="stable")
+        for first in range(0, tables, at_once):
+            part = slice(first, min(first + at_once, tables))
+            yield part if order is None else np.sort(order[part])
 
     def _as_sharing(self, totals: dict[_Class, tuple[int, int]]) -> Sharing:
         raw = b"".join(holders.to_bytes(self._width, "little") for holders, _ in totals)
@@ -318,7 +346,7 @@ class _Walk:
         waiting: list[Offsets] = []
         number_waiting = 0
         for root in self._roots:
-            for offsets, _ in self._tables_of(root, is_first_time=True):
+            for offsets, _, _ in self._tables_of(root, is_first_time=True):
                 waiting.append(offsets)
                 number_waiting += len(offsets)
                 if number_waiting > max(_L1_PIECE, len(found)):
@@ -335,12 +363,12 @@ class _Walk:
         self._budget.check(len(merged) * self._geometry.cluster)  # as they will be read
         return merged
 
-    def _tables_of(self, root: _Root, *, is_first_time: bool = False) -> Iterator[tuple[Offsets, Kind]]:
+    def _tables_of(self, root: _Root, *, is_first_time: bool = False) -> Iterator[_Reached]:
         """Different places of the L2 tables that a root reaches. Small L1 tables are read once and kept."""
         if root in self._kept:
             yield from self._kept[root]
             return
-        kept: list[tuple[Offsets, Kind]] = []
+        kept: list[_Reached] = []
         for first, end, kind in (
             (0, root.disk_entries, Kind.DATA),
             (root.disk_entries, root.entries, Kind.VM_STATE),
@@ -351,24 +379,32 @@ class _Walk:
                 offsets, bad = read_l1(self._source, self._geometry, root.offset + start * 8, entries, self._l1_budget)
                 if is_first_time:
                     self._nowhere += bad
-                offsets = distinct(offsets[offsets != 0])
+                columns = None
+                if self._is_comparing:
+                    offsets, columns = _distinct_with_columns(offsets, start)
+                else:
+                    offsets = distinct(offsets[offsets != 0])
                 if self._most_kept >= 0:
                     self._most_kept -= len(offsets)
-                    kept.append((offsets, kind))
-                yield offsets, kind
+                    kept.append((offsets, columns, kind))
+                yield offsets, columns, kind
         if self._most_kept >= 0:
             self._kept[root] = kept
 
     def _classify_tables(self, tables: Offsets) -> _Classes:
         """Find the holders of each L2 table, and what it leads to: data or saved memory."""
         classes = _Classes(len(tables), self._width, self._moves)
+        if self._is_comparing:
+            self._columns = np.zeros(len(tables), np.int64)
         for root in self._roots:
-            for offsets, kind in self._tables_of(root):
+            for offsets, columns, kind in self._tables_of(root):
                 places = np.searchsorted(tables, offsets)
                 places = places[places < len(tables)]
                 is_known = tables[places] == offsets[: len(places)]  # the L1 may have changed since it was read first
                 places = places[is_known]
                 classes.add(places, root.holders, kind)
+                if self._columns is not None and columns is not None:
+                    self._columns[places] = columns[: len(is_known)][is_known]
         self._kept.clear()
         return classes
 
@@ -379,40 +415,61 @@ class _Walk:
         number: int,
         tables: Offsets,
         table_classes: _Classes,
-        chunks: list[slice],
+        chunks: list[_Chunk],
         totals: dict[_Class, tuple[int, int]],
-        chunks_of: dict[int, list[slice]] | None,
+        chunks_of: dict[int, list[_Chunk]] | None,
     ) -> None:
         """Count the clusters of one slice of the file. The first time round, note which chunks lead to which slice."""
         first = number << _SLICE_BITS
         held = _Classes(min(1 << _SLICE_BITS, self._geometry.host_clusters - first), self._width, self._moves)
         self._looks.take(len(held.of) // _PER_LOOK)
         budget = self._budget_again if chunks_of is None else self._budget
-        for chunk in chunks:
-            slices: set[int] = set()
-            for row, words in read_l2_tables(self._source, self._geometry, tables[chunk], budget, self._cancelled):
-                entries = words[:, ::2] if self._geometry.extended_l2 else words
-                rows_of = table_classes.of[chunk.start + row : chunk.start + row + len(words)]
-                for of_class, rows in _grouped(rows_of):
-                    holders, kind = table_classes.classes[of_class]
-                    clusters, bad = held_clusters(entries[rows], self._geometry)
-                    if chunks_of is not None:
-                        self._nowhere += bad
-                        slices |= self._slices_of(clusters)
-                    held.add(self._in_slice(clusters, first), holders, kind)
-            for other in slices:
-                self._note_slice(chunks_of, other).append(chunk)
+        for chunk, entries, (holders, kind), times in self._entries(tables, table_classes, chunks, budget):
+            clusters, bad = held_clusters(entries, self._geometry)
+            if chunks_of is not None:
+                self._nowhere += bad * times
+                for other in self._slices_of(clusters):
+                    self._note_slice(chunks_of, other, chunk)
+            held.add(self._in_slice(clusters, first), holders, kind)
         self._add_tables(held, first, tables, table_classes)
         self._sum_up(held, first, totals)
 
-    def _note_slice(self, chunks_of: dict[int, list[slice]] | None, number: int) -> list[slice]:
-        assert chunks_of is not None
+    def _entries(
+        self, tables: Offsets, classes: _Classes, chunks: list[_Chunk], budget: Budget
+    ) -> Iterator[tuple[_Chunk, Words, _Class, int]]:
+        """The entries of L2 tables by their class. What stands in several tables comes once, with how many they are."""
+        room = np.empty((max(1, _CHUNK // self._geometry.cluster), self._geometry.l2_words), np.uint64)
+        waiting: dict[int, list[Words]] = {}
+        for number_read, chunk in enumerate(chunks, 1):
+            places = tables[chunk]
+            words = room[: len(places)]
+            read_batch(self._source, self._geometry, places, budget, self._cancelled, words)
+            entries = words[:, ::2] if self._geometry.extended_l2 else words
+            if self._columns is None:
+                for number, rows in _grouped(classes.of[chunk]):
+                    yield chunk, entries[rows], classes.classes[number], 1
+                continue
+            for same, of_class, times in _compared(entries, self._columns[chunk], classes, classes.of[chunk], waiting):
+                yield chunk, same, of_class, times
+            together = 1 if self._has_slices else _CHUNKS_TOGETHER  # which lead to what slice is noted for each
+            if number_read % together == 0 or number_read == len(chunks):
+                for number, parts in waiting.items():
+                    yield chunk, np.concatenate(parts), classes.classes[number], 1
+                waiting.clear()
+
+    def _note_slice(self, chunks_of: dict[int, list[_Chunk]], number: int, chunk: _Chunk) -> None:
         if number not in chunks_of and len(chunks_of) >= _MOST_SLICES:
             raise BadImageError(_TOO_SCATTERED)
-        return chunks_of.setdefault(number, [])
+        noted = chunks_of.setdefault(number, [])
+        if not noted or noted[-1] is not chunk:
+            noted.append(chunk)
+
+    @property
+    def _has_slices(self) -> bool:
+        return self._geometry.host_clusters > 1 << _SLICE_BITS
 
     def _slices_of(self, clusters: NDArray[np.int64]) -> set[int]:
-        if self._geometry.host_clusters <= 1 << _SLICE_BITS or not len(clusters):
+        if not self._has_slices or not len(clusters):
             return set()
         lowest, highest = int(clusters.min()) >> _SLICE_BITS, int(clusters.max()) >> _SLICE_BITS
         return {lowest} if lowest == highest else set(np.unique(clusters >> _SLICE_BITS).tolist())
@@ -438,7 +495,7 @@ class _Walk:
             held.add(self._in_slice(clusters, first), self._roots[number].holders, Kind.L1)
 
     def _in_slice(self, clusters: NDArray[np.int64], first: int) -> NDArray[np.int64]:
-        if self._geometry.host_clusters <= 1 << _SLICE_BITS:
+        if not self._has_slices:
             return clusters
         clusters = clusters - first
         return clusters[(clusters >= 0) & (clusters < 1 << _SLICE_BITS)]
@@ -450,11 +507,13 @@ class _Walk:
             self._check_cancelled()
             self._looks.take(stop - start)
             block = held.of[start:stop]
-            number_of += np.bincount(block, minlength=len(number_of))
+            runs = np.append(0, np.flatnonzero(block[1:] != block[:-1]) + 1)  # neighbours mostly are of one class
+            numbers = block[runs]
+            number_of += np.bincount(numbers, np.diff(runs, append=len(block)), len(number_of)).astype(np.int64)
             if self._taken is not None:
                 offset = (first + start) << self._geometry.cluster_bits
-                taken = self._taken(offset, self._geometry.cluster, len(block))
-                bytes_of += np.bincount(block, taken, len(bytes_of)).astype(np.int64)  # exact up to 2^53
+                taken = np.add.reduceat(self._taken(offset, self._geometry.cluster, len(block)), runs)
+                bytes_of += np.bincount(numbers, taken, len(bytes_of)).astype(np.int64)  # exact up to 2^53
         for number in np.flatnonzero(number_of).tolist():
             if number != _NOBODY:
                 clusters, taken_before = totals.get(held.classes[number], (0, 0))
@@ -490,6 +549,54 @@ def _roots(content: Qcow2Content, geometry: Geometry) -> list[_Root]:
         _check_size(len(holders_of), (len(tables) >> 3) + 1)
     _check_holders(holders_of.values())
     return [_Root(*table, holders) for table, holders in holders_of.items()]
+
+
+def _distinct_with_columns(offsets: Offsets, first: int) -> tuple[Offsets, NDArray[np.int64]]:
+    """Different places of L2 tables, ascending, and the number of an entry that leads to each, counted from `first`."""
+    numbers = np.flatnonzero(offsets != 0)
+    offsets, numbers = offsets[numbers], numbers + first
+    if (offsets[1:] > offsets[:-1]).all():
+        return offsets, numbers
+    order = np.argsort(offsets, kind="stable")
+    offsets, numbers = offsets[order], numbers[order]
+    is_new = np.append(True, offsets[1:] != offsets[:-1])
+    return offsets[is_new], numbers[is_new]
+
+
+def _compared(
+    entries: Words,
+    columns: NDArray[np.int64],
+    classes: _Classes,
+    numbers: NDArray[Any],
+    waiting: dict[int, list[Words]],
+) -> Iterator[tuple[Words, _Class, int]]:
+    """Compare tables of the same column: snapshots of one disk differ little, and comparing is faster than following.
+
+    Yields what is the same in several tables, with the class of what is in all of them, and how many they are. The rest
+    is put to what is waiting, by the number of its class.
+    """
+    alike: dict[int, list[int]] = {}  # row -> itself, and those that are mostly like it
+    differs = np.zeros(entries.shape, np.bool_)  # of these rows: where not all are the same
+    latest: dict[int, int] = {}
+    for row, column in enumerate(columns.tolist()):
+        first = latest.get(column)
+        if first is not None:
+            found = entries[row] != entries[first]
+            if np.count_nonzero(found) <= len(found) * _ALIKE:
+                differs[first] |= found
+                alike[first].append(row)
+                continue
+        latest[column] = row
+        alike[row] = [row]
+    class_of = numbers.tolist()
+    same: dict[tuple[_Class, int], list[int]] = {}
+    for first, rows in alike.items():
+        same.setdefault((classes.joined({class_of[row] for row in rows}), len(rows)), []).append(first)
+        places = np.flatnonzero(differs[first])
+        for row in rows if len(places) else ():
+            waiting.setdefault(class_of[row], []).append(entries[row, places])
+    for (of_class, times), rows in same.items():
+        yield entries[rows][~differs[rows]], of_class, times
 
 
 def held_clusters(entries: Words, geometry: Geometry) -> tuple[NDArray[np.int64], int]:
@@ -586,6 +693,14 @@ class _Classes:
             moves = np.zeros(len(is_there), np.uint32)
             moves[found] = self._moved(found.tolist(), holders, kind)
             self.of[places] = moves.astype(self.of.dtype)[before]
+
+    def joined(self, numbers: Iterable[int]) -> _Class:
+        """The class of what is of all these classes."""
+        holders, kind = 0, Kind.DATA
+        for number in numbers:
+            more, other = self.classes[number]
+            holders, kind = holders | more, max(kind, other)
+        return holders, kind
 
     def _moved(self, numbers: list[int], holders: int, kind: Kind) -> NDArray[np.uint32]:
         """The classes that clusters of these classes are of from now on."""

@@ -32,9 +32,9 @@ COMPRESSED: Final = 1 << 62
 ZERO: Final = 1
 """Of an L2 entry without subclusters: it reads as zeros, whether it has a place or not."""
 
-_BATCH: Final = 2 << 20
+_BATCH: Final = 512 << 10
 """Bytes of tables that are handed over at once: large enough for numpy, small enough for a processor's cache."""
-_GAP: Final = 64 << 10
+_GAP: Final = 16 << 10
 """Bytes between two tables that are rather read along than skipped by another read, if tables are not much smaller."""
 _GAP_CLUSTERS: Final = 8
 _BLOCK: Final = 4 << 10
@@ -138,15 +138,15 @@ def read_l2_tables(
 ) -> Iterator[tuple[int, Words]]:
     """Read L2 tables at ascending, different places that `read_l1` gave.
 
-    Yields (number of the first one, their words with one row for each), some megabytes at a time. Raises BadImageError
-    or OSError, CancelledError soon after `cancelled` turns true.
+    Yields (number of the first one, their words with one row for each), half a megabyte at a time; what is yielded is
+    overwritten next. Raises BadImageError or OSError, CancelledError soon after `cancelled` turns true.
     """
     per_batch = max(1, _BATCH // geometry.cluster)
+    tables = np.empty((min(per_batch, len(offsets)), geometry.l2_words), np.uint64)
     for first in range(0, len(offsets), per_batch):
-        if cancelled():
-            raise CancelledError("Reading the image was cancelled.")
         batch = offsets[first : first + per_batch]
-        yield first, _read_batch(source, geometry, batch, budget)
+        read_batch(source, geometry, batch, budget, cancelled, tables[: len(batch)])
+        yield first, tables[: len(batch)]
 
 
 def distinct(offsets: Offsets) -> Offsets:
@@ -157,11 +157,17 @@ def distinct(offsets: Offsets) -> Offsets:
     return offsets[is_new]
 
 
-def _read_batch(source: ReadAt, geometry: Geometry, batch: Offsets, budget: Budget) -> Words:
-    """Tables that lie close together come with one read."""
-    tables = np.empty((len(batch), geometry.l2_words), np.uint64)
+def read_batch(
+    source: ReadAt, geometry: Geometry, batch: Offsets, budget: Budget, cancelled: Callable[[], bool], tables: Words
+) -> None:
+    """Read L2 tables at ascending, different places into the rows of an array, those that lie close with one read.
+
+    Raises BadImageError, OSError or CancelledError.
+    """
+    if cancelled():
+        raise CancelledError("Reading the image was cancelled.")
     gap = min(_GAP, _GAP_CLUSTERS * geometry.cluster)
-    breaks = np.flatnonzero(np.diff(batch) > geometry.cluster + gap) + 1
+    breaks = np.flatnonzero(batch[1:] - batch[:-1] > geometry.cluster + gap) + 1
     starts = [0, *breaks.tolist()]
     for start, stop in zip(starts, [*starts[1:], len(batch)], strict=True):
         begin = int(batch[start])
@@ -173,7 +179,6 @@ def _read_batch(source: ReadAt, geometry: Geometry, batch: Offsets, budget: Budg
         else:
             rows = (batch[start:stop] - begin) >> 3
             tables[start:stop] = np.lib.stride_tricks.sliding_window_view(words, geometry.l2_words)[rows]
-    return tables
 
 
 def _raw_words(raw: bytes, wanted: int) -> NDArray[Any]:

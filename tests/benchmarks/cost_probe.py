@@ -17,7 +17,7 @@ from snaptree.images.overlaps import read_overlaps
 from snaptree.images.qcow2 import Qcow2Content, read_content
 from snaptree.images.sharing import read_sharing
 
-_GAP = 64 << 10
+_GAP = 16 << 10
 _MOST = 2 << 20
 
 

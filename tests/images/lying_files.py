@@ -269,6 +269,35 @@ def small_tables_of_random_data_in_snapshots(directory: Path) -> Chain:
     return (one(directory / "a", l1, l2, snapshots, cluster_bits=9, size=1 << 29, more=more),)
 
 
+def _snapshots_with_tables_alike(directory: Path, tables: int, bits: int, changes: int) -> Chain:
+    """Each snapshot has a table of its own, and few entries of it differ from those of another."""
+    random = np.random.default_rng(11)
+    l2 = np.tile(random.integers(1, 1 << 16, 1 << bits - 3), (tables, 1))
+    for row in l2[1:]:
+        row[random.integers(0, len(row), changes)] = random.integers(1, 1 << 16, changes)
+    more = [(((number + 1) << bits) + (1 << 28), entries([L2_PLACE + (number << bits)])) for number in range(tables)]
+    snapshots = [Snapshot(offset, 1, span(bits)) for offset, _ in more]
+    path = one(
+        directory / "a", entries([L2_PLACE]), entries(l2 << bits), snapshots, cluster_bits=bits, size=1 << 32, more=more
+    )
+    return (path,)
+
+
+@painted
+def small_tables_that_are_alike_in_many_snapshots(directory: Path) -> Chain:
+    return _snapshots_with_tables_alike(directory, 4000, 12, 60)
+
+
+@painted
+def tables_that_are_alike_in_many_snapshots(directory: Path) -> Chain:
+    return _snapshots_with_tables_alike(directory, 400, 16, 1000)
+
+
+@painted
+def small_tables_that_are_nearly_the_same_in_many_snapshots(directory: Path) -> Chain:
+    return _snapshots_with_tables_alike(directory, 4000, 12, 1)
+
+
 def _as_many_snapshots(directory: Path, number: int, step: int, *, size: int = VAST) -> Chain:
     snapshots = [Snapshot(L1_PLACE + index * step, 1, name=b"snapshot-%d" % index) for index in range(number)]
     l1 = entries([L2_PLACE]).ljust(step or 8, b"\0") * (number if step else 1)

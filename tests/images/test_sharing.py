@@ -196,7 +196,6 @@ def scratch(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], tempfile.T
     return lambda: tempfile.TemporaryDirectory(dir=base)
 
 
-@pytest.mark.timeout(0)
 @settings(max_examples=settings().max_examples // 2)
 @given(build=builds(), history=operations(), chance=st.randoms(use_true_random=False))
 def test_what_a_deletion_frees_is_what_qemu_frees(
@@ -590,6 +589,115 @@ def test_reading_can_be_cancelled(qemu_img: QemuImg, after: int) -> None:
     source = Bytes(path.read_bytes())
     with pytest.raises(CancelledError):
         read_sharing(source, read_content(source), cancelled=cancelled)
+
+
+class MadeUp(Bytes):
+    """An image in clusters of 4 KiB whose snapshots' tables are mostly alike, and what a plain walk finds in it."""
+
+    first = 200
+    """The first cluster of data; the L2 tables come before."""
+    clusters = 1000
+
+    def __init__(self, draw: random.Random, roots: int, columns: int, changes: int) -> None:
+        self.draw = draw
+        self.last = (self.first + self.clusters) // 2  # so that changes lead elsewhere
+        self.tables: list[list[int]] = []
+        l1s: list[list[int]] = [[self._new_table([0] * 512, 400) for _ in range(columns)]]
+        self.last = self.clusters
+        for _ in range(roots):
+            l1s.append([self._changed(table, changes) for table in draw.choice(l1s)])
+        present, *snapshots = l1s
+        start = header(
+            snapshots=roots, cluster_bits=12, size=512 << 12, l1=(columns, 2 << 12), snapshots_offset=1 << 12
+        ).ljust(1 << 12, b"\0")
+        start += b"".join(entry(n, (n + 3) << 12, columns, 512 << 12) for n in range(roots)).ljust(1 << 12, b"\0")
+        for l1 in l1s:
+            start += b"".join(struct.pack(">Q", 20 + table << 12) for table in l1).ljust(1 << 12, b"\0")
+        start = start.ljust(20 << 12, b"\0") + b"".join(struct.pack(">512Q", *table) for table in self.tables)
+        super().__init__(start, self.clusters << 12)
+        self.roots = [*snapshots, present]
+
+    def _changed(self, table: int, changes: int) -> int:
+        """The same table, a copy with some changes, or at times with so many that little is left of it."""
+        how = self.draw.random()
+        if how < 0.3 or len(self.tables) >= 150:
+            return table
+        return self._new_table(self.tables[table], 500 if how > 0.9 else self.draw.randint(0, changes))
+
+    def _new_table(self, old: list[int], changes: int) -> int:
+        new = old.copy()
+        for place in self.draw.sample(range(512), changes):
+            new[place] = self._entry()
+        self.tables.append(new)
+        return len(self.tables) - 1
+
+    def _entry(self) -> int:
+        cluster = self.draw.randint(self.first, self.last - 1) << 12
+        kinds = [0, 1, cluster, cluster, cluster, cluster | 1, cluster | 1 << 63, cluster | 512, 1 << 40]
+        place = self.draw.randint(self.first << 12, self.last + 1 << 12)
+        return self.draw.choice([*kinds, 1 << 62 | self.draw.randint(0, 15) << 58 | place])
+
+    def _held(self, word: int) -> tuple[set[int], bool]:
+        """Clusters that an entry holds, and whether it points nowhere."""
+        place = word & 0x00FF_FFFF_FFFF_FE00
+        if word & 1 << 62:
+            begin = word & (1 << 58) - 1
+            end = (begin >> 9 << 9) + ((word >> 58 & 15) + 1) * 512
+            held = set(range(begin >> 12, (end - 1 >> 12) + 1))
+            return (held, False) if end <= self.size else (set(), True)
+        if place == 0:
+            return set(), False
+        return (set(), True) if place % 4096 or place >= self.size else ({place >> 12}, False)
+
+    def walked(self) -> tuple[dict[tuple[frozenset[int], Kind], int], int]:
+        """How many clusters each set of holders holds, and how many entries point nowhere."""
+        holders: dict[int, set[int]] = {}
+        kinds: dict[int, Kind] = {}
+
+        def hold(cluster: int, root: int, kind: Kind) -> None:
+            holders.setdefault(cluster, set()).add(root)
+            kinds[cluster] = max(kinds.get(cluster, Kind.DATA), kind)
+
+        for root, l1 in enumerate(self.roots):
+            hold((root + 3) if root < len(self.roots) - 1 else 2, root, Kind.L1)
+            for column, table in enumerate(l1):
+                hold(20 + table, root, Kind.L2)
+                for word in self.tables[table]:
+                    for cluster in self._held(word)[0]:
+                        hold(cluster, root, Kind.VM_STATE if column else Kind.DATA)
+        found: dict[tuple[frozenset[int], Kind], int] = {}
+        for cluster, those in holders.items():
+            key = frozenset(those), kinds[cluster]
+            found[key] = found.get(key, 0) + 1
+        reached = {table for l1 in self.roots for table in l1}
+        return found, sum(self._held(word)[1] for table in reached for word in self.tables[table])
+
+
+@given(
+    seed=st.integers(0, 1 << 32),
+    roots=st.integers(1, 9),
+    columns=st.integers(1, 3),
+    changes=st.sampled_from([0, 1, 20, 200]),
+    chunk=st.sampled_from([1, 3, 10, 1000]),
+    together=st.sampled_from([1, 2, 100]),
+    slice_bits=st.sampled_from([3, 7, 24]),
+)
+def test_tables_that_are_alike_are_counted_as_if_walked_one_by_one(
+    seed: int, roots: int, columns: int, changes: int, chunk: int, together: int, slice_bits: int
+) -> None:
+    image = MadeUp(random.Random(seed), roots, columns, changes)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sharing_module, "_CHUNK", chunk << 12)
+        patch.setattr(sharing_module, "_CHUNKS_TOGETHER", together)
+        patch.setattr(sharing_module, "_SLICE_BITS", slice_bits)
+        sharing = read_sharing(image, read_content(image))
+    found = {
+        (frozenset(holder for holder in range(roots + 1) if row[holder >> 3] >> (holder & 7) & 1), Kind(kind)): clusters
+        for row, kind, clusters in zip(
+            sharing._holders.tolist(), sharing._kinds.tolist(), sharing._clusters.tolist(), strict=True
+        )
+    }
+    assert (found, sharing.pointers_to_nowhere) == image.walked()
 
 
 class Full(Bytes):
