@@ -22,6 +22,7 @@ from snaptree.plans.plan import (
     Finding,
     RecordLayers,
     RevertToSnapshot,
+    StateAfter,
     Step,
 )
 from snaptree.plans.planner import make_plan
@@ -372,9 +373,30 @@ REVERT = [
     Row(
         "external-revert-unsupported",
         Revert("a"),
+        a_machine().external("a").host(external_snapshots=False),
+        ("“a”",),
+        a_machine(version=DEBIAN_12, takes_new_layers=frozenset({"/images"})).external("a"),
+    ),
+    Row(
+        "nowhere-for-new-layers",
+        Revert("a"),
         a_machine(version=DEBIAN_12).external("a"),
-        ("“a”", "9.0.0"),
-        a_machine(version=DEBIAN_12).internal("a"),
+        ("/images", "9.0.0", "pool-create-as"),
+        a_machine(version=DEBIAN_12, takes_new_layers=frozenset({"/images"})).external("a"),
+    ),
+    Row(
+        "memory-not-used",
+        Revert("a", state_after=StateAfter.OFF),
+        a_machine(state=RUNNING).external("a", memory=True),
+        ("“a”", "web-01"),
+        a_machine(state=RUNNING).external("a"),
+    ),
+    Row(
+        "starts-anew",
+        Revert("a", state_after=StateAfter.RUNNING),
+        a_machine(state=RUNNING).external("a"),
+        ("“a”", "web-01"),
+        a_machine(state=RUNNING).external("a", memory=True),
     ),
     Row(
         "internal-revert-broken",
