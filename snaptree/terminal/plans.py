@@ -27,6 +27,8 @@ def print_plan(out: Console, plan: Plan) -> None:
         )
         if forecast.seconds is not None:
             out.print(f"Takes {words.about(forecast.seconds)}.")
+        if forecast.pause_seconds:
+            out.print(f"The guest stands still or is off for {words.about(forecast.pause_seconds)} of that.")
         out.print(f"Can be undone: {plain(plan.undo.text)}" if plan.undo else "This can't be undone.")
 
 
