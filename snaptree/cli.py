@@ -167,6 +167,12 @@ def _parser() -> argparse.ArgumentParser:
     after = revert.add_mutually_exclusive_group()
     after.add_argument("--running", action="store_true", help="run afterwards, whatever the snapshot's state")
     after.add_argument("--paused", action="store_true", help="be paused afterwards")
+    after.add_argument("--off", action="store_true", help="be off afterwards; the guest does not run meanwhile")
+    revert.add_argument(
+        "--drop-managed-save",
+        action="store_true",
+        help="throw away the memory that a managed save put aside; with it there is no revert",
+    )
 
     delete = command("delete", "delete snapshots and merge what they hold", _delete, changes=True)
     delete.add_argument("vm", metavar="VM")
@@ -374,8 +380,16 @@ def _revert(options: argparse.Namespace) -> int:
     from snaptree.plans.intention import Revert
     from snaptree.plans.plan import StateAfter
 
-    after = StateAfter.RUNNING if options.running else StateAfter.PAUSED if options.paused else StateAfter.AS_CAPTURED
-    return _change(options, Revert(options.snapshot, take_safety_snapshot=not options.no_safety, state_after=after))
+    chosen = {StateAfter.RUNNING: options.running, StateAfter.PAUSED: options.paused, StateAfter.OFF: options.off}
+    return _change(
+        options,
+        Revert(
+            options.snapshot,
+            take_safety_snapshot=not options.no_safety,
+            state_after=next((state for state, is_chosen in chosen.items() if is_chosen), StateAfter.AS_CAPTURED),
+            drop_managed_save=options.drop_managed_save,
+        ),
+    )
 
 
 def _delete(options: argparse.Namespace) -> int:
@@ -397,9 +411,9 @@ def _change(options: argparse.Namespace, intention: Intention) -> int:
     with _connected(options) as connections:
         connection, uuid = _find(connections, options.vm)
         situation = read_situation(connection, uuid)
+        situation = replace(situation, speed=speed_of(connection.uri))
         if isinstance(intention, Delete):
-            layers = analysed(connection, situation.layers)
-            situation = replace(situation, layers=layers, speed=speed_of(connection.uri))
+            situation = replace(situation, layers=analysed(connection, situation.layers))
         plan = make_plan(intention, situation)
         only_plan = plan.is_refused or options.dry_run
         if not _wants_json(options):

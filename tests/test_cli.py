@@ -179,6 +179,10 @@ def test_take_revert_and_delete_plan_first_and_act_with_yes(terminal: Terminal) 
     assert [step["kind"] for step in plan["steps"]] == ["take", "revert"], "the present is saved first"
     assert plan["undo"] is True
     safety = plan["steps"][0]["name"]
+    for option, state in (("--running", "running"), ("--paused", "paused"), ("--off", "off")):
+        chosen = terminal.json("revert", "db-01", "quarter-end", option, "--drop-managed-save", "-n")
+        assert chosen["steps"][-1]["state_after"] == state
+        assert [step["kind"] for step in chosen["steps"]] == ["take", "revert"], "there is no managed save to drop"
     result = terminal.run("revert", "db-01", "quarter-end", "-y")
     assert result.returncode == 0, result.stderr
     assert "undone" in result.stdout

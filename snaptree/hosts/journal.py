@@ -186,14 +186,17 @@ class Journal:
         """The latest operations, newest first; those whose program died in the middle count as interrupted."""
         with self._lock:
             rows = self._database.execute(
-                "SELECT operations.*, (SELECT count(finished) FROM steps WHERE operation = operations.id) AS steps_done"
+                "SELECT operations.*, (SELECT count(finished) FROM steps WHERE operation = operations.id)"
+                " AS steps_done,"
+                " (SELECT json_group_array(finished - started) FROM (SELECT started, finished FROM steps"
+                " WHERE operation = operations.id AND finished IS NOT NULL ORDER BY number)) AS step_seconds"
                 " FROM operations WHERE ?1 IS NULL OR host = ?1 ORDER BY id DESC LIMIT ?2",
                 (host_uri, limit),
             ).fetchall()
         return tuple(operation for row in rows if (operation := _operation(row)) is not None)
 
     def speed(self, host_uri: str) -> Speed:
-        """How long merges took on a host of late."""
+        """How long changes took on a host of late."""
         return measured(self.recent(_LATE, host_uri=host_uri))
 
     def unfinished(self) -> tuple[Operation, ...]:
@@ -236,6 +239,7 @@ def _operation(row: sqlite3.Row) -> Operation | None:
         error=error,
         undone=bool(row["undone"]),
         steps_done=row["steps_done"],
+        step_seconds=tuple(json.loads(row["step_seconds"])),
     )
 
 

@@ -17,6 +17,7 @@ from snaptree.hosts.errors import explained
 from snaptree.hosts.helper_machine import is_helper
 from snaptree.hosts.layers import Images, live_chains
 from snaptree.hosts.situation import files_in, named_images, reach
+from snaptree.hosts.snapshot_xml import stands_on
 from snaptree.hosts.volumes import VolumeImages
 from snaptree.model.errors import ChangedMeanwhileError, SnapTreeError
 from snaptree.plans.plan import RemoveLeftover
@@ -106,7 +107,7 @@ def _prove_unneeded(images: Images, domain: Any, path: str, deleted_later: Colle
             if is_helper(other):
                 continue
             is_own = other.UUIDString() == domain.UUIDString()
-            _prove_unnamed(images, other, removed, path, deleted_later if is_own else ())
+            _prove_unnamed(images, other, removed, path, deleted_later if is_own else (), is_other=not is_own)
     for neighbour in files_in(connection, str(Path(path).parent)):
         if images.apparent_format(neighbour) != "qcow2" or removed.are_among([neighbour]):
             continue
@@ -115,7 +116,9 @@ def _prove_unneeded(images: Images, domain: Any, path: str, deleted_later: Colle
             raise ChangedMeanwhileError(f"{neighbour} stands on {path}")
 
 
-def _prove_unnamed(images: Images, domain: Any, removed: _Names, path: str, except_for: Collection[str]) -> None:
+def _prove_unnamed(
+    images: Images, domain: Any, removed: _Names, path: str, except_for: Collection[str], *, is_other: bool
+) -> None:
     """Neither a machine nor a snapshot of it names the file, nor stands on it. Raises libvirtError."""
     try:
         name = str(domain.name())
@@ -124,7 +127,8 @@ def _prove_unnamed(images: Images, domain: Any, removed: _Names, path: str, exce
             texts[f"the definition of {name}"] = domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)
         for snapshot in domain.listAllSnapshots():
             if snapshot.getName() not in except_for:
-                texts[f"the snapshot {snapshot.getName()} of {name}"] = snapshot.getXMLDesc()
+                text = snapshot.getXMLDesc()
+                texts[f"the snapshot {snapshot.getName()} of {name}"] = text if is_other else stands_on(text)
     except libvirt.libvirtError as error:
         if error.get_error_code() in (libvirt.VIR_ERR_NO_DOMAIN, libvirt.VIR_ERR_NO_DOMAIN_SNAPSHOT):
             return  # gone since it was listed

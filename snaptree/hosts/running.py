@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import getpass
-import threading
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,20 +12,23 @@ from typing import Any
 
 import libvirt
 
+from snaptree.hosts import reverting
 from snaptree.hosts.connection import Connection
 from snaptree.hosts.errors import explain, explained
 from snaptree.hosts.journal import Journal
 from snaptree.hosts.layers import live_chains
 from snaptree.hosts.leftovers import remove_leftover
 from snaptree.hosts.merging import Bandwidth, MergeProgress, merge_layers, unlimited
-from snaptree.hosts.reading import current_name, never
+from snaptree.hosts.reading import current_name, never, read_domain
 from snaptree.hosts.records import record_layers
-from snaptree.hosts.snapshot_xml import read_snapshot, take_xml, with_annotations
+from snaptree.hosts.snapshot_xml import take_xml, with_annotations
 from snaptree.model.errors import CancelledError, ChangedMeanwhileError, SnapTreeError, VanishedError
-from snaptree.model.estate import Annotations, DiskSnapshot, MemorySnapshot, SnapshotKind
+from snaptree.model.estate import Annotations, DiskSnapshot, DomainState, MemorySnapshot
 from snaptree.plans.operation import Operation, OperationState, Progress
 from snaptree.plans.plan import (
     DeleteSnapshot,
+    DropManagedSave,
+    ForkAtSnapshot,
     MergeLayers,
     Plan,
     RecordLayers,
@@ -34,14 +36,13 @@ from snaptree.plans.plan import (
     RevertToSnapshot,
     StateAfter,
     Step,
+    StopMachine,
     TakeSnapshot,
 )
 from snaptree.plans.plan_json import describe_step
 from snaptree.plans.rule import QEMU
 
 POLL_SECONDS = 0.1
-_REVERT_SPACING_SECONDS = 1.1
-"""libvirt names the overlay of a revert after the second it happens in: two in one second collide."""
 
 OnProgress = Callable[[Operation], None]
 
@@ -134,6 +135,12 @@ class _Run:
             case TakeSnapshot():
                 self._take(step)
             case RevertToSnapshot():
+                self._revert(step)
+            case StopMachine():
+                self._stop(number)
+            case DropManagedSave():
+                self._drop_managed_save()
+            case ForkAtSnapshot():
                 self._revert(step)
             case DeleteSnapshot():
                 self._delete(step)
@@ -270,33 +277,69 @@ class _Run:
                 with_annotations(xml, annotations), libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_REDEFINE
             )
 
-    def _revert(self, step: RevertToSnapshot) -> None:
+    def _revert(self, step: RevertToSnapshot | ForkAtSnapshot) -> None:
+        self._check_before_revert(step)
         self._check_current(step.expected_current)
-        self._check_no_block_job()
-        handle = self._snapshot(step.name)
-        snapshot = read_snapshot(step.name, handle.getXMLDesc())
-        if self._connection.host.is_local and self._connection.host.driver == QEMU:
-            # libvirt stops the machine before it looks: what is missing must be found now.
-            for path in filter(None, (snapshot.memory_file, *(disk.frozen for disk in snapshot.disks))):
-                if not Path(path).exists():
-                    raise SnapTreeError(
-                        f"Not reverted: {path}, which {step.name} needs, is missing.",
-                        hint="Bring the file back, or choose another snapshot. The machine was left as it is.",
-                    )
-        if snapshot.kind is not SnapshotKind.INTERNAL:
-            _space_out_reverts(self._operation.plan.domain_uuid)
-        flags = {
-            StateAfter.AS_CAPTURED: 0,
-            StateAfter.RUNNING: libvirt.VIR_DOMAIN_SNAPSHOT_REVERT_RUNNING,
-            StateAfter.PAUSED: libvirt.VIR_DOMAIN_SNAPSHOT_REVERT_PAUSED,
-        }[step.state_after]
-        with explained(f"reverting to {step.name}"):
-            self._blocking(lambda: self._domain.revertToSnapshot(handle, flags), lambda: None)
+        try:
+            if isinstance(step, ForkAtSnapshot):
+                self._blocking(lambda: reverting.fork(self._connection, self._domain, step), lambda: None)
+            else:
+                self._blocking(lambda: reverting.revert(self._domain, step), lambda: None)
+        except SnapTreeError as error:
+            raise self._with_way_back(error) from error
         if (actual := current_name(self._domain)) != step.name:
             raise SnapTreeError(
                 f"libvirt says the revert to {step.name} succeeded, but the current snapshot is {_named(actual)}.",
                 hint="Look at the machine before you go on.",
             )
+        if step.state_after is not StateAfter.AS_CAPTURED:
+            self._check_state(step.state_after)
+
+    def _check_before_revert(self, step: RevertToSnapshot | ForkAtSnapshot) -> None:
+        """What libvirt finds out only when it has stopped the machine."""
+        self._check_no_block_job()
+        with explained("looking for a managed save"):
+            if self._connection.host.driver == QEMU and self._domain.hasManagedSaveImage():
+                raise ChangedMeanwhileError("the machine has a managed save by now")
+        if isinstance(step, ForkAtSnapshot) and self._connection.host.is_local:
+            for path in step.overlays.values():
+                if Path(path).exists():
+                    raise ChangedMeanwhileError(f"the file {path} exists by now")
+        reverting.check_needs(self._connection, self._domain, step)
+
+    def _check_state(self, wanted: StateAfter) -> None:
+        actual = read_domain(self._connection, self._operation.plan.domain_uuid).state
+        if actual is not (DomainState.OFF if wanted is StateAfter.OFF else DomainState(wanted.value)):
+            raise SnapTreeError(
+                f"The revert succeeded, but the machine is not {wanted.value}: {actual.value}.",
+                hint="Look at the machine before you go on.",
+            )
+
+    def _with_way_back(self, error: SnapTreeError) -> SnapTreeError:
+        """Add to the error of a revert what became of the machine, and how to get back what it was."""
+        done = self._operation.plan.steps[: self._operation.steps_done]
+        hints = [error.hint, reverting.state_in_words(self._connection, self._domain)]
+        hints += [
+            f"The state before is safe in '{step.name}': revert to that to have it back."
+            for step in done
+            if isinstance(step, TakeSnapshot) and step.safety
+        ]
+        return SnapTreeError(error.summary, hint=" ".join(filter(None, hints)), details=error.details)
+
+    def _stop(self, number: int) -> None:
+        """Once the machine is off there must be a way on: what the next steps need is looked for now."""
+        for step in self._operation.plan.steps[number + 1 :]:
+            if isinstance(step, RevertToSnapshot | ForkAtSnapshot):
+                self._check_before_revert(step)
+        with explained("turning the machine off"):
+            reverting.stop(self._domain)
+
+    def _drop_managed_save(self) -> None:
+        with explained("throwing the managed save away"):
+            if self._domain.isActive():
+                raise ChangedMeanwhileError("the machine was started")
+            if self._domain.hasManagedSaveImage():
+                self._domain.managedSaveRemove()
 
     def _delete(self, step: DeleteSnapshot) -> None:
         self._check_no_block_job()
@@ -346,16 +389,6 @@ class _Run:
         except CancelledError as cancel:
             before = _done_before(self._operation.plan, self._operation.steps_done)
             raise CancelledError(cancel.summary, hint=before, details=cancel.details) from cancel
-
-
-_last_revert: dict[str, float] = {}
-
-
-def _space_out_reverts(uuid: str) -> None:
-    since = time.monotonic() - _last_revert.get(uuid, -_REVERT_SPACING_SECONDS)
-    if since < _REVERT_SPACING_SECONDS:
-        threading.Event().wait(_REVERT_SPACING_SECONDS - since)
-    _last_revert[uuid] = time.monotonic()
 
 
 def _deleted_by(steps: Iterable[Step]) -> set[str]:

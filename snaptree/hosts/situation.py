@@ -18,6 +18,7 @@ from snaptree.hosts.domain_xml import parse, read_definition
 from snaptree.hosts.errors import explained
 from snaptree.hosts.helper_machine import is_helper
 from snaptree.hosts.layers import Images, layers_of
+from snaptree.hosts.new_layers import can_make_layers
 from snaptree.hosts.reading import read_domain, read_tree, texts_of
 from snaptree.hosts.snapshot_xml import recorded_disks
 from snaptree.images.files import read_chain
@@ -66,6 +67,7 @@ def read_situation(connection: Connection, uuid: str) -> Situation:
         recorded_disks=MappingProxyType({name: recorded_disks(xml) for name, xml in texts.items()}),
         existing_files=frozenset(path for paths in existing.values() for path in paths),
         missing_files=frozenset(path for path in layers.memory_files if images.is_missing(path)),
+        takes_new_layers=_takes_new_layers(connection, directories),
         free_bytes=MappingProxyType(
             {directory: free for directory in directories if (free := _free(connection, directory)) is not None}
         ),
@@ -206,6 +208,12 @@ def files_in(connection: Connection, directory: str) -> tuple[str, ...]:
         return tuple(sorted(volume.path() for volume in pool.listAllVolumes()))
     except libvirt.libvirtError:
         return ()  # no pool there
+
+
+def _takes_new_layers(connection: Connection, directories: Iterable[str]) -> frozenset[str]:
+    if connection.host.external_snapshots:
+        return frozenset()  # libvirt makes its own
+    return frozenset(directory for directory in directories if can_make_layers(connection, directory))
 
 
 def _free(connection: Connection, directory: str) -> int | None:

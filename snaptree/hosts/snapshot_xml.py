@@ -134,6 +134,14 @@ def recorded_disks(xml: str) -> tuple[Disk, ...]:
     return () if domain is None else read_definition(domain).disks
 
 
+def stands_on(xml: str) -> str:
+    """A snapshot's text without the overlays that took over from it: it does not need these, only who uses them."""
+    root = parse(xml)
+    for disks in root.findall("disks"):
+        root.remove(disks)
+    return ET.tostring(root, encoding="unicode")
+
+
 def _integer(text: str | None) -> int:
     text = (text or "").strip()
     return int(text) if text.lstrip("-").isdigit() else 0

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import posixpath
 import xml.etree.ElementTree as ET
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -129,7 +130,8 @@ class VolumeImages:
         try:
             found = self.find(path)
         except libvirt.libvirtError as error:
-            return _unreadable(path, recorded_format, _why_no_volume(error))
+            image = _unreadable(path, recorded_format, _why_no_volume(error))
+            return replace(image, is_missing=True) if self._is_missing(path, error) else image
         except (SnapTreeError, ValueError) as error:
             return _unreadable(path, recorded_format, f"its storage volume cannot be understood: {error}")
         allocated = exact(found.allocated, "space allocated to the storage volume")
@@ -152,6 +154,15 @@ class VolumeImages:
         if not image.problem:
             _images.keep((self._connection.uri, path), image, found.version)
         return image
+
+    def _is_missing(self, path: str, error: libvirt.libvirtError) -> bool:
+        """Whether there is certainly no such file: its directory is a pool, just refreshed, that has no such volume."""
+        if error.get_error_code() != libvirt.VIR_ERR_NO_STORAGE_VOL or self._connection.host.read_only:
+            return False
+        try:
+            return bool(self._connection.handle.storagePoolLookupByTargetPath(posixpath.dirname(path)).isActive())
+        except libvirt.libvirtError:
+            return False
 
     def find(self, path: str) -> FoundVolume:
         """Find the volume of a path. Raises libvirtError, SnapTreeError, ValueError."""

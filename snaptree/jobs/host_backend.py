@@ -667,7 +667,7 @@ class HostBackend(QObject):
 
         def work(should_stop: ShouldStop) -> Plan:
             with session.using() as connection:
-                situation = read_situation(connection, uuid)
+                situation = replace(read_situation(connection, uuid), speed=self._speed_now())
                 if not isinstance(intention, Delete | TakeBack):
                     return make_plan(intention, situation)
                 # What is on screen was analysed already; a figure in a preview need not be truer than that.
@@ -675,7 +675,7 @@ class HostBackend(QObject):
                 layers = situation.layers if known is None else with_earlier_analysis(situation.layers, known.layers)
                 if not is_analysed(layers):
                     layers = analysed(connection, layers, should_stop)
-                return make_plan(intention, replace(situation, layers=layers, speed=self._speed_now()))
+                return make_plan(intention, replace(situation, layers=layers))
 
         self._measurer.submit(work, on_done=on_ready, on_failed=on_ready, priority=Priority.USER)
 

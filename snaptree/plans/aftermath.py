@@ -1,6 +1,6 @@
 """What a situation looks like after a step, by what libvirt does: so that the next step of a plan is judged on it.
 
-Pure. Assumes that the step succeeds, and follows libvirt 9.9 and later; before, there are no external reverts.
+Pure. Assumes that the step succeeds, and follows libvirt 9.9 and later; before, external reverts are our own.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from snaptree.model.figures import Confidence, Figure, exact, total
 from snaptree.model.tree import SnapshotTree
 from snaptree.plans.facts import (
     LIBVIRT_9_1,
+    QEMU_10,
     DeleteEffect,
     Facts,
     disk_of,
@@ -35,6 +36,8 @@ from snaptree.plans.facts import (
 from snaptree.plans.naming import revert_overlay_path
 from snaptree.plans.plan import (
     DeleteSnapshot,
+    DropManagedSave,
+    ForkAtSnapshot,
     MergeLayers,
     MergeWay,
     RecordLayers,
@@ -42,6 +45,7 @@ from snaptree.plans.plan import (
     RevertToSnapshot,
     StateAfter,
     Step,
+    StopMachine,
     TakeSnapshot,
 )
 from snaptree.plans.situation import Disk, Situation
@@ -61,6 +65,18 @@ def _after(situation: Situation, step: Step) -> Situation:
             return after_take(situation, step)
         case RevertToSnapshot():
             return after_revert(situation, step)
+        case StopMachine():
+            return replace(
+                situation,
+                domain=replace(situation.domain, state=DomainState.OFF),
+                layers=replace(situation.layers, is_running=False),
+                images_let_go=False,
+                block_jobs=(),
+            )
+        case DropManagedSave():
+            return replace(situation, domain=replace(situation.domain, has_managed_save=False))
+        case ForkAtSnapshot():
+            return after_fork(situation, step)
         case DeleteSnapshot():
             return after_delete(situation, step)
         case MergeLayers():
@@ -189,6 +205,10 @@ def _lets_go(memory: MemorySnapshot, state: DomainState) -> bool:
     return memory is MemorySnapshot.EXTERNAL and state is DomainState.PAUSED
 
 
+def _lets_go_when_loaded(situation: Situation, memory: MemorySnapshot, state: DomainState) -> bool:
+    return situation.host.hypervisor_version >= QEMU_10 and _lets_go(memory, state)
+
+
 # Reverting
 
 
@@ -200,7 +220,7 @@ def after_revert(situation: Situation, step: RevertToSnapshot) -> Situation:
         situation,
         domain=replace(situation.domain, state=state),
         layers=replace(situation.layers, is_running=state.is_active),
-        images_let_go=_lets_go(target.memory, state),
+        images_let_go=_lets_go_when_loaded(situation, target.memory, state),
     )
     if is_external(target):
         return _after_external_revert(situation, target)
@@ -218,6 +238,8 @@ def _state_after(target: Snapshot, wanted: StateAfter) -> DomainState:
             return DomainState.RUNNING
         case StateAfter.PAUSED:
             return DomainState.PAUSED
+        case StateAfter.OFF:
+            return DomainState.OFF
         case StateAfter.AS_CAPTURED:
             return DomainState.OFF if target.state is DomainState.DISK_ONLY else target.state
 
@@ -225,7 +247,33 @@ def _state_after(target: Snapshot, wanted: StateAfter) -> DomainState:
 def _after_external_revert(situation: Situation, target: Snapshot) -> Situation:
     facts = Facts(situation)
     unlinked = facts.unlinked_by_external_revert
-    overlays = _revert_overlays(situation, target)
+    overlays = revert_overlays(situation, target)
+    reverted = _on_new_layers(situation, target, overlays, _with_revert_overlays(situation.tree, target, overlays))
+    # libvirt names them by the second in which it makes them.
+    reverted = replace(reverted, unnamed_layers=situation.unnamed_layers | set(overlays.values()))
+    return _without_files(reverted, _known_paths(facts, unlinked) - set(overlays.values()))
+
+
+def after_fork(situation: Situation, step: ForkAtSnapshot) -> Situation:
+    """The situation once the machine stands on new layers over a snapshot's own. No file is gone."""
+    target = situation.tree[step.name]
+    state = _state_after(target, step.state_after)
+    snapshots = [
+        with_own_overlays(snapshot, step.overlays) if snapshot.name == step.name and step.owns_overlays else snapshot
+        for snapshot in situation.tree
+    ]
+    forked = _on_new_layers(situation, target, step.overlays, snapshots)
+    return replace(
+        forked,
+        domain=replace(situation.domain, state=state),
+        layers=replace(forked.layers, is_running=state.is_active),
+        images_let_go=_lets_go_when_loaded(situation, target.memory, state),
+    )
+
+
+def _on_new_layers(
+    situation: Situation, target: Snapshot, overlays: Mapping[str, str], snapshots: Iterable[Snapshot]
+) -> Situation:
     images = dict(situation.layers.images)
     chains = []
     for chain in _chains_at(situation, target):
@@ -234,19 +282,20 @@ def _after_external_revert(situation: Situation, target: Snapshot) -> Situation:
             images[overlay] = _overlay_image(overlay, chain.active, images)
             chain = replace(chain, layers=(overlay, *chain.layers))
         chains.append(chain)
-    reverted = replace(
+    return replace(
         situation,
-        tree=SnapshotTree.build(_with_revert_overlays(situation.tree, target, overlays), target.name),
+        tree=SnapshotTree.build(snapshots, target.name),
         layers=replace(situation.layers, chains=tuple(chains), images=MappingProxyType(images)),
         disks=_on_overlays(_disks_at(situation, target), overlays),
         existing_files=situation.existing_files | set(overlays.values()),
-        unnamed_layers=situation.unnamed_layers | set(overlays.values()),
     )
-    return _without_files(reverted, _known_paths(facts, unlinked) - set(overlays.values()))
 
 
-def _revert_overlays(situation: Situation, target: Snapshot) -> dict[str, str]:
-    """Disk -> the layer that libvirt puts over it, also over those that the snapshot left out."""
+def revert_overlays(situation: Situation, target: Snapshot) -> dict[str, str]:
+    """Disk -> the new layer over it once it is reverted to, named as libvirt does it.
+
+    libvirt puts one also over the disks that the snapshot left out, and so do we.
+    """
     disks = {disk.target: disk for disk in situation.recorded_disks.get(target.name, situation.disks)}
     frozen = {
         held.target: held.frozen
@@ -283,6 +332,19 @@ def _with_overlays(snapshot: Snapshot, overlays: Mapping[str, str]) -> Snapshot:
         snapshot,
         disks=tuple(
             replace(disk, how=DiskSnapshot.EXTERNAL, overlay=overlays[disk.target]) if disk.target in overlays else disk
+            for disk in snapshot.disks
+        ),
+    )
+
+
+def with_own_overlays(snapshot: Snapshot, overlays: Mapping[str, str]) -> Snapshot:
+    """A snapshot from whose external disks these layers took over, and from none that it left out."""
+    return replace(
+        snapshot,
+        disks=tuple(
+            replace(disk, overlay=overlays[disk.target])
+            if disk.target in overlays and disk.how is DiskSnapshot.EXTERNAL
+            else disk
             for disk in snapshot.disks
         ),
     )

@@ -207,13 +207,13 @@ def _remove_leftovers(draft: Draft, snapshot: Snapshot, effect: DeleteEffect, co
     """Remove what libvirt forgets, if nothing else refers to it."""
     before = draft.facts
     for layer in effect.leaks:
-        if (why_kept := _still_needed(draft, layer)) is None:
+        if (why_kept := still_needed(draft, layer)) is None:
             costs.frees.append(_allocated(before, layer))
             _remove(draft, layer, "libvirt leaves the layer of a deleted snapshot without a parent behind", costs)
         else:
             costs.kept.append(layer)
             if why_kept:
-                draft.warn(_stays(draft, layer, why_kept))
+                draft.warn(leftover_stays(draft, layer, why_kept))
     memory_file = memory_file_of(snapshot)
     if (
         memory_file is not None
@@ -228,18 +228,25 @@ def _remove_leftovers(draft: Draft, snapshot: Snapshot, effect: DeleteEffect, co
 
 
 def _remove(draft: Draft, path: str, why: str, costs: DeleteCosts) -> None:
+    if not remove_leftover(draft, path, why):
+        costs.kept.append(path)
+
+
+def remove_leftover(draft: Draft, path: str, why: str) -> bool:
+    """Remove a file that nothing needs any more; where that can't be done from here, say so and give False."""
     if draft.situation.host.is_local:
         draft.add_unjudged(RemoveLeftover(path, why))
-    else:
-        costs.kept.append(path)
-        draft.warn(_stays(draft, path, "it lies on another computer."))
+        return True
+    draft.warn(leftover_stays(draft, path, "it lies on another computer."))
+    return False
 
 
-def _stays(draft: Draft, path: str, problem: str) -> Finding:
+def leftover_stays(draft: Draft, path: str, problem: str) -> Finding:
+    """The warning that a file stays, and why."""
     return LEFTOVER_STAYS.say(draft.case(RemoveLeftover(path, "")), {"file": plain(path), "problem": problem})
 
 
-def _still_needed(draft: Draft, layer: str) -> str | None:
+def still_needed(draft: Draft, layer: str) -> str | None:
     """None if nothing refers to a layer; else why it has to stay, empty where that goes without saying."""
     facts = draft.facts
     if layer in facts.live or layer in facts.frozen_by or layer in facts.internal_in or facts.above.get(layer):

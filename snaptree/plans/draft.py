@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from difflib import get_close_matches
 from types import MappingProxyType
 
@@ -16,7 +17,11 @@ from snaptree.plans.plan import (
     DeleteSnapshot,
     Finding,
     Forecast,
+    ForkAtSnapshot,
+    MergeLayers,
     Plan,
+    RecordLayers,
+    RemoveLeftover,
     RevertToSnapshot,
     Step,
     TakeSnapshot,
@@ -67,7 +72,7 @@ class Draft:
         deleting: frozenset[str] = frozenset(),
     ) -> Case:
         """What rules are asked about, if this were the next step. `name`: the snapshot, where the step names none."""
-        if isinstance(step, TakeSnapshot | RevertToSnapshot | DeleteSnapshot):
+        if isinstance(step, TakeSnapshot | RevertToSnapshot | ForkAtSnapshot | DeleteSnapshot):
             name = step.name
         return Case(
             self.situation,
@@ -127,6 +132,7 @@ class Draft:
     def plan(self, snapshots: tuple[str, ...], forecast: Forecast, undo: Undo | None) -> Plan:
         """The finished plan. A refused one has no steps."""
         start = self.start
+        forecast = self._with_times(forecast)
         return Plan(
             action=self._action,
             host_uri=start.host.uri,
@@ -140,6 +146,18 @@ class Draft:
             undo=None if self.is_refused else undo,
             expected_chains=MappingProxyType({chain.target: chain.layers for chain in start.layers.chains}),
         )
+
+    def _with_times(self, forecast: Forecast) -> Forecast:
+        """Add how long takes and reverts take, and how long the guest is away for them; deletes know for themselves."""
+        steps = [step for step in self._steps if not isinstance(step, DeleteSnapshot | MergeLayers | RecordLayers)]
+        if not steps or all(isinstance(step, RemoveLeftover) for step in steps):
+            return forecast
+        speed = self.start.speed
+        seconds = speed.seconds_of(steps)
+        if len(steps) < len(self._steps):
+            seconds = None if seconds is None or forecast.seconds is None else seconds + forecast.seconds
+        pause = speed.pause_of(steps) if self.start.domain.state.is_active else 0.0
+        return replace(forecast, seconds=seconds, pause_seconds=pause)
 
 
 def find_snapshot(situation: Situation, name: str) -> Snapshot:

@@ -14,6 +14,8 @@ from itertools import pairwise
 from snaptree.model.estate import DiskSnapshot, Image, MemorySnapshot, Snapshot, SnapshotDisk, SnapshotKind
 from snaptree.plans.situation import Disk, Situation
 
+QEMU_10 = 10_000_000
+"""A paused machine lets go of its images also when its memory was loaded, and then takes no new layers on them."""
 LIBVIRT_9_1 = 9_001_000
 """Deleting a snapshot removes its memory file."""
 LIBVIRT_9_3 = 9_003_000

@@ -40,6 +40,8 @@ class Revert:
     snapshot: str
     take_safety_snapshot: bool = True
     state_after: StateAfter = StateAfter.AS_CAPTURED
+    drop_managed_save: bool = False
+    """Throw away the memory that a managed save put aside: with it there is no revert."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from snaptree.model.errors import SnapTreeError
@@ -58,6 +58,8 @@ class Operation:
     error: SnapTreeError | None = None
     undone: bool = False
     steps_done: int = 0
+    step_seconds: tuple[float, ...] = field(default=(), compare=False)
+    """What each of these took, as far as the journal tells."""
 
     @property
     def can_undo(self) -> bool:

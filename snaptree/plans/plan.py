@@ -30,6 +30,7 @@ class StateAfter(StrEnum):
     AS_CAPTURED = "as-captured"
     RUNNING = "running"
     PAUSED = "paused"
+    OFF = "off"
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +48,8 @@ class TakeSnapshot:
     expected_current: str | None
     """The current snapshot when the plan was made: the new one's parent."""
     safety: bool = False
+    memory_bytes: int = 0
+    """RAM that is saved, nominally; 0 where none is. How long that takes depends on it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +59,20 @@ class RevertToSnapshot:
     name: str
     state_after: StateAfter
     expected_current: str | None
+    memory_bytes: int = 0
+    """RAM that is loaded, nominally; 0 where none is."""
+    is_internal: bool = False
+    """It lies inside the images: QEMU copies it within them."""
+
+
+@dataclass(frozen=True, slots=True)
+class StopMachine:
+    """End the machine's QEMU at once, like pulling the plug. What the next step needs is looked for before."""
+
+
+@dataclass(frozen=True, slots=True)
+class DropManagedSave:
+    """Throw away the memory that a managed save put aside. It is lost for good."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +102,28 @@ class Layer:
 
     path: str
     format: str
+
+
+@dataclass(frozen=True, slots=True)
+class ForkAtSnapshot:
+    """Go back to an external snapshot by SnapTree's own steps, where libvirt has no such revert (before 9.9).
+
+    The machine, which is off, gets the snapshot's definition, on new layers over those that the snapshot froze. What
+    the machine stood on is left as it is.
+    """
+
+    name: str
+    state_after: StateAfter
+    bases: Mapping[str, Layer]
+    """Disk -> the layer that its new one stands on."""
+    overlays: Mapping[str, str]
+    """Disk -> the file of its new layer."""
+    owns_overlays: bool
+    """The snapshot has no children, so libvirt is told that the new layers are those that took over from it."""
+    memory_file: str | None
+    expected_current: str | None
+    memory_bytes: int = 0
+    """RAM that is loaded, nominally; 0 where none is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +177,17 @@ class RecordLayers:
     """Snapshots whose content is gone, children before parents."""
 
 
-Step = TakeSnapshot | RevertToSnapshot | DeleteSnapshot | MergeLayers | RecordLayers | RemoveLeftover
+Step = (
+    TakeSnapshot
+    | RevertToSnapshot
+    | StopMachine
+    | DropManagedSave
+    | ForkAtSnapshot
+    | DeleteSnapshot
+    | MergeLayers
+    | RecordLayers
+    | RemoveLeftover
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,8 +12,10 @@ from snaptree.model.figures import Confidence, Figure
 from snaptree.plans.plan import (
     Action,
     DeleteSnapshot,
+    DropManagedSave,
     Finding,
     Forecast,
+    ForkAtSnapshot,
     Layer,
     MergeLayers,
     MergeWay,
@@ -23,6 +25,7 @@ from snaptree.plans.plan import (
     RevertToSnapshot,
     StateAfter,
     Step,
+    StopMachine,
     TakeSnapshot,
     Undo,
 )
@@ -36,6 +39,9 @@ _KINDS: Mapping[type[Step], str] = MappingProxyType(
     {
         TakeSnapshot: "take",
         RevertToSnapshot: "revert",
+        StopMachine: "stop",
+        DropManagedSave: "drop-managed-save",
+        ForkAtSnapshot: "fork",
         DeleteSnapshot: "delete",
         MergeLayers: "merge-layers",
         RecordLayers: "record-layers",
@@ -47,6 +53,7 @@ _STATES_AFTER = {
     StateAfter.AS_CAPTURED: "",
     StateAfter.RUNNING: " and let the machine run",
     StateAfter.PAUSED: " and leave the machine paused",
+    StateAfter.OFF: " and leave the machine off",
 }
 
 
@@ -58,6 +65,13 @@ def describe_step(step: Step) -> str:
             return f"Take the {what} {quoted(step.name)} ({_how_taken(step)})"
         case RevertToSnapshot():
             return f"Revert to {quoted(step.name)}{_STATES_AFTER[step.state_after]}"
+        case StopMachine():
+            return "Turn the machine off at once, like pulling the plug"
+        case DropManagedSave():
+            return "Throw away the memory that the managed save put aside"
+        case ForkAtSnapshot():
+            overlays = files_named(step.overlays.values())
+            return f"Revert to {quoted(step.name)} on new layers ({overlays}){_STATES_AFTER[step.state_after]}"
         case DeleteSnapshot():
             return f"Delete {quoted(step.name)}" + (" and merge its layer" if step.merges else "")
         case MergeLayers():
@@ -184,12 +198,28 @@ def _step_to_record(step: Step) -> dict[str, Any]:
                 "consistency": step.consistency.value,
                 "expected_current": step.expected_current,
                 "safety": step.safety,
+                "memory_bytes": step.memory_bytes,
             }
         case RevertToSnapshot():
             return kind | {
                 "name": step.name,
                 "state_after": step.state_after.value,
                 "expected_current": step.expected_current,
+                "memory_bytes": step.memory_bytes,
+                "is_internal": step.is_internal,
+            }
+        case StopMachine() | DropManagedSave():
+            return kind
+        case ForkAtSnapshot():
+            return kind | {
+                "name": step.name,
+                "state_after": step.state_after.value,
+                "bases": {target: asdict(layer) for target, layer in step.bases.items()},
+                "overlays": dict(step.overlays),
+                "owns_overlays": step.owns_overlays,
+                "memory_file": step.memory_file,
+                "expected_current": step.expected_current,
+                "memory_bytes": step.memory_bytes,
             }
         case DeleteSnapshot():
             return kind | {
@@ -232,9 +262,31 @@ def _step_from_record(record: Mapping[str, Any]) -> Step:
                 consistency=Consistency(record["consistency"]),
                 expected_current=record["expected_current"],
                 safety=record["safety"],
+                memory_bytes=record.get("memory_bytes", 0),
             )
         case "revert":
-            return RevertToSnapshot(record["name"], StateAfter(record["state_after"]), record["expected_current"])
+            return RevertToSnapshot(
+                record["name"],
+                StateAfter(record["state_after"]),
+                record["expected_current"],
+                record.get("memory_bytes", 0),
+                record.get("is_internal", False),
+            )
+        case "stop":
+            return StopMachine()
+        case "drop-managed-save":
+            return DropManagedSave()
+        case "fork":
+            return ForkAtSnapshot(
+                name=record["name"],
+                state_after=StateAfter(record["state_after"]),
+                bases=_frozen({target: Layer(**layer) for target, layer in record["bases"].items()}),
+                overlays=_frozen(record["overlays"]),
+                owns_overlays=record["owns_overlays"],
+                memory_file=record["memory_file"],
+                expected_current=record["expected_current"],
+                memory_bytes=record["memory_bytes"],
+            )
         case "delete":
             return DeleteSnapshot(record["name"], tuple(record["expected_children"]), record["merges"])
         case "merge-layers":

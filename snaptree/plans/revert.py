@@ -2,18 +2,38 @@
 
 from __future__ import annotations
 
-from snaptree.model.estate import Snapshot
+from types import MappingProxyType
+
+from snaptree.model.estate import MemorySnapshot, Snapshot
 from snaptree.model.figures import NOTHING, Figure, total, unknown
 from snaptree.plans import rules
-from snaptree.plans.delete import add_deletions
+from snaptree.plans.aftermath import revert_overlays
+from snaptree.plans.delete import add_deletions, leftover_stays, remove_leftover, still_needed
 from snaptree.plans.draft import Draft, find_snapshot
-from snaptree.plans.facts import Facts, is_external
+from snaptree.plans.facts import Facts, is_external, memory_file_of
 from snaptree.plans.intention import Capture, Revert, Take, TakeBack
-from snaptree.plans.plan import Action, Forecast, Plan, RevertToSnapshot, StateAfter, TakeSnapshot, Undo
+from snaptree.plans.plan import (
+    Action,
+    DropManagedSave,
+    Forecast,
+    ForkAtSnapshot,
+    Layer,
+    Plan,
+    RevertToSnapshot,
+    StateAfter,
+    StopMachine,
+    TakeSnapshot,
+    Undo,
+)
 from snaptree.plans.rule import QEMU, Case
-from snaptree.plans.rules_plan import NO_SAFETY_SNAPSHOT, UNDO_KEEPS_SNAPSHOT
+from snaptree.plans.rules_plan import (
+    MACHINE_IS_STOPPED,
+    MANAGED_SAVE_DROPPED,
+    NO_SAFETY_SNAPSHOT,
+    UNDO_KEEPS_SNAPSHOT,
+)
 from snaptree.plans.situation import Situation
-from snaptree.plans.take import forecast_take, take_step
+from snaptree.plans.take import empty_layer, forecast_take, take_step
 from snaptree.plans.wording import plain, quoted, snapshots_named
 
 
@@ -25,14 +45,79 @@ def plan_revert(intention: Revert, situation: Situation) -> Plan:
     """
     target = find_snapshot(situation, intention.snapshot)
     draft = Draft(Action.REVERT, situation)
+    if intention.drop_managed_save and situation.domain.has_managed_save:
+        drop = draft.case(DropManagedSave())
+        draft.warn(MANAGED_SAVE_DROPPED.say(drop, {}))
+        draft.add_unjudged(DropManagedSave())
     safety = _add_safety_snapshot(draft, target) if intention.take_safety_snapshot else None
     if draft.is_refused:
         return draft.plan((target.name,), Forecast(), None)
-    frees = _frees(draft.facts, target, keeps_present=safety is not None)
-    revert = RevertToSnapshot(target.name, intention.state_after, draft.situation.tree.current)
-    draft.add(draft.case(revert, safety=None if safety is None else safety.name))
-    peak = NOTHING if safety is None else forecast_take(safety, situation).peak_extra
-    return draft.plan((target.name,), Forecast(NOTHING, frees, peak), _undo(draft, safety))
+    add_revert(draft, target, intention.state_after, safety=None if safety is None else safety.name)
+    frees = _frees(situation, draft.situation, target) if safety is None else NOTHING
+    extra = _new_layers(situation, target)
+    if safety is not None:
+        extra.append(forecast_take(safety, situation).peak_extra)
+    return draft.plan((target.name,), Forecast(NOTHING, frees, total([NOTHING, *extra])), _undo(draft, safety))
+
+
+def add_revert(draft: Draft, target: Snapshot, state_after: StateAfter, *, safety: str | None = None) -> None:
+    """Add the steps that go back to a snapshot, or the refusals: libvirt's revert, or where it has none, our own."""
+    case = _revert_case(draft, target, state_after, safety)
+    if not isinstance(case.step, ForkAtSnapshot):
+        draft.add(case)
+        return
+    if problems := rules.refusals(case):
+        draft.refuse(*problems)
+        return
+    if case.is_active:
+        draft.warn(MACHINE_IS_STOPPED.say(case, {}), *rules.warnings(case))
+        draft.add_unjudged(StopMachine())
+    before = draft.facts
+    draft.add(_revert_case(draft, target, state_after, safety))
+    if not draft.is_refused:
+        _remove_what_was_left(draft, before)
+
+
+def _revert_case(draft: Draft, target: Snapshot, state_after: StateAfter, safety: str | None = None) -> Case:
+    situation = draft.situation
+    memory = (target.nominal_memory or 0) if target.memory is not MemorySnapshot.NO else 0
+    step = RevertToSnapshot(target.name, state_after, situation.tree.current, memory, not is_external(target))
+    revert = draft.case(step, safety=safety)
+    if not revert.forks:
+        return revert
+    overlays = revert_overlays(situation, target)
+    fork = ForkAtSnapshot(
+        name=target.name,
+        state_after=state_after,
+        bases=MappingProxyType(
+            {
+                disk.target: Layer(disk.frozen, disk.frozen_format or "raw")
+                for disk in target.disks
+                if disk.frozen and disk.target in overlays
+            }
+        ),
+        overlays=MappingProxyType(overlays),
+        owns_overlays=not situation.tree.children(target.name),
+        memory_file=memory_file_of(target),
+        expected_current=situation.tree.current,
+        memory_bytes=memory,
+    )
+    return draft.case(fork, safety=safety)
+
+
+def _remove_what_was_left(draft: Draft, before: Facts) -> None:
+    """Remove the layers that the machine no longer stands on and nobody else does, as libvirt's own revert would.
+
+    Only those on a layer that a snapshot froze: all that such a one holds was written since. A safety snapshot has
+    frozen it, and what is left then is empty.
+    """
+    for layer in sorted(before.active - draft.facts.live):
+        if before.below.get(layer) not in before.frozen_by:
+            continue
+        if (why_kept := still_needed(draft, layer)) is None:
+            remove_leftover(draft, layer, "nothing stands on it since the revert")
+        elif why_kept:
+            draft.warn(leftover_stays(draft, layer, why_kept))
 
 
 def _add_safety_snapshot(draft: Draft, target: Snapshot) -> TakeSnapshot | None:
@@ -72,24 +157,28 @@ def _safety_step(situation: Situation, target: Snapshot) -> TakeSnapshot:
 def _undo(draft: Draft, safety: TakeSnapshot | None) -> Undo | None:
     if safety is None or draft.is_refused:
         return None
-    back = draft.case(RevertToSnapshot(safety.name, StateAfter.AS_CAPTURED, draft.situation.tree.current))
-    if rules.refusals(back):
+    back = draft.situation.tree[safety.name]
+    if rules.refusals(_revert_case(draft, back, StateAfter.AS_CAPTURED)):
         return None
+    lost = " The managed save does not come back." if draft.start.domain.has_managed_save else ""
     return Undo(
-        f"Revert to {quoted(safety.name)}, the state before, and delete that snapshot again.",
+        f"Revert to {quoted(safety.name)}, the state before, and delete that snapshot again.{lost}",
         revert_to=safety.name,
         delete=(safety.name,),
     )
 
 
-def _frees(facts: Facts, target: Snapshot, *, keeps_present: bool) -> Figure:
-    """The layers that libvirt unlinks. Those of a safety snapshot are new and empty."""
-    if keeps_present:
-        return NOTHING
+def _frees(before: Situation, then: Situation, target: Snapshot) -> Figure:
+    """The layers that go with the present state."""
     if not is_external(target):
         return unknown("inside an image: needs an analysis of its clusters")
-    images = [facts.image(path) for path in facts.unlinked_by_external_revert]
-    return total(image.allocated for image in images if image is not None and not image.is_missing)
+    gone = [image for path, image in before.layers.images.items() if path not in then.layers.images]
+    return total(image.allocated for image in gone if not image.is_missing)
+
+
+def _new_layers(situation: Situation, target: Snapshot) -> list[Figure]:
+    """What the layers that a revert makes take."""
+    return [empty_layer() for _ in revert_overlays(situation, target)] if is_external(target) else []
 
 
 def plan_take_back(intention: TakeBack, situation: Situation) -> Plan:
@@ -103,8 +192,8 @@ def plan_take_back(intention: TakeBack, situation: Situation) -> Plan:
     if intention.revert_to is not None:
         find_snapshot(situation, intention.revert_to)
         target = situation.tree[intention.revert_to]
-        frees.append(_frees(draft.facts, target, keeps_present=False))
-        draft.add(draft.case(RevertToSnapshot(target.name, StateAfter.AS_CAPTURED, situation.tree.current)))
+        add_revert(draft, target, StateAfter.AS_CAPTURED)
+        frees.append(_frees(situation, draft.situation, target))
     names = tuple(name for name in intention.delete if name in situation.tree)
     if intention.revert_to is None and not names:
         find_snapshot(situation, intention.delete[0] if intention.delete else "")
@@ -122,6 +211,6 @@ def plan_take_back(intention: TakeBack, situation: Situation) -> Plan:
             )
         else:
             deletes = add_deletions(draft, names)
-            forecast = Forecast(deletes.copies, total([*frees, deletes.frees]), deletes.peak_extra)
+            forecast = Forecast(deletes.copies, total([*frees, deletes.frees]), deletes.peak_extra, deletes.seconds)
     shown = tuple(dict.fromkeys([*([intention.revert_to] if intention.revert_to else []), *names]))
     return draft.plan(shown, forecast, None)

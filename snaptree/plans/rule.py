@@ -10,17 +10,20 @@ from functools import cached_property
 
 from snaptree.model.estate import DiskSnapshot, DomainLayers, Snapshot
 from snaptree.model.tree import SnapshotTree
-from snaptree.plans.facts import DeleteEffect, Facts, internal_images, is_external
+from snaptree.plans.facts import LIBVIRT_9_9, DeleteEffect, Facts, internal_images, is_external
 from snaptree.plans.plan import (
     Action,
     DeleteSnapshot,
+    DropManagedSave,
     Finding,
+    ForkAtSnapshot,
     MergeLayers,
     RecordLayers,
     RemoveLeftover,
     RevertToSnapshot,
     StateAfter,
     Step,
+    StopMachine,
     TakeSnapshot,
 )
 from snaptree.plans.situation import Known, Situation
@@ -124,7 +127,20 @@ class Case:
     @property
     def state_after(self) -> StateAfter:
         """In what state a revert ends."""
-        return self.step.state_after if isinstance(self.step, RevertToSnapshot) else StateAfter.AS_CAPTURED
+        if isinstance(self.step, RevertToSnapshot | ForkAtSnapshot):
+            return self.step.state_after
+        return StateAfter.AS_CAPTURED
+
+    @property
+    def forks(self) -> bool:
+        """Whether this reverts by SnapTree's own steps, because libvirt itself can't to an external snapshot."""
+        host = self.situation.host
+        return (
+            self.action is Action.REVERT
+            and self.external is not None
+            and not host.external_snapshots
+            and host.libvirt_version < LIBVIRT_9_9
+        )
 
     @property
     def merge(self) -> MergeLayers | None:
@@ -147,7 +163,7 @@ class Case:
     def unlinks(self) -> tuple[str, ...]:
         """Images that libvirt would unlink."""
         if self.action is Action.REVERT:
-            if self.external is None or self.before_safety:
+            if self.external is None or self.before_safety or self.forks:
                 return ()
             return self.facts.unlinked_by_external_revert
         return (*(merge.overlay for merge in self.effect.merges), *self.effect.removes)
@@ -180,6 +196,8 @@ class Rule:
     since: int = 0
     until: int | None = None
     drivers: frozenset[str] = frozenset({QEMU})
+    has_choice: frozenset[Action] = frozenset()
+    """Actions whose preview offers a way out: for these the window does not grey the button."""
     mended_by_safety_snapshot: bool = False
     """Taking a safety snapshot first removes the cause."""
     another_way: str = ""
@@ -235,7 +253,7 @@ def action_of(step: Step) -> Action:
     match step:
         case TakeSnapshot():
             return Action.TAKE
-        case RevertToSnapshot():
+        case RevertToSnapshot() | StopMachine() | DropManagedSave() | ForkAtSnapshot():
             return Action.REVERT
         case DeleteSnapshot() | MergeLayers() | RecordLayers() | RemoveLeftover():
             return Action.DELETE

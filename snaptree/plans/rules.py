@@ -54,6 +54,8 @@ def why_not(action: Action, situation: Situation, snapshot: Snapshot | str | Non
     name = snapshot.name if isinstance(snapshot, Snapshot) else snapshot
     case = Case(situation, Facts(situation), action, name, before_safety=action is Action.REVERT)
     for rule in RULES:
+        if action in rule.has_choice:
+            continue
         if rule.forbids(case) and (finding := rule.judge(case)) is not None:
             return finding
     return None

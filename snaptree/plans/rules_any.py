@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import shlex
+
 from snaptree.model.estate import DomainState, MemorySnapshot, SnapshotKind
+from snaptree.plans.facts import QEMU_10
 from snaptree.plans.plan import Action
 from snaptree.plans.rule import QEMU, TEST, Case, Evidence, Rule, Verdict, actions, found
 from snaptree.plans.situation import Known
-from snaptree.plans.wording import listed, quoted
+from snaptree.plans.wording import listed, plain, quoted
 
 _ANY_DRIVER: frozenset[str] = frozenset()
-_QEMU_10 = 10_000_000
 _CHANGES = actions(Action.TAKE, Action.REVERT, Action.DELETE)
 
 
@@ -44,8 +46,12 @@ def _orphaned_delete_job(case: Case) -> Evidence | None:
 def _managed_save(case: Case) -> Evidence | None:
     if not case.situation.domain.has_managed_save:
         return None
-    if case.action is Action.REVERT or case.takes_external or case.external is not None or case.merge is not None:
-        return found()
+    vm = shlex.quote(plain(case.situation.domain.name))
+    if case.action is Action.REVERT:
+        snapshot = shlex.quote(plain(case.name or ""))
+        return found(drop=f"the box in the preview, or snaptree revert {vm} {snapshot} --drop-managed-save")
+    if case.takes_external or case.external is not None or case.merge is not None:
+        return found(drop=f"virsh managedsave-remove {vm}")
     return None
 
 
@@ -64,13 +70,15 @@ def _mixed(case: Case) -> Evidence | None:
 
 
 def _touches_images(case: Case) -> bool:
-    return case.take is not None or bool(case.effect.merges) or (case.merge is not None and case.merge.is_live)
+    """Whether that fails if QEMU has let go of the images: before QEMU 10 it still puts new layers on them."""
+    if case.take is None:
+        return bool(case.effect.merges) or (case.merge is not None and case.merge.is_live)
+    is_new = case.situation.host.hypervisor_version >= QEMU_10
+    return is_new or case.take.memory is MemorySnapshot.EXTERNAL
 
 
 def _images_let_go(case: Case) -> Evidence | None:
-    situation = case.situation
-    holds = situation.images_let_go and situation.host.hypervisor_version >= _QEMU_10 and _touches_images(case)
-    return found() if holds else None
+    return found() if case.situation.images_let_go and _touches_images(case) else None
 
 
 def _images_maybe_let_go(case: Case) -> Evidence | None:
@@ -79,7 +87,7 @@ def _images_maybe_let_go(case: Case) -> Evidence | None:
     if situation.domain.state is not DomainState.PAUSED or case.current is None or situation.images_let_go:
         return None
     saved_paused = case.current.memory is MemorySnapshot.EXTERNAL and case.current.state is DomainState.PAUSED
-    if not saved_paused or situation.host.hypervisor_version < _QEMU_10 or not _touches_images(case):
+    if not saved_paused or not _touches_images(case):
         return None
     return found(current=quoted(case.current.name))
 
@@ -145,9 +153,10 @@ RULES = (
         condition=_managed_save,
         reason="{vm} was put to sleep by a managed save. Started again, its saved memory would meet disks that it"
         " does not know, and its file systems would be damaged.",
-        remedy="Start {vm}, or throw the saved state away (virsh managedsave-remove {vm_arg}).",
+        remedy="Start {vm}, or throw the saved state away ({drop}).",
         source="lab on 9.0, 11.3 and 12.8: managed save, external snapshot, start: the machine writes to the old disk",
         needs=Known.TREE,
+        has_choice=actions(Action.REVERT),
     ),
     Rule(
         id="images-let-go",
@@ -157,7 +166,8 @@ RULES = (
         reason="{vm} will be paused with its memory just saved or loaded; until it resumes, its QEMU does not touch"
         " the images.",
         remedy="Resume {vm} for a moment, and go on then.",
-        source="lab on libvirt 11.3 with QEMU 10.0: 'Inactive node can't be a backing child of active'",
+        source="lab on QEMU 10.0: 'Inactive node can't be a backing child of active'; on 7.2, after saving: 'Block node"
+        " is read-only' and 'Can't migrate the vm that was paused due to previous migration'",
     ),
     Rule(
         id="images-maybe-let-go",
@@ -167,7 +177,8 @@ RULES = (
         reason="{vm} was paused when {current} saved its memory. If it was not resumed since, its QEMU does not"
         " touch the images, and this fails without doing harm.",
         remedy="Resume {vm} for a moment first.",
-        source="lab on libvirt 11.3 with QEMU 10.0: 'Inactive node can't be a backing child of active'",
+        source="lab on QEMU 10.0: 'Inactive node can't be a backing child of active'; on 7.2, after saving: 'Block node"
+        " is read-only' and 'Can't migrate the vm that was paused due to previous migration'",
     ),
     Rule(
         id="transient-machine",

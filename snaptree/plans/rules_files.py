@@ -26,7 +26,9 @@ def _followed_up(case: Case, image: str) -> frozenset[str]:
         followed.update(upper for upper, lower in pairwise(layers) if lower == image)
     if case.situation.host.external_snapshots:
         # Since external reverts exist, libvirt also rebases the branches that are not in use.
-        for name in case.tree.descendants(case.snapshot.name):
+        # On the branch that is in use it follows the chain above, and no layer that was taken out of that by hand.
+        in_use = case.tree.path_to_current
+        for name in (name for name in case.tree.descendants(case.snapshot.name) if name not in in_use):
             followed |= case.facts.keys(disk.frozen for disk in case.tree[name].disks)
     return frozenset(followed)
 

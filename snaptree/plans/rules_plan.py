@@ -23,6 +23,26 @@ NO_SAFETY_SNAPSHOT = Rule(
     source="a revert discards the layers in use",
     drivers=_ANY_DRIVER,
 )
+MANAGED_SAVE_DROPPED = Rule(
+    id="managed-save-dropped",
+    actions=actions(Action.REVERT),
+    verdict=Verdict.WARN,
+    condition=_by_the_planner,
+    reason="The memory that the managed save of {vm} put aside is thrown away: what its programs held there and had"
+    " not written to disk is lost for good, and no undo brings it back.",
+    remedy="Start {vm} instead, and take a snapshot with its memory.",
+    source="cockpit-machines#917: a managed save that meets other disks damages file systems",
+)
+MACHINE_IS_STOPPED = Rule(
+    id="machine-is-stopped",
+    actions=actions(Action.REVERT),
+    verdict=Verdict.WARN,
+    condition=_by_the_planner,
+    reason="libvirt {libvirt} can't revert to external snapshots, so SnapTree does it by steps of its own, for which"
+    " {vm} is turned off at once, like pulling the plug.",
+    remedy="",
+    source="LIBVIRT.md, section 9: a manual fork needs the machine off",
+)
 UNDO_KEEPS_SNAPSHOT = Rule(
     id="undo-keeps-snapshot",
     actions=actions(Action.DELETE),
@@ -38,9 +58,9 @@ LEFTOVER_STAYS = Rule(
     actions=actions(Action.DELETE),
     verdict=Verdict.WARN,
     condition=_by_the_planner,
-    reason="libvirt leaves {file} behind, and it can't be removed from here: {problem}",
+    reason="{file} is left behind, and it can't be removed from here: {problem}",
     remedy="Remove it on the host if nobody needs it.",
     source="lab: the memory file on 9.0, the layer of a leaf without a parent on 11.3 and 12.8",
 )
 
-RULES = (NO_SAFETY_SNAPSHOT, UNDO_KEEPS_SNAPSHOT, LEFTOVER_STAYS)
+RULES = (NO_SAFETY_SNAPSHOT, MANAGED_SAVE_DROPPED, MACHINE_IS_STOPPED, UNDO_KEEPS_SNAPSHOT, LEFTOVER_STAYS)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import posixpath
+
 from snaptree.model.estate import DiskSnapshot, DomainState, MemorySnapshot
 from snaptree.plans.facts import (
+    LIBVIRT_9_9,
     disk_of,
     is_external,
     memory_file_of,
@@ -20,7 +23,16 @@ _ANY_DRIVER = frozenset({QEMU, TEST})
 
 
 def _external_unsupported(case: Case) -> Evidence | None:
-    return found() if case.external is not None and not case.situation.host.external_snapshots else None
+    is_able = case.situation.host.external_snapshots or case.forks
+    return found() if case.external is not None and not is_able else None
+
+
+def _nowhere_for_layers(case: Case) -> Evidence | None:
+    if case.external is None or not case.forks:
+        return None
+    directories = {posixpath.dirname(disk.frozen) for disk in case.external.disks if disk.frozen}
+    closed = directories - case.situation.takes_new_layers
+    return found(directories=files_named(closed)) if closed else None
 
 
 def _internal_broken(case: Case) -> Evidence | None:
@@ -28,11 +40,11 @@ def _internal_broken(case: Case) -> Evidence | None:
 
 
 def _no_current(case: Case) -> Evidence | None:
-    return found() if case.external is not None and case.tree.current is None else None
+    return found() if case.external is not None and case.tree.current is None and not case.forks else None
 
 
 def _not_owner(case: Case) -> Evidence | None:
-    if case.external is None or case.current is None or case.facts.current_owns_now:
+    if case.external is None or case.current is None or case.facts.current_owns_now or case.forks:
         return None
     return found(current=quoted(case.current.name))
 
@@ -71,7 +83,12 @@ def _recorded_disks(case: Case) -> tuple[Disk, ...]:
 def _not_regular_files(case: Case) -> Evidence | None:
     if case.external is None:
         return None
-    others = [disk for disk in _recorded_disks(case) if disk.type != "file"]
+    others = [
+        disk
+        for disk in _recorded_disks(case)
+        # For new layers of our own it does not matter what is in a drive.
+        if disk.type != "file" and (not case.forks or disk.device not in ("cdrom", "floppy"))
+    ]
     if not others:
         return None
     return found(
@@ -115,6 +132,18 @@ def _ends_off(case: Case) -> Evidence | None:
     if case.snapshot is None or case.state_after is not StateAfter.AS_CAPTURED:
         return None
     return found() if case.snapshot.state is DomainState.DISK_ONLY else None
+
+
+def _memory_not_used(case: Case) -> Evidence | None:
+    if case.snapshot is None or case.state_after is not StateAfter.OFF:
+        return None
+    return found() if case.snapshot.memory is not MemorySnapshot.NO else None
+
+
+def _starts_anew(case: Case) -> Evidence | None:
+    if case.snapshot is None or case.state_after not in (StateAfter.RUNNING, StateAfter.PAUSED):
+        return None
+    return found() if case.snapshot.memory is MemorySnapshot.NO else None
 
 
 def _restarts(case: Case) -> Evidence | None:
@@ -162,7 +191,7 @@ def _checkpoints_break(case: Case) -> Evidence | None:
 
 def _left_behind(case: Case) -> Evidence | None:
     """Active layers that the machine leaves, that nothing refers to and that libvirt does not remove."""
-    if case.snapshot is None:
+    if case.snapshot is None or case.forks:
         return None
     stays = case.facts.keys(disk.frozen for disk in case.snapshot.disks) if case.internal is not None else frozenset()
     taken = set(case.unlinks) | stays
@@ -189,11 +218,23 @@ RULES = (
         actions=_REVERT,
         verdict=Verdict.REFUSE,
         condition=_external_unsupported,
-        reason="{snapshot} is external, and libvirt {libvirt} on this host can't revert to external snapshots.",
-        remedy="libvirt 9.9 and later can (Debian 13 has it). Until then: shut {vm} down, make a new layer on the"
-        " layers of {snapshot} (qemu-img create -b) and let the machine's disks point at it.",
-        source="libvirt before 9.9: 'revert to external snapshot not supported yet' (code 67)",
+        reason="{snapshot} is external, and this host's hypervisor can't revert to external snapshots.",
+        remedy="Copy the snapshot's layers to a machine of a host that can.",
+        source="libvirt since 9.9 says so in its capabilities; before, SnapTree makes the new layers itself",
         needs=Known.TREE,
+        since=LIBVIRT_9_9,
+    ),
+    Rule(
+        id="nowhere-for-new-layers",
+        actions=_REVERT,
+        verdict=Verdict.REFUSE,
+        condition=_nowhere_for_layers,
+        reason="libvirt {libvirt} on this host can't revert to external snapshots, so SnapTree has to make new layers"
+        " itself, and it can't make any in {directories}.",
+        remedy="Make that directory a storage pool of the host (virsh pool-create-as NAME dir --target DIRECTORY), or"
+        " let SnapTree run as someone who may write there. libvirt 9.9 and later need neither.",
+        source="libvirt before 9.9: 'revert to external snapshot not supported yet' (code 67)",
+        until=LIBVIRT_9_9,
     ),
     Rule(
         id="internal-revert-broken",
@@ -324,6 +365,27 @@ RULES = (
         needs=Known.TREE,
     ),
     Rule(
+        id="memory-not-used",
+        actions=_REVERT,
+        verdict=Verdict.WARN,
+        condition=_memory_not_used,
+        reason="{snapshot} holds the memory of {vm} too, but {vm} will be off: its disks are those of a machine that"
+        " was not shut down.",
+        remedy="Revert to the state as captured.",
+        source="a machine that is off has no memory",
+        needs=Known.TREE,
+    ),
+    Rule(
+        id="starts-anew",
+        actions=_REVERT,
+        verdict=Verdict.WARN,
+        condition=_starts_anew,
+        reason="{snapshot} holds no memory: {vm} starts from its disks, as after a shutdown or a power cut.",
+        remedy="",
+        source="a snapshot of the disks has no memory to go on from",
+        needs=Known.TREE,
+    ),
+    Rule(
         id="machine-restarts",
         actions=_REVERT,
         verdict=Verdict.WARN,
@@ -357,10 +419,11 @@ RULES = (
         actions=_REVERT,
         verdict=Verdict.WARN,
         condition=_not_rolled_back,
-        reason="Not part of {snapshot}: {disks}. What is there is not brought back to that moment, and libvirt puts"
-        " a new layer over the image of then.",
+        reason="Not part of {snapshot}: {disks}. What is there is not brought back to that moment, and a new layer"
+        " goes over the image of then.",
         remedy="",
-        source="lab on 11.3 and 12.8: the excluded disk is also overlaid and then recorded as external",
+        source="lab on 11.3 and 12.8: the excluded disk is also overlaid and then recorded as external; SnapTree's own"
+        " way does the first",
     ),
     Rule(
         id="disks-dropped",

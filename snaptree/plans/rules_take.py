@@ -199,7 +199,12 @@ def _too_deep(at_least: int) -> Callable[[Case], Evidence | None]:
 
 
 def _cannot_come_back(case: Case) -> Evidence | None:
-    return found() if case.takes_external and not case.situation.host.external_snapshots else None
+    """Neither by libvirt nor by SnapTree's own steps."""
+    if case.take is None or not case.takes_external or case.situation.host.external_snapshots:
+        return None
+    directories = {posixpath.dirname(disk.path) for disk in _held(case, DiskSnapshot.EXTERNAL) if disk.path}
+    closed = directories - case.situation.takes_new_layers
+    return found(directories=files_named(closed)) if closed else None
 
 
 def _external_on_internal(case: Case) -> Evidence | None:
@@ -514,8 +519,9 @@ RULES = (
         actions=_TAKE,
         verdict=Verdict.WARN,
         condition=_cannot_come_back,
-        reason="libvirt {libvirt} on this host can't revert to external snapshots; 9.9 and later can.",
-        remedy="Take an internal snapshot if you may want to go back to it.",
+        reason="libvirt {libvirt} on this host can't revert to external snapshots, and SnapTree, which then does it"
+        " itself, can make no new layers in {directories}.",
+        remedy="Make that directory a storage pool of the host, or take an internal snapshot.",
         source="libvirt before 9.9: 'revert to external snapshot not supported yet'",
     ),
     Rule(

@@ -80,6 +80,9 @@ class Situation:
     """Files in the directories of this machine's images, as far as they can be listed."""
     missing_files: frozenset[str] = frozenset()
     """Saved-memory files that snapshots name and that do not exist."""
+    takes_new_layers: frozenset[str] = frozenset()
+    """Directories of this machine's images in which SnapTree itself can make layers. Asked for where libvirt does not
+    revert to external snapshots."""
     free_bytes: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
     """Directory -> bytes free for it, where that is known."""
     images_let_go: bool = False
@@ -88,7 +91,7 @@ class Situation:
     unnamed_layers: frozenset[str] = frozenset()
     """Layers that libvirt makes and names when the plan that led here is run: what they are called here is a guess."""
     speed: Speed = NOT_MEASURED
-    """How long merges took on this host."""
+    """How long changes took on this host."""
     memory_bytes: int = 0
     """RAM of the machine now, in bytes."""
     now: int = 0

@@ -1,15 +1,25 @@
-"""How long merges take on a host, from how long they took there."""
+"""How long changes take on a host, from how long they took there."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from enum import StrEnum
 from statistics import median
 from typing import Final
 
 from snaptree.model.figures import Figure
 from snaptree.plans.operation import Operation, OperationState
-from snaptree.plans.plan import Action
+from snaptree.plans.plan import (
+    Action,
+    DropManagedSave,
+    ForkAtSnapshot,
+    RemoveLeftover,
+    RevertToSnapshot,
+    Step,
+    StopMachine,
+    TakeSnapshot,
+)
 
 _MUCH: Final = 16 << 20
 """Bytes copied, above which copying is what takes the time."""
@@ -17,14 +27,81 @@ _LEAST_SHARE: Final = 0.1
 """Of an operation's time, that copying much is believed to have taken."""
 
 
+_A_MOMENT: Final = 0.2
+"""Seconds for what is only a call: ending QEMU, removing a file."""
+
+
+class Way(StrEnum):
+    """Steps that take about as long as each other, if they move as much memory."""
+
+    TAKE_INTERNAL = "take inside the images"
+    TAKE_EXTERNAL = "take on new layers"
+    REVERT_INTERNAL = "revert inside the images"
+    REVERT_EXTERNAL = "revert on new layers"
+    FORK = "revert by our own steps"
+
+
+def way_of(step: Step) -> Way | None:
+    """How a step does it; None for those whose time is known otherwise."""
+    match step:
+        case TakeSnapshot():
+            return Way.TAKE_EXTERNAL if step.overlays else Way.TAKE_INTERNAL
+        case RevertToSnapshot():
+            return Way.REVERT_INTERNAL if step.is_internal else Way.REVERT_EXTERNAL
+        case ForkAtSnapshot():
+            return Way.FORK
+        case _:
+            return None
+
+
+def _memory_of(step: Step) -> int:
+    """Bytes of RAM that a step saves or loads."""
+    return step.memory_bytes if isinstance(step, TakeSnapshot | RevertToSnapshot | ForkAtSnapshot) else 0
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """What one step took. `memory` in bytes."""
+
+    way: Way
+    memory: int
+    seconds: float
+
+
 @dataclass(frozen=True, slots=True)
 class Speed:
-    """What deletes took. None where there was none to learn it from."""
+    """What changes took. None or empty where there was none to learn it from."""
 
     seconds_each: float | None = None
     """For a snapshot with little to copy."""
     bytes_per_second: float | None = None
     """Of what is copied, where that is much."""
+    samples: tuple[Sample, ...] = ()
+    """Takes and reverts."""
+
+    def seconds_of(self, steps: Iterable[Step]) -> float | None:
+        """How long takes and reverts take with what belongs to them; None if that was not learned yet."""
+        spent = 0.0
+        for step in steps:
+            seconds = _A_MOMENT if isinstance(step, StopMachine | DropManagedSave | RemoveLeftover) else self._of(step)
+            if seconds is None:
+                return None
+            spent += seconds
+        return spent
+
+    def pause_of(self, steps: Iterable[Step]) -> float | None:
+        """How long the guest of a running machine stands still meanwhile, or is not there."""
+        return self.seconds_of(step for step in steps if not (isinstance(step, TakeSnapshot) and _memory_of(step) == 0))
+
+    def _of(self, step: Step) -> float | None:
+        """As long as others took, and longer by the share by which there is more memory: less is rarely quicker."""
+        memory = _memory_of(step)
+        like = [
+            sample.seconds * (max(1.0, memory / sample.memory) if memory else 1.0)
+            for sample in self.samples
+            if sample.way is way_of(step) and bool(sample.memory) == bool(memory)
+        ]
+        return median(like) if like else None
 
     def seconds(self, snapshots: int, copies: Figure) -> float | None:
         """How long deleting so many snapshots takes if that copies so much."""
@@ -41,12 +118,13 @@ NOT_MEASURED: Final = Speed()
 
 
 def measured(operations: Iterable[Operation]) -> Speed:
-    """Learn from deletes of one host that are over and went well."""
+    """Learn from what is over and went well on one host."""
+    operations = [operation for operation in operations if operation.state is OperationState.DONE]
     little: list[float] = []
     much: list[tuple[int, int, float]] = []
     for operation in operations:
         plan, copies = operation.plan, operation.plan.forecast.copies.bytes
-        if operation.state is not OperationState.DONE or plan.action is not Action.DELETE or not plan.snapshots:
+        if plan.action is not Action.DELETE or not plan.snapshots:
             continue
         if copies is None or operation.finished is None:
             continue
@@ -57,4 +135,10 @@ def measured(operations: Iterable[Operation]) -> Speed:
             little.append(seconds / len(plan.snapshots))
     each = median(little) if little else None
     rates = [copies / max(seconds - count * (each or 0.0), _LEAST_SHARE * seconds) for count, copies, seconds in much]
-    return Speed(each, median(rates) if rates else None)
+    samples = [
+        Sample(way, _memory_of(step), seconds)
+        for operation in operations
+        for step, seconds in zip(operation.plan.steps, operation.step_seconds, strict=False)
+        if (way := way_of(step)) is not None
+    ]
+    return Speed(each, median(rates) if rates else None, tuple(samples))

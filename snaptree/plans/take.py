@@ -117,6 +117,7 @@ def _step(intention: Take, situation: Situation, capture: Capture) -> TakeSnapsh
         consistency=_consistency(situation, saves_memory=saves_memory, quiesce=intention.quiesce),
         expected_current=situation.tree.current,
         safety=intention.safety,
+        memory_bytes=situation.memory_bytes if saves_memory else 0,
     )
 
 
@@ -139,9 +140,14 @@ def _consistency(situation: Situation, *, saves_memory: bool, quiesce: bool) -> 
     return Consistency.CRASH
 
 
+def empty_layer() -> Figure:
+    """What a new layer takes."""
+    return Figure(EMPTY_OVERLAY_BYTES, Confidence.UPPER_BOUND, "an empty layer")
+
+
 def forecast_take(step: TakeSnapshot, situation: Situation) -> Forecast:
     """Nothing is copied or freed; new layers and the RAM take room."""
-    extra = [Figure(EMPTY_OVERLAY_BYTES, Confidence.UPPER_BOUND, "an empty layer") for _ in step.overlays]
+    extra = [empty_layer() for _ in step.overlays]
     if step.memory is not MemorySnapshot.NO:
         extra.append(
             Figure(situation.memory_bytes, Confidence.UPPER_BOUND, "all of the machine's RAM; less where it is empty")

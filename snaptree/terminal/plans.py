@@ -30,6 +30,9 @@ def print_plan(out: Console, plan: Plan) -> None:
         if costs:
             sentence = ", ".join(costs)
             lines.append((f"{sentence[0].upper()}{sentence[1:]}.", ""))
+        if forecast.pause_seconds:
+            still = words.about(forecast.pause_seconds)
+            lines.append((f"The guest stands still or is off for {still} of that.", ""))
         if plan.undo is not None:
             lines.append((f"Can be undone: {plan.undo.text}", ""))
         elif not plan.warns_of_finality:

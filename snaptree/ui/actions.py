@@ -34,6 +34,9 @@ class Actions(QObject):
         standard = QKeySequence.StandardKey
         self.take = self._add("&Take…", "take", "Take a snapshot of the machine as it is now", "Ctrl+N")
         self.revert = self._add("&Revert", "revert", "Make the machine what it was at this snapshot", "Ctrl+R")
+        self.revert_with_choices = self._add(
+            "Re&vert with Choices…", "", "Choose whether the machine runs, is paused or off afterwards", "Ctrl+Shift+R"
+        )
         self.delete = self._add(
             "&Delete…", "delete", "Delete the selected snapshots and merge what they hold", standard.Delete
         )
@@ -75,6 +78,7 @@ class Actions(QObject):
                 self._explain(action)
             else:
                 self._explain(action, " ".join(part for part in (reason.reason, reason.remedy) if part))
+        self.revert_with_choices.setEnabled(self.revert.isEnabled())
 
     def offer_undo(self, what: str) -> None:
         """Offer to take back the last operation; `what` says what that does, empty if there is none."""

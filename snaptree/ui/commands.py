@@ -10,14 +10,17 @@ from PySide6.QtCore import QObject
 from snaptree import words
 from snaptree.model.errors import SnapTreeError
 from snaptree.plans.intention import Delete, Intention, Revert, TakeBack
+from snaptree.plans.plan import StateAfter
 from snaptree.ui.error_dialog import show_error
-from snaptree.ui.plan_dialog import Choice, PlanDialog
+from snaptree.ui.plan_dialog import Alternatives, Choice, PlanDialog
 from snaptree.ui.planning import Planner
 from snaptree.ui.settings import SafetySnapshot
 from snaptree.ui.take_dialog import TakeDialog
 from snaptree.ui.text import in_sentence
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from PySide6.QtWidgets import QWidget
 
     from snaptree.model.tree import SnapshotTree
@@ -68,12 +71,17 @@ class Commands(QObject):
 
         self._planner(machine).make(intention, planned)
 
+    def revert_with_choices(self, machine: Machine, snapshot: str) -> None:
+        """Go back after a preview in which the state afterwards can be chosen, and more."""
+        safety = self._settings.safety_snapshot is not SafetySnapshot.NEVER
+        self._preview_revert(machine, Revert(snapshot, take_safety_snapshot=safety))
+
     def delete(self, machine: Machine, snapshots: tuple[str, ...]) -> None:
         """Delete after a preview: that can't be undone."""
         name = in_sentence(machine.domain.name)
         which = f"“{in_sentence(snapshots[0])}”" if len(snapshots) == 1 else words.count(len(snapshots), "snapshot")
         below = _descendants(machine.tree, snapshots)
-        choice = None
+        choices = []
         if below:
             verb = "descends" if len(below) == 1 else "descend"
             choice = Choice(
@@ -82,13 +90,14 @@ class Commands(QObject):
                 apply=_with_subtree,
                 explanation="\n".join(below),
             )
+            choices.append(choice)
         self._open(
             PlanDialog(
                 self._planner(machine),
                 Delete(snapshots),
                 title=f"Delete {which} of {name}",
                 verb="&Delete",
-                choice=choice,
+                choices=choices,
                 parent=self._window,
             )
         )
@@ -116,15 +125,26 @@ class Commands(QObject):
         self._estate[uri].backend.cancel(operation.id)
 
     def _preview_revert(self, machine: Machine, intention: Revert, plan: Plan | None = None) -> None:
+        choices = [
+            Choice("Take a safety snapshot of the present state first", intention.take_safety_snapshot, _with_safety)
+        ]
+        if machine.domain.has_managed_save or (plan is not None and _saved(plan)):
+            choices.append(
+                Choice(
+                    "Throw the managed save away first",
+                    is_ticked=False,
+                    apply=_without_managed_save,
+                    explanation="What programs held in memory then, and had not written to disk, is lost for good.",
+                )
+            )
         self._open(
             PlanDialog(
                 self._planner(machine),
                 intention,
                 title=f"Revert {in_sentence(machine.domain.name)} to “{in_sentence(intention.snapshot)}”",
                 verb="&Revert",
-                choice=Choice(
-                    "Take a safety snapshot of the present state first", intention.take_safety_snapshot, _with_safety
-                ),
+                choices=choices,
+                alternatives=_STATES_AFTER,
                 plan=plan,
                 parent=self._window,
             )
@@ -144,6 +164,35 @@ class Commands(QObject):
 def _with_safety(intention: Intention, ticked: bool) -> Intention:
     assert isinstance(intention, Revert)
     return replace(intention, take_safety_snapshot=ticked)
+
+
+def _without_managed_save(intention: Intention, ticked: bool) -> Intention:
+    assert isinstance(intention, Revert)
+    return replace(intention, drop_managed_save=ticked)
+
+
+def _saved(plan: Plan) -> bool:
+    """Whether a managed save stands in the way, as the host sees it by now."""
+    return any("managed-save" in (refusal.rule, *refusal.remedy.split()) for refusal in plan.refusals)
+
+
+def _ending(state: StateAfter) -> Callable[[Intention], Intention]:
+    def end(intention: Intention) -> Intention:
+        assert isinstance(intention, Revert)
+        return replace(intention, state_after=state)
+
+    return end
+
+
+_STATES_AFTER = Alternatives(
+    "The machine &afterwards:",
+    {
+        "As captured": _ending(StateAfter.AS_CAPTURED),
+        "Running": _ending(StateAfter.RUNNING),
+        "Paused": _ending(StateAfter.PAUSED),
+        "Off": _ending(StateAfter.OFF),
+    },
+)
 
 
 def _with_subtree(intention: Intention, ticked: bool) -> Intention:

@@ -159,8 +159,8 @@ class Inspector(QScrollArea):
                 Fact("On disk", words.figure(total_disk), words.figure_in_full(total_disk)),
                 Fact(
                     "External snapshots",
-                    "revert and delete" if known.external_snapshots else "take and delete",
-                    "" if known.external_snapshots else "Reverting to them needs libvirt 9.9 or newer.",
+                    "libvirt reverts to them" if known.external_snapshots else "SnapTree reverts to them",
+                    "" if known.external_snapshots else "By its own steps: libvirt itself can since 9.9.",
                 ),
             ]
         self.facts.show_facts(facts)

@@ -143,7 +143,7 @@ class MainWindow(QMainWindow):
         host.addSeparator()
         host.addAction(actions.quit)
         snapshot = self._menu("&Snapshot")
-        snapshot.addActions([actions.take, actions.revert, actions.delete])
+        snapshot.addActions([actions.take, actions.revert, actions.revert_with_choices, actions.delete])
         snapshot.addSeparator()
         snapshot.addAction(actions.undo)
         snapshot.addSeparator()
@@ -194,6 +194,7 @@ class MainWindow(QMainWindow):
         actions = self.actions_
         actions.take.triggered.connect(self._take)
         actions.revert.triggered.connect(self._revert)
+        actions.revert_with_choices.triggered.connect(self._revert_with_choices)
         actions.delete.triggered.connect(self._delete)
         actions.undo.triggered.connect(self._undo)
         actions.refresh.triggered.connect(self._estate.refresh)
@@ -370,6 +371,11 @@ class MainWindow(QMainWindow):
         if selection.machine is not None and len(selection.snapshots) == 1:
             self.commands.revert(selection.machine, selection.snapshots[0])
 
+    def _revert_with_choices(self) -> None:
+        selection = self.selection()
+        if selection.machine is not None and len(selection.snapshots) == 1:
+            self.commands.revert_with_choices(selection.machine, selection.snapshots[0])
+
     def _delete(self) -> None:
         selection = self.selection()
         if selection.machine is not None and selection.snapshots:
@@ -435,7 +441,8 @@ class MainWindow(QMainWindow):
 
     def _snapshot_menu(self, place: QPoint) -> None:
         actions = self.actions_
-        self._pop_up([actions.take, actions.revert, actions.delete, None, actions.undo, None, actions.refresh], place)
+        changes = [actions.take, actions.revert, actions.revert_with_choices, actions.delete]
+        self._pop_up([*changes, None, actions.undo, None, actions.refresh], place)
 
     def _estate_menu(self, place: QPoint) -> None:
         actions = self.actions_

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from PySide6.QtCore import Qt
-from PySide6.QtWidgets import QCheckBox, QDialog, QDialogButtonBox, QVBoxLayout, QWidget
+from PySide6.QtWidgets import QCheckBox, QComboBox, QDialog, QDialogButtonBox, QFormLayout, QVBoxLayout, QWidget
 
 from snaptree.model.errors import SnapTreeError
 from snaptree.plans.plan import Plan
@@ -15,7 +15,7 @@ from snaptree.ui.plan_view import PlanView
 from snaptree.ui.text import tooltip, window_title
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping, Sequence
 
     from snaptree.plans.intention import Intention
     from snaptree.ui.planning import Planner
@@ -32,6 +32,15 @@ class Choice:
     explanation: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Alternatives:
+    """One of several in the preview, and what each makes of the intention."""
+
+    label: str
+    options: Mapping[str, Callable[[Intention], Intention]]
+    """Text -> the intention with that; the first is the one that holds without a choice."""
+
+
 class PlanDialog(QDialog):
     """Appears at once; the plan follows. Deletes itself when closed."""
 
@@ -42,7 +51,8 @@ class PlanDialog(QDialog):
         *,
         title: str,
         verb: str,
-        choice: Choice | None = None,
+        choices: Sequence[Choice] = (),
+        alternatives: Alternatives | None = None,
         plan: Plan | None = None,
         parent: QWidget | None = None,
     ) -> None:
@@ -52,22 +62,20 @@ class PlanDialog(QDialog):
         self.setWindowTitle(window_title(title))
         self._planner = planner
         self._intention = intention
-        self._choice = choice
         self._plan: Plan | None = None
         self.view = PlanView(self)
-        self.tick: QCheckBox | None = None
+        self.ticks: list[QCheckBox] = []
+        self.alternatives: QComboBox | None = None
         layout = QVBoxLayout(self)
         layout.setContentsMargins(16, 16, 16, 12)
         layout.setSpacing(12)
         heading = PlainLabel(title, self)
         heading.setObjectName("heading")
         layout.addWidget(heading)
-        if choice is not None:
-            self.tick = QCheckBox(choice.text, self)
-            self.tick.setToolTip(tooltip(choice.explanation))
-            self.tick.setChecked(choice.is_ticked)
-            self.tick.toggled.connect(self._choice_changed)
-            layout.addWidget(self.tick)
+        for choice in choices:
+            layout.addWidget(self._tick(choice))
+        if alternatives is not None:
+            layout.addLayout(self._offer(alternatives))
         layout.addWidget(self.view, 1)
         buttons = QDialogButtonBox(QDialogButtonBox.StandardButton.Cancel, self)
         self.run_button = buttons.addButton(verb, QDialogButtonBox.ButtonRole.AcceptRole)
@@ -93,10 +101,32 @@ class PlanDialog(QDialog):
         self._planner.forget()
         super().done(result)
 
-    def _choice_changed(self, ticked: bool) -> None:
-        if self._choice is not None:
-            self._intention = self._choice.apply(self._intention, ticked)
-            self._make_plan()
+    def _tick(self, choice: Choice) -> QCheckBox:
+        def changed(ticked: bool) -> None:
+            self._change(choice.apply(self._intention, ticked))
+
+        tick = QCheckBox(choice.text, self)
+        tick.setToolTip(tooltip(choice.explanation))
+        tick.setChecked(choice.is_ticked)
+        tick.toggled.connect(changed)
+        self.ticks.append(tick)
+        return tick
+
+    def _offer(self, alternatives: Alternatives) -> QFormLayout:
+        def changed(text: str) -> None:
+            self._change(alternatives.options[text](self._intention))
+
+        box = QComboBox(self)
+        box.addItems(list(alternatives.options))
+        box.currentTextChanged.connect(changed)
+        self.alternatives = box
+        form = QFormLayout()
+        form.addRow(alternatives.label, box)
+        return form
+
+    def _change(self, intention: Intention) -> None:
+        self._intention = intention
+        self._make_plan()
 
     def _make_plan(self) -> None:
         self._plan = None

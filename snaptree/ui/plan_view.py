@@ -168,9 +168,10 @@ def _forecast(forecast: Forecast, parent: QWidget) -> QGridLayout:
         forecast.seconds,
         "" if forecast.seconds is not None else "Nothing of this kind was done on this host yet to learn it from.",
     )
-    add_seconds(
-        "Guest stands still", forecast.pause_seconds, "" if forecast.pause_seconds is not None else "Not known."
-    )
+    if forecast.pause_seconds != 0:
+        add_seconds(
+            "Guest stands still", forecast.pause_seconds, "" if forecast.pause_seconds is not None else "Not known."
+        )
     grid = QGridLayout()
     grid.setHorizontalSpacing(16)
     grid.setVerticalSpacing(4)

@@ -46,6 +46,9 @@ def test_what_ended_is_remembered_newest_first(journal: Journal) -> None:
     journal.finish(dataclasses.replace(second, state=OperationState.DONE, finished=second.started + 2))
 
     newest, oldest = journal.recent()
+    assert len(oldest.step_seconds) == 1
+    assert 0 <= oldest.step_seconds[0] < 60
+    assert newest.step_seconds == ()
     assert (newest.state, newest.can_undo, newest.steps_done) == (OperationState.DONE, True, 0)
     assert (oldest.state, oldest.plan, oldest.steps_done) == (OperationState.FAILED, PLAN, 1)
     assert oldest.error is not None

@@ -18,8 +18,6 @@ pytestmark = pytest.mark.qemu
 
 REDEFINE = libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_REDEFINE
 CURRENT = libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_CURRENT
-NO_REVERT = ("external-revert-unsupported",)
-"""What libvirt before 9.9 says of every external snapshot."""
 METADATA_ONLY = libvirt.VIR_DOMAIN_SNAPSHOT_DELETE_METADATA_ONLY
 SECURE = libvirt.VIR_DOMAIN_SNAPSHOT_XML_SECURE
 
@@ -56,9 +54,6 @@ def chain(host: EmbeddedHost, *names: str) -> Machine:
 
 def assert_mended_by_a_safety_snapshot(machine: Machine, name: str) -> None:
     """Taking one first owns the layers in use, so that libvirt may revert: every snapshot keeps its content."""
-    if not machine.connection.host.external_snapshots:
-        assert_refused(machine, Revert(name), *NO_REVERT)
-        return
     before = machine.contents()
     operation = machine.change(Revert(name))
     after = machine.contents()
@@ -70,6 +65,15 @@ def assert_mended_by_a_safety_snapshot(machine: Machine, name: str) -> None:
         name: content for name, content in before.items() if name != NOW
     }
     machine.check_images()
+
+
+def assert_refused_if_libvirt_reverts(machine: Machine, name: str, *rules: str) -> None:
+    """Without a safety snapshot. Before 9.9 SnapTree reverts by steps of its own, which do no such harm."""
+    intention = Revert(name, take_safety_snapshot=False)
+    if machine.connection.host.external_snapshots:
+        assert_refused(machine, intention, *rules)
+    else:
+        assert not machine.plan(intention).is_refused
 
 
 def forget_current(machine: Machine) -> None:
@@ -87,7 +91,7 @@ def test_external_snapshots_without_a_current_one(host: EmbeddedHost) -> None:
     """Libvirt 11.3: its daemon crashes on revert and delete, or unlinks the image under the active layer."""
     machine = chain(host, "one", "two")
     forget_current(machine)
-    assert_refused(machine, Revert("one", take_safety_snapshot=False), *NO_REVERT, "revert-without-current")
+    assert_refused_if_libvirt_reverts(machine, "one", "revert-without-current")
     assert_mended_by_a_safety_snapshot(machine, "one")
 
 
@@ -117,7 +121,7 @@ def test_a_layer_that_was_merged_by_hand(host: EmbeddedHost) -> None:
     domain.blockCommit("vda", str(layers[0]), str(layers[1]), 0, 0)
     wait_for_block_job(machine)
     for name in ("one", "two"):
-        assert_refused(machine, Revert(name), "content-changed", *NO_REVERT)
+        assert_refused(machine, Revert(name), "content-changed")
     domain.destroy()
     before = machine.contents()
     machine.change(Delete(("two",)))
@@ -147,14 +151,20 @@ def test_a_managed_save(host: EmbeddedHost) -> None:
         assert_refused(machine, intention, "managed-save")
 
 
-def test_a_current_snapshot_that_does_not_own_the_disks(host: EmbeddedHost) -> None:
-    """Libvirt takes the layers in use for a leaf that nobody needs, and unlinks them."""
+def with_wrong_current(host: EmbeddedHost) -> Machine:
+    """The first of three snapshots is current, by somebody's hand."""
     machine = chain(host, "one", "two", "three")
     text = machine.handle.snapshotLookupByName("one").getXMLDesc(SECURE)
     machine.handle.snapshotCreateXML(text, REDEFINE | CURRENT)
     assert machine.tree().current == "one"
-    assert_refused(machine, Revert("two", take_safety_snapshot=False), *NO_REVERT, "current-does-not-own-disks")
-    assert_merged_by_ourselves(machine, "three")
+    return machine
+
+
+def test_a_current_snapshot_that_does_not_own_the_disks(host: EmbeddedHost) -> None:
+    """Libvirt takes the layers in use for a leaf that nobody needs, and unlinks them."""
+    assert_merged_by_ourselves(with_wrong_current(host), "three")
+    machine = with_wrong_current(host)
+    assert_refused_if_libvirt_reverts(machine, "two", "current-does-not-own-disks")
     assert_mended_by_a_safety_snapshot(machine, "two")
 
 
@@ -168,7 +178,7 @@ def test_a_block_job_of_somebody_else(host: EmbeddedHost) -> None:
         libvirt.VIR_DOMAIN_BLOCK_COPY_TRANSIENT_JOB,
     )
     for intention in (Take("two", capture=Capture.DISKS), Delete(("one",)), Revert("one")):
-        assert_refused(machine, intention, "block-job-running", *NO_REVERT)
+        assert_refused(machine, intention, "block-job-running")
     machine.handle.blockJobAbort("vda")
 
 
@@ -190,7 +200,7 @@ def test_a_layer_that_is_gone(host: EmbeddedHost) -> None:
     machine = chain(host, "one", "two")
     frozen = Path(machine.tree()["one"].disks[0].frozen or "")
     frozen.rename(frozen.with_suffix(".away"))
-    assert_refused(machine, Revert("one"), "layer-missing", *NO_REVERT)
+    assert_refused(machine, Revert("one"), "layer-missing")
     assert machine.is_running
 
 
@@ -210,23 +220,17 @@ def test_checkpoints_and_a_running_internal_revert(host: EmbeddedHost) -> None:
 
 
 def test_forks(host: EmbeddedHost) -> None:
-    """Libvirt 11.3 refuses these as well, 9.0 does not check them all."""
-    if not host.connection.host.external_snapshots:
-        pytest.skip("a fork of external snapshots needs an external revert, which came with libvirt 9.9")
+    """Libvirt 11.3 refuses to delete what two stand on, 9.0 does not check it."""
     machine = host.make_machine()
     for name in ("root", "left", "leaf"):
         machine.change(Take(name, capture=Capture.DISKS_AND_MEMORY))
     machine.change(Revert("root", take_safety_snapshot=False))
     machine.change(Take("right", capture=Capture.DISKS_AND_MEMORY))
+    assert_merged_by_ourselves(machine, "left")
     before = machine.contents()
-    assert_refused(machine, Delete(("root",)), "fork", "written-image-has-overlays")
-    assert_refused(machine, Delete(("left",)), "branch-not-in-use")
     machine.change(Delete(("leaf",)))
-    machine.change(Delete(("left",)))
-    after = machine.contents()
-    assert after == {name: content for name, content in before.items() if name not in ("left", "leaf")}
     machine.change(Delete(("root",)))
-    assert machine.contents() == {name: content for name, content in after.items() if name != "root"}
+    assert unchanged(before, machine.contents(), "leaf", "root")
 
 
 def test_a_branch_whose_layers_libvirt_has_to_look_up(host: EmbeddedHost) -> None:
@@ -234,12 +238,9 @@ def test_a_branch_whose_layers_libvirt_has_to_look_up(host: EmbeddedHost) -> Non
     machine = host.make_machine(running=False)
     for name in ("s1", "s2", "s3"):
         machine.change(Take(name, capture=Capture.DISKS))
-    if not machine.connection.host.external_snapshots:
-        assert_refused(machine, Revert("s2"), *NO_REVERT)
-        return
     machine.change(Revert("s2", take_safety_snapshot=False))
     machine.change(Take("s4", capture=Capture.DISKS))
-    assert_refused(machine, Delete(("s1",)), "unrecorded-branch")
+    assert_merged_by_ourselves(machine, "s1")
 
 
 @pytest.mark.parametrize("name", ["a/b", ".hidden", "two\nlines", "x" * 248, "<b>x</b>", "12", "-rf", "ü", " "])

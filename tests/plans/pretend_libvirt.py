@@ -28,12 +28,14 @@ from snaptree.model.figures import exact
 from snaptree.model.tree import SnapshotTree
 from snaptree.plans.plan import (
     DeleteSnapshot,
+    ForkAtSnapshot,
     MergeLayers,
     MergeWay,
     RecordLayers,
     RemoveLeftover,
     RevertToSnapshot,
     Step,
+    StopMachine,
     TakeSnapshot,
 )
 from snaptree.plans.situation import Disk, Situation
@@ -216,6 +218,10 @@ class PretendLibvirt:
                 self.take(step)
             case RevertToSnapshot():
                 self.revert(step.name)
+            case StopMachine():
+                self.state = DomainState.OFF
+            case ForkAtSnapshot():
+                self.fork(step)
             case DeleteSnapshot():
                 self.delete(step.name)
             case MergeLayers():
@@ -309,6 +315,24 @@ class PretendLibvirt:
         else:
             self._own(snapshot, overlays)
         self.disks = dict(overlays)
+
+    def fork(self, step: ForkAtSnapshot) -> None:
+        """What SnapTree does where libvirt can't revert: libvirt hears of the new layers only as the snapshot's own."""
+        assert not self.state.is_active, "the machine must be off"
+        snapshot = self.snapshots[step.name]
+        if snapshot.memory_file is not None and snapshot.memory_file not in self.memory_files:
+            raise RefusedError("could not open saved memory")
+        for target, overlay in step.overlays.items():
+            assert overlay not in self.files, f"{overlay} is somebody's"
+            assert step.bases[target].path == snapshot.frozen[target]
+            if any(layer not in self.files for layer in self._recorded_chain(step.bases[target].path)):
+                raise RefusedError("could not open backing file")
+            self.files[overlay] = File(backing=step.bases[target].path)
+            if step.owns_overlays and snapshot.how[target] is DiskSnapshot.EXTERNAL:
+                snapshot.overlays[target] = overlay
+        self.disks = dict(step.overlays)
+        self.current = step.name
+        self.state = DomainState.OFF if snapshot.state is DomainState.DISK_ONLY else snapshot.state
 
     def _own(self, snapshot: Held, overlays: dict[str, str]) -> None:
         """Overlays of a revert take the place of its own: disks that were left out become part of it, as they are."""
@@ -536,6 +560,7 @@ class PretendLibvirt:
                 for held in self.snapshots.values()
                 if held.memory_file is not None and held.memory_file not in self.memory_files
             ),
+            takes_new_layers=frozenset({"/images"}),
             memory_bytes=1 << 26,
             now=self.clock,
         )

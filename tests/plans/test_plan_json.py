@@ -17,8 +17,10 @@ from snaptree.plans.intention import Capture, Delete, Revert, Take
 from snaptree.plans.plan import (
     Action,
     DeleteSnapshot,
+    DropManagedSave,
     Finding,
     Forecast,
+    ForkAtSnapshot,
     Layer,
     MergeLayers,
     MergeWay,
@@ -28,6 +30,7 @@ from snaptree.plans.plan import (
     RevertToSnapshot,
     StateAfter,
     Step,
+    StopMachine,
     TakeSnapshot,
     Undo,
 )
@@ -43,6 +46,7 @@ _figures = st.builds(unknown, _texts) | st.builds(
     Figure, st.integers(0, 2**62), st.sampled_from(sorted(set(Confidence) - {Confidence.UNKNOWN})), _texts
 )
 _layers = st.builds(Layer, _texts, _texts)
+_bytes = st.integers(0, 2**50)
 
 
 def _mappings(values: st.SearchStrategy[_Value]) -> st.SearchStrategy[Mapping[str, _Value]]:
@@ -63,8 +67,22 @@ _steps: st.SearchStrategy[Step] = st.one_of(
         consistency=st.sampled_from(Consistency),
         expected_current=st.none() | _texts,
         safety=st.booleans(),
+        memory_bytes=_bytes,
     ),
-    st.builds(RevertToSnapshot, _texts, st.sampled_from(StateAfter), st.none() | _texts),
+    st.builds(RevertToSnapshot, _texts, st.sampled_from(StateAfter), st.none() | _texts, _bytes, st.booleans()),
+    st.builds(StopMachine),
+    st.builds(DropManagedSave),
+    st.builds(
+        ForkAtSnapshot,
+        name=_texts,
+        state_after=st.sampled_from(StateAfter),
+        bases=_mappings(_layers),
+        overlays=_mappings(_texts),
+        owns_overlays=st.booleans(),
+        memory_file=st.none() | _texts,
+        expected_current=st.none() | _texts,
+        memory_bytes=_bytes,
+    ),
     st.builds(DeleteSnapshot, _texts, _names, st.booleans()),
     st.builds(
         MergeLayers,
@@ -115,6 +133,15 @@ def test_records_of_other_versions_are_told_apart(damage: dict[str, object]) -> 
         plan_from_record(record | damage)
 
 
+def test_plans_recorded_before_steps_said_how_much_memory_are_understood() -> None:
+    plan = make_plan(Revert("a"), a_machine().external("a").build())
+    record = plan_to_record(plan)
+    for step in record["steps"]:
+        del step["memory_bytes"]
+        step.pop("is_internal", None)
+    assert plan_from_record(record) == plan
+
+
 @given(_plans)
 def test_every_document_has_the_same_keys(plan: Plan) -> None:
     document = plan_to_json(plan)
@@ -155,6 +182,13 @@ def test_documents_of_real_plans() -> None:
     [
         (RevertToSnapshot("a", StateAfter.AS_CAPTURED, None), "Revert to “a”"),
         (RevertToSnapshot("a", StateAfter.PAUSED, None), "Revert to “a” and leave the machine paused"),
+        (RevertToSnapshot("a", StateAfter.OFF, None), "Revert to “a” and leave the machine off"),
+        (StopMachine(), "Turn the machine off at once, like pulling the plug"),
+        (DropManagedSave(), "Throw away the memory that the managed save put aside"),
+        (
+            ForkAtSnapshot("a", StateAfter.RUNNING, {}, {"vda": "/images/vda.1"}, True, None, None),
+            "Revert to “a” on new layers (/images/vda.1) and let the machine run",
+        ),
         (DeleteSnapshot("a", (), merges=True), "Delete “a” and merge its layer"),
         (DeleteSnapshot("a", (), merges=False), "Delete “a”"),
         (RemoveLeftover("/images/a.mem", "nobody needs it"), "Remove /images/a.mem: nobody needs it"),

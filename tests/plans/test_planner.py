@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import posixpath
+from dataclasses import replace
 from types import MappingProxyType
+from typing import Any
 
 import pytest
 
@@ -14,16 +16,20 @@ from snaptree.plans.aftermath import after
 from snaptree.plans.intention import Capture, Delete, Revert, Take, TakeBack
 from snaptree.plans.plan import (
     DeleteSnapshot,
+    DropManagedSave,
+    ForkAtSnapshot,
     MergeLayers,
     Plan,
     RecordLayers,
     RemoveLeftover,
     RevertToSnapshot,
     StateAfter,
+    StopMachine,
     TakeSnapshot,
 )
 from snaptree.plans.planner import make_plan
 from snaptree.plans.situation import Situation
+from snaptree.plans.speed import Sample, Speed, Way
 from snaptree.plans.take import take_step
 from tests.plans.situations import DEBIAN_12, MIB, SituationBuilder, a_machine, disk
 
@@ -45,6 +51,12 @@ def steps(plan: Plan) -> list[str]:
                 words.append(f"take {'safety' if step.safety else step.name}")
             case RevertToSnapshot():
                 words.append(f"revert {step.name}")
+            case ForkAtSnapshot():
+                words.append(f"fork {step.name}")
+            case StopMachine():
+                words.append("stop")
+            case DropManagedSave():
+                words.append("drop managed save")
             case DeleteSnapshot():
                 words.append(f"{'merge' if step.merges else 'delete'} {step.name}")
             case MergeLayers():
@@ -252,11 +264,94 @@ def test_the_state_to_end_in_is_passed_on() -> None:
     assert "ends-shut-off" not in rules(plan)
 
 
-def test_debian_12_reverts_internal_snapshots_and_says_no_to_external_ones() -> None:
-    internal = make_plan(Revert("a"), a_machine(version=DEBIAN_12).internal("a").build())
+def debian_12(**fields: Any) -> SituationBuilder:
+    return a_machine(version=DEBIAN_12, takes_new_layers=frozenset({"/images"}), **fields)
+
+
+def test_debian_12_reverts_internal_snapshots_itself_and_external_ones_by_our_steps() -> None:
+    internal = make_plan(Revert("a"), debian_12().internal("a").build())
     assert steps(internal) == ["take safety", "revert a"]
-    external = make_plan(Revert("a"), a_machine(version=DEBIAN_12).external("a").build())
-    assert external.refusals[0].rule == "external-revert-unsupported"
+    external = make_plan(Revert("a"), debian_12().external("a").build())
+    kept, fork, left = steps(external)
+    assert (kept, fork) == ("take safety", "fork a")
+    assert left.startswith("remove /images/vda.before-revert-")
+    running = make_plan(Revert("a"), debian_12(state=RUNNING).external("a", memory=True).build())
+    assert steps(running)[:3] == ["take safety", "stop", "fork a"]
+    assert "machine-is-stopped" in rules(running)
+    assert "machine-is-stopped" not in rules(external)
+
+
+def test_a_fork_removes_what_was_written_since_only_if_nobody_else_needs_it() -> None:
+    """As libvirt's own revert does, but never what a clone, a snapshot inside, or an unread machine stands on."""
+    without = Revert("a", take_safety_snapshot=False)
+    left = "remove /images/vda.b"
+    machine = debian_12().external("a").external("b")
+    plan = make_plan(without, machine.build())
+    assert steps(plan) == ["fork a", left]
+    assert plan.forecast.frees == exact(10 * MIB)
+    keepers: dict[str, Any] = {
+        "a clone": {"dependants": MappingProxyType({"/images/vda.b": frozenset({"clone"})})},
+        "a stranger": {"overlays_on": MappingProxyType({"/images/vda.b": frozenset({"/images/by-hand.qcow2"})})},
+        "a machine that can't be read": {"unreadable_domains": ("broken",)},
+    }
+    for keeper, fields in keepers.items():
+        kept = make_plan(without, replace(machine.build(), **fields))
+        assert steps(kept) == ["fork a"], keeper
+    inside = debian_12().external("a").external("b").internal("c")
+    assert steps(make_plan(without, inside.build())) == ["fork a"]
+    base = debian_12().internal("i").current(None)
+    assert steps(make_plan(Revert("i", take_safety_snapshot=False), base.build())) == ["revert i"]
+
+
+def test_a_fork_of_a_snapshot_without_children_owns_its_layers() -> None:
+    for machine, owns in ((debian_12().external("a"), True), (debian_12().external("a").external("b"), False)):
+        (fork,) = [
+            step
+            for step in make_plan(Revert("a", take_safety_snapshot=False), machine.build()).steps
+            if isinstance(step, ForkAtSnapshot)
+        ]
+        assert fork.owns_overlays == owns
+
+
+def test_libvirt_9_9_and_later_never_see_a_fork() -> None:
+    for version in (9_009_000, 11_003_000):
+        plan = make_plan(Revert("a"), a_machine(version=version).external("a").build())
+        assert steps(plan) == ["take safety", "revert a"]
+
+
+def test_a_tree_that_was_forked_is_safe_with_a_later_libvirt() -> None:
+    """It would take the layer that a child froze for the one in use, and unlink it."""
+    plan = make_plan(Revert("a"), debian_12().external("a").external("b").external("c").build())
+    forked = carried_out(plan, debian_12().external("a").external("b").external("c").build())
+    host = replace(forked.host, libvirt_version=11_003_000, external_snapshots=True)
+    later = replace(forked, host=host)
+    bare = make_plan(Revert("b", take_safety_snapshot=False), later)
+    assert {"recorded-overlays-wrong", "layer-holds-snapshot"} <= {refusal.rule for refusal in bare.refusals}
+    kept = make_plan(Revert("b"), later)
+    assert steps(kept) == ["take safety", "revert b"]
+
+
+def test_a_managed_save_goes_first_where_that_was_asked_for() -> None:
+    situation = a_machine().external("a").domain(has_managed_save=True).build()
+    assert "managed-save" in {refusal.rule for refusal in make_plan(Revert("a"), situation).refusals}
+    plan = make_plan(Revert("a", drop_managed_save=True), situation)
+    assert steps(plan) == ["drop managed save", "take safety", "revert a"]
+    assert "managed-save-dropped" in rules(plan)
+    plain = make_plan(Revert("a", drop_managed_save=True), a_machine().external("a").build())
+    assert steps(plain) == ["take safety", "revert a"]
+
+
+def test_how_long_a_revert_takes_is_learned_from_others() -> None:
+    machine = a_machine(state=RUNNING).external("a", memory=True).build()
+    assert make_plan(Revert("a"), machine).forecast.seconds is None
+    half = machine.memory_bytes // 2
+    samples = (Sample(Way.TAKE_EXTERNAL, half, 1.0), Sample(Way.REVERT_EXTERNAL, half, 3.0))
+    taught = replace(machine, speed=Speed(samples=samples))
+    plan = make_plan(Revert("a"), taught)
+    assert plan.forecast.seconds == pytest.approx(8.0), "twice the memory"
+    assert plan.forecast.pause_seconds == pytest.approx(8.0)
+    off = replace(taught, domain=replace(taught.domain, state=DomainState.OFF))
+    assert make_plan(Revert("a", take_safety_snapshot=False), off).forecast.pause_seconds == 0
 
 
 # Deleting

@@ -22,6 +22,7 @@ from snaptree.plans.plan import (
     Finding,
     RecordLayers,
     RevertToSnapshot,
+    StateAfter,
     Step,
 )
 from snaptree.plans.planner import make_plan
@@ -355,7 +356,13 @@ TAKE = [
     ),
     Row("long-chain", external(), chain_of(24), ("vda", "25"), chain_of(23)),
     Row("too-deep-to-start-again", external(), chain_of(25), ("26", "11.3.0"), chain_of(24)),
-    Row("no-way-back", external(), a_machine(version=DEBIAN_12), ("9.0.0",), a_machine()),
+    Row(
+        "no-way-back",
+        external(),
+        a_machine(version=DEBIAN_12),
+        ("9.0.0", "/images"),
+        a_machine(version=DEBIAN_12, takes_new_layers=frozenset({"/images"})),
+    ),
     Row("external-on-internal", external(), a_machine().internal("a"), ("“a”", BASE, "“new”"), a_machine()),
     Row("internal-on-external", internal(), a_machine().external("a"), ("“a”", "“new”"), a_machine().internal("a")),
     Row("no-memory-to-save", with_memory(), a_machine(), ("web-01",), a_machine(state=RUNNING)),
@@ -372,9 +379,30 @@ REVERT = [
     Row(
         "external-revert-unsupported",
         Revert("a"),
+        a_machine().external("a").host(external_snapshots=False),
+        ("“a”",),
+        a_machine(version=DEBIAN_12, takes_new_layers=frozenset({"/images"})).external("a"),
+    ),
+    Row(
+        "nowhere-for-new-layers",
+        Revert("a"),
         a_machine(version=DEBIAN_12).external("a"),
-        ("“a”", "9.0.0"),
-        a_machine(version=DEBIAN_12).internal("a"),
+        ("/images", "9.0.0", "pool-create-as"),
+        a_machine(version=DEBIAN_12, takes_new_layers=frozenset({"/images"})).external("a"),
+    ),
+    Row(
+        "memory-not-used",
+        Revert("a", state_after=StateAfter.OFF),
+        a_machine(state=RUNNING).external("a", memory=True),
+        ("“a”", "web-01"),
+        a_machine(state=RUNNING).external("a"),
+    ),
+    Row(
+        "starts-anew",
+        Revert("a", state_after=StateAfter.RUNNING),
+        a_machine(state=RUNNING).external("a"),
+        ("“a”", "web-01"),
+        a_machine(state=RUNNING).external("a", memory=True),
     ),
     Row(
         "internal-revert-broken",

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from snaptree.model.figures import exact, unknown
 from snaptree.plans.operation import Operation, OperationState
-from snaptree.plans.plan import Action, Forecast, Plan
+from snaptree.plans.plan import (
+    Action,
+    Forecast,
+    ForkAtSnapshot,
+    Plan,
+    RevertToSnapshot,
+    StateAfter,
+    Step,
+    StopMachine,
+)
 from snaptree.plans.speed import Speed, measured
 
 MIB = 1 << 20
@@ -57,3 +68,36 @@ def test_a_forecast_is_never_negative_nor_endless(history: list[tuple[int, float
     speed = measured(done(number, seconds, snapshots=count) for number, seconds, count in history)
     seconds = speed.seconds(3, exact(copies))
     assert seconds is None or 0 < seconds < 1e15
+
+
+def after(step: Step, seconds: float, state: OperationState = OperationState.DONE) -> Operation:
+    plan = Plan(Action.REVERT, "test:///", "uuid", "vm", ("a",), steps=(StopMachine(), step))
+    return Operation(1, plan, state, started=1000.0, finished=1002.0, step_seconds=(0.1, seconds))
+
+
+def revert(memory: int = 0, *, is_internal: bool = False) -> RevertToSnapshot:
+    return RevertToSnapshot("a", StateAfter.AS_CAPTURED, None, memory, is_internal)
+
+
+def fork(memory: int = 0) -> ForkAtSnapshot:
+    return ForkAtSnapshot("a", StateAfter.AS_CAPTURED, {}, {}, True, None, None, memory)
+
+
+def test_reverts_teach_about_their_own_kind_only() -> None:
+    speed = measured([after(revert(), 2.0), after(revert(is_internal=True), 5.0), after(fork(MIB), 7.0)])
+    assert speed.seconds_of([revert()]) == pytest.approx(2.0)
+    assert speed.seconds_of([revert(is_internal=True)]) == pytest.approx(5.0)
+    assert speed.seconds_of([fork(MIB)]) == pytest.approx(7.0)
+    assert speed.seconds_of([fork()]) is None, "without memory it is another thing"
+    assert speed.seconds_of([revert(), fork()]) is None, "half known is not known"
+
+
+def test_more_memory_takes_longer_and_less_not_much_shorter() -> None:
+    speed = measured([after(revert(100 * MIB), 3.0), after(revert(100 * MIB), 3.0, OperationState.FAILED)])
+    assert speed.seconds_of([revert(300 * MIB)]) == pytest.approx(9.0)
+    assert speed.seconds_of([revert(10 * MIB)]) == pytest.approx(3.0)
+
+
+def test_a_step_that_was_cut_short_teaches_nothing() -> None:
+    assert measured([after(revert(), 2.0, OperationState.FAILED)]).seconds_of([revert()]) is None
+    assert measured([replace(after(revert(), 2.0), step_seconds=(0.1,))]).seconds_of([revert()]) is None

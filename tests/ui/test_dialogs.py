@@ -21,7 +21,7 @@ from snaptree.plans.plan import Action, DeleteSnapshot, Finding, Forecast, Plan,
 from snaptree.ui.connect_dialog import ConnectDialog, address_problem
 from snaptree.ui.credentials_dialog import CredentialsDialog
 from snaptree.ui.error_dialog import show_error
-from snaptree.ui.plan_dialog import Choice, PlanDialog
+from snaptree.ui.plan_dialog import Alternatives, Choice, PlanDialog
 from snaptree.ui.planning import Planner
 from snaptree.ui.settings import HostRequest
 from tests.ui.values import HOSTILE_NAMES, MIB, URI
@@ -164,12 +164,27 @@ def test_a_choice_makes_another_plan(parent: QWidget) -> None:
         return replace(intention, take_safety_snapshot=ticked)
 
     answers = Answers()
-    dialog = preview(answers, parent, Revert("s1"), choice=Choice("Safety first", True, apply), plan=REVERT)
+    dialog = preview(answers, parent, Revert("s1"), choices=[Choice("Safety first", True, apply)], plan=REVERT)
     assert answers.asked == [], "it was made already"
     assert dialog.run_button.isEnabled()
-    assert dialog.tick is not None
-    dialog.tick.setChecked(False)
+    dialog.ticks[0].setChecked(False)
     assert answers.asked == [Revert("s1", take_safety_snapshot=False)]
+    assert not dialog.run_button.isEnabled(), "the plan before is no longer what would be run"
+
+
+def test_one_of_several_makes_another_plan(parent: QWidget) -> None:
+    def ending(state: StateAfter) -> Callable[[Intention], Intention]:
+        return lambda intention: replace(intention, state_after=state) if isinstance(intention, Revert) else intention
+
+    alternatives = Alternatives(
+        "After&wards:", {"As captured": ending(StateAfter.AS_CAPTURED), "Off": ending(StateAfter.OFF)}
+    )
+    answers = Answers()
+    dialog = preview(answers, parent, Revert("s1"), alternatives=alternatives, plan=REVERT)
+    assert dialog.alternatives is not None
+    assert dialog.alternatives.currentText() == "As captured"
+    dialog.alternatives.setCurrentText("Off")
+    assert answers.asked == [Revert("s1", state_after=StateAfter.OFF)]
     assert not dialog.run_button.isEnabled(), "the plan before is no longer what would be run"
 
 

@@ -24,6 +24,7 @@ from snaptree.ui.application import save_screenshot
 from snaptree.ui.connect_dialog import ConnectDialog
 from snaptree.ui.estate_model import host_title
 from snaptree.ui.machine import MachineId
+from snaptree.ui.plan_dialog import PlanDialog
 from snaptree.ui.settings import HostRequest, SafetySnapshot, Settings, ThemeChoice
 from snaptree.ui.snapshot_model import Column
 from snaptree.ui.take_dialog import TakeDialog
@@ -247,13 +248,79 @@ def test_without_the_safety_snapshot_the_loss_is_named_first(driver: Driver, mac
     driver.view.select(["first"])
     driver.window.actions_.revert.trigger()
     dialog = driver.plan_dialog()
-    assert dialog.tick is not None
-    assert not dialog.tick.isChecked()
+    assert not dialog.ticks[0].isChecked()
     assert any("lost" in label.text() for label in dialog.findChildren(QLabel))
-    dialog.tick.setChecked(True)
+    dialog.ticks[0].setChecked(True)
     driver.until(dialog.run_button.isEnabled)
     dialog.reject()
     assert machine.contents() == before
+
+
+def test_asked_each_time_the_preview_comes_first_with_the_safety_snapshot_ticked(
+    driver: Driver, machine: Machine
+) -> None:
+    Settings().safety_snapshot = SafetySnapshot.ASK
+    before = machine.contents()
+    driver.view.select(["first"])
+    driver.window.actions_.revert.trigger()
+    dialog = driver.plan_dialog()
+    assert dialog.ticks[0].isChecked()
+    assert machine.contents() == before
+    dialog.run_button.click()
+    driver.last_operation()
+    (safety,) = [each for each in machine.tree() if each.annotations.safety]
+    assert machine.contents()[safety.name] == before[NOW]
+    driver.until(driver.window.actions_.undo.isEnabled)
+
+
+def test_a_revert_without_a_safety_snapshot_offers_no_undo(driver: Driver, machine: Machine) -> None:
+    Settings().safety_snapshot = SafetySnapshot.NEVER
+    driver.view.select(["first"])
+    driver.window.actions_.revert.trigger()
+    dialog = driver.plan_dialog()
+    assert any("This can't be undone" in label.text() for label in dialog.findChildren(QLabel))
+    assert not dialog.run_button.isDefault(), "what can't be undone needs more than Enter"
+    dialog.run_button.click()
+    driver.last_operation()
+    assert not any(each.annotations.safety for each in machine.tree())
+    assert not driver.window.actions_.undo.isEnabled()
+    assert "Nothing was done that could be taken back" in read_tooltip(driver.window.actions_.undo.toolTip())
+
+
+def test_what_the_machine_is_afterwards_can_be_chosen(driver: Driver, machine: Machine) -> None:
+    before = machine.contents()
+    driver.view.select(["first"])
+    driver.window.actions_.revert_with_choices.trigger()
+    dialog = driver.plan_dialog()
+    assert dialog.alternatives is not None
+    dialog.alternatives.setCurrentText("Off")
+    driver.until(dialog.run_button.isEnabled)
+    dialog.run_button.click()
+    driver.last_operation()
+    assert not machine.is_running
+    assert machine.contents()[NOW] == before["first"]
+
+
+def test_a_managed_save_is_thrown_away_when_its_box_is_ticked(driver: Driver, machine: Machine) -> None:
+    machine.handle.managedSave()
+    before = machine.contents()
+    driver.until(lambda: driver.machine.domain.has_managed_save)
+    driver.view.select(["first"])
+    assert driver.window.actions_.revert.isEnabled(), "there is a way, and the preview has it"
+    driver.window.actions_.revert.trigger()
+    dialog = driver.dialog(PlanDialog)
+    assert isinstance(dialog, PlanDialog)
+    assert not dialog.run_button.isEnabled()
+    assert any("--drop-managed-save" in label.text() for label in dialog.findChildren(QLabel))
+    assert machine.handle.hasManagedSaveImage()
+    (box,) = [tick for tick in dialog.ticks if "managed save" in tick.text()]
+    assert not box.isChecked()
+    box.setChecked(True)
+    driver.until(dialog.run_button.isEnabled)
+    dialog.run_button.click()
+    driver.last_operation()
+    assert not machine.handle.hasManagedSaveImage()
+    assert machine.contents()[NOW] == before["first"]
 
 
 def test_now_is_nothing_to_revert_to(driver: Driver) -> None:
@@ -520,10 +587,9 @@ def test_a_subtree_is_deleted_when_that_is_ticked(driver: Driver, machine: Machi
     driver.view.select(["first"])
     driver.window.actions_.delete.trigger()
     dialog = driver.plan_dialog()
-    assert dialog.tick is not None
-    assert "1 snapshot that descends" in dialog.tick.text()
-    assert "second" in read_tooltip(dialog.tick.toolTip())
-    dialog.tick.setChecked(True)
+    assert "1 snapshot that descends" in dialog.ticks[0].text()
+    assert "second" in read_tooltip(dialog.ticks[0].toolTip())
+    dialog.ticks[0].setChecked(True)
     assert not dialog.run_button.isEnabled(), "the plan before is no longer what would be run"
     driver.until(dialog.run_button.isEnabled)
     dialog.run_button.click()

@@ -1,0 +1,97 @@
+"""New layers on what exists: by qemu-img where the directory is ours to write, else as a storage pool's volume."""
+
+from __future__ import annotations
+
+import os
+import posixpath
+import shutil
+import subprocess
+import xml.etree.ElementTree as ET
+from pathlib import Path
+from typing import Any
+
+import libvirt
+
+from snaptree.hosts.connection import Connection
+from snaptree.hosts.errors import explained
+from snaptree.model.errors import SnapTreeError
+from snaptree.plans.plan import Layer
+
+
+def can_make_layers(connection: Connection, directory: str) -> bool:
+    """Whether `make_layer` can work in a directory of the host."""
+    return _is_ours_to_write(connection, directory) or _pool(connection, directory) is not None
+
+
+def make_layer(connection: Connection, path: str, base: Layer) -> None:
+    """Make an empty layer on `base`. Readable by its owner only, as it shows all of what is below (CVE-2025-13193).
+
+    Raises SnapTreeError if there is such a file already, or none can be made; nothing is left behind then.
+    """
+    directory = posixpath.dirname(path)
+    if _is_ours_to_write(connection, directory):
+        _make_file(path, base)
+        return
+    pool = _pool(connection, directory)
+    if pool is None:
+        raise SnapTreeError(
+            f"No new layer can be made in {directory}.",
+            hint="Make that directory a storage pool of the host (virsh pool-create-as NAME dir --target DIRECTORY).",
+        )
+    with explained(f"making the layer {path}"):
+        pool.refresh()
+        below = connection.handle.storageVolLookupByPath(base.path)
+        pool.createXML(_volume_xml(posixpath.basename(path), below.info()[1], base), 0)
+
+
+def remove_layer(connection: Connection, path: str) -> None:
+    """Take back what `make_layer` just made. Never raises: what can't be removed is an empty layer that stays."""
+    try:
+        if _is_ours_to_write(connection, posixpath.dirname(path)):
+            Path(path).unlink(missing_ok=True)
+        else:
+            connection.handle.storageVolLookupByPath(path).delete(0)
+    except (OSError, libvirt.libvirtError):
+        return
+
+
+def _is_ours_to_write(connection: Connection, directory: str) -> bool:
+    return connection.host.is_local and os.access(directory, os.W_OK | os.X_OK) and shutil.which("qemu-img") is not None
+
+
+def _pool(connection: Connection, directory: str) -> Any:
+    try:
+        pool = connection.handle.storagePoolLookupByTargetPath(directory)
+        return pool if pool.isActive() else None
+    except libvirt.libvirtError:
+        return None  # none there, or a connection without storage
+
+
+def _make_file(path: str, base: Layer) -> None:
+    try:
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+    except OSError as error:
+        raise SnapTreeError(f"The layer {path} cannot be made: {error.strerror}.") from error
+    done = subprocess.run(  # noqa: S603  arguments, without a shell
+        ["qemu-img", "create", "-q", "-f", "qcow2", "-b", base.path, "-F", base.format, "--", path],  # noqa: S607
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode != 0:
+        Path(path).unlink(missing_ok=True)
+        raise SnapTreeError(f"The layer {path} cannot be made.", details=done.stderr.strip())
+
+
+def _volume_xml(name: str, capacity: int, base: Layer) -> str:
+    volume = ET.Element("volume")
+    ET.SubElement(volume, "name").text = name
+    ET.SubElement(volume, "capacity", {"unit": "bytes"}).text = str(capacity)
+    target = ET.SubElement(volume, "target")
+    ET.SubElement(target, "format", {"type": "qcow2"})
+    ET.SubElement(ET.SubElement(target, "permissions"), "mode").text = "0600"
+    backing = ET.SubElement(volume, "backingStore")
+    ET.SubElement(backing, "path").text = base.path
+    ET.SubElement(backing, "format", {"type": base.format})
+    return ET.tostring(volume, encoding="unicode")
