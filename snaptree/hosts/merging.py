@@ -35,6 +35,8 @@ _POLL_SECONDS = 0.1
 _SETTLE_SECONDS = 2.0
 """How long libvirt may take to say what came of a job that is over."""
 _STALLED_SECONDS: Final = 5.0
+_UNKNOWN: Final = -1
+"""The limit of a job that somebody else had begun."""
 
 Bandwidth = Callable[[], int | None]
 """Bytes per second that a merge may copy from now on; None: as fast as it can."""
@@ -364,7 +366,7 @@ class _Job:
         self._target = target
         self._step = step
         self._bandwidth = bandwidth
-        self._limit: int | None = None
+        self._limit: int | None = _UNKNOWN
         self._news = threading.Event()
         self._is_over = threading.Event()
         self._said = ""

@@ -35,6 +35,7 @@ from snaptree.plans.facts import (
 from snaptree.plans.naming import revert_overlay_path
 from snaptree.plans.plan import (
     DeleteSnapshot,
+    EndOrphanedMerge,
     MergeLayers,
     MergeWay,
     RecordLayers,
@@ -63,6 +64,8 @@ def _after(situation: Situation, step: Step) -> Situation:
             return after_revert(situation, step)
         case DeleteSnapshot():
             return after_delete(situation, step)
+        case EndOrphanedMerge():
+            return replace(situation, block_jobs=(), domain=replace(situation.domain, state=DomainState.OFF))
         case MergeLayers():
             return after_merge(situation, step)
         case RecordLayers():

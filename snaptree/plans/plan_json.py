@@ -12,6 +12,7 @@ from snaptree.model.figures import Confidence, Figure
 from snaptree.plans.plan import (
     Action,
     DeleteSnapshot,
+    EndOrphanedMerge,
     Finding,
     Forecast,
     Layer,
@@ -26,7 +27,7 @@ from snaptree.plans.plan import (
     TakeSnapshot,
     Undo,
 )
-from snaptree.plans.wording import files_named, plain, quoted, snapshots_named
+from snaptree.plans.wording import files_named, listed, plain, quoted, snapshots_named
 
 RECORD_VERSION = 1
 
@@ -37,6 +38,7 @@ _KINDS: Mapping[type[Step], str] = MappingProxyType(
         TakeSnapshot: "take",
         RevertToSnapshot: "revert",
         DeleteSnapshot: "delete",
+        EndOrphanedMerge: "end-orphaned-merge",
         MergeLayers: "merge-layers",
         RecordLayers: "record-layers",
         RemoveLeftover: "remove-leftover",
@@ -60,6 +62,9 @@ def describe_step(step: Step) -> str:
             return f"Revert to {quoted(step.name)}{_STATES_AFTER[step.state_after]}"
         case DeleteSnapshot():
             return f"Delete {quoted(step.name)}" + (" and merge its layer" if step.merges else "")
+        case EndOrphanedMerge():
+            disks = listed(plain(target) for target in step.targets)
+            return f"Stop the merge of disk {disks} that nobody finishes, and end the paused QEMU left behind"
         case MergeLayers():
             return _describe_merge(step)
         case RecordLayers():
@@ -133,6 +138,7 @@ def plan_to_record(plan: Plan) -> dict[str, Any]:
         "refusals": [asdict(finding) for finding in plan.refusals],
         "undo": None if plan.undo is None else asdict(plan.undo),
         "expected_chains": {target: list(layers) for target, layers in plan.expected_chains.items()},
+        "recovers": plan.recovers,
     }
 
 
@@ -162,6 +168,7 @@ def plan_from_record(record: Mapping[str, Any]) -> Plan:
         expected_chains=MappingProxyType(
             {target: tuple(layers) for target, layers in record["expected_chains"].items()}
         ),
+        recovers=record.get("recovers"),  # plans recorded by the first journals have none
     )
 
 
@@ -197,6 +204,8 @@ def _step_to_record(step: Step) -> dict[str, Any]:
                 "expected_children": list(step.expected_children),
                 "merges": step.merges,
             }
+        case EndOrphanedMerge():
+            return kind | {"targets": list(step.targets)}
         case MergeLayers():
             return kind | {
                 "target": step.target,
@@ -237,6 +246,8 @@ def _step_from_record(record: Mapping[str, Any]) -> Step:
             return RevertToSnapshot(record["name"], StateAfter(record["state_after"]), record["expected_current"])
         case "delete":
             return DeleteSnapshot(record["name"], tuple(record["expected_children"]), record["merges"])
+        case "end-orphaned-merge":
+            return EndOrphanedMerge(tuple(record["targets"]))
         case "merge-layers":
             return MergeLayers(
                 target=record["target"],

@@ -14,6 +14,7 @@ from snaptree.plans.facts import DeleteEffect, Facts, internal_images, is_extern
 from snaptree.plans.plan import (
     Action,
     DeleteSnapshot,
+    EndOrphanedMerge,
     Finding,
     MergeLayers,
     RecordLayers,
@@ -237,7 +238,7 @@ def action_of(step: Step) -> Action:
             return Action.TAKE
         case RevertToSnapshot():
             return Action.REVERT
-        case DeleteSnapshot() | MergeLayers() | RecordLayers() | RemoveLeftover():
+        case DeleteSnapshot() | EndOrphanedMerge() | MergeLayers() | RecordLayers() | RemoveLeftover():
             return Action.DELETE
 
 

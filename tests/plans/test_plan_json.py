@@ -17,6 +17,7 @@ from snaptree.plans.intention import Capture, Delete, Revert, Take
 from snaptree.plans.plan import (
     Action,
     DeleteSnapshot,
+    EndOrphanedMerge,
     Finding,
     Forecast,
     Layer,
@@ -66,6 +67,7 @@ _steps: st.SearchStrategy[Step] = st.one_of(
     ),
     st.builds(RevertToSnapshot, _texts, st.sampled_from(StateAfter), st.none() | _texts),
     st.builds(DeleteSnapshot, _texts, _names, st.booleans()),
+    st.builds(EndOrphanedMerge, _names),
     st.builds(
         MergeLayers,
         target=_texts,
@@ -98,6 +100,7 @@ _plans = st.builds(
     refusals=st.lists(_findings, max_size=2).map(tuple),
     undo=st.none() | st.builds(Undo, _texts, st.none() | _texts, _names),
     expected_chains=_mappings(_names),
+    recovers=st.none() | st.integers(1),
 )
 
 
