@@ -415,9 +415,7 @@ def _history(options: argparse.Namespace) -> int:
     with _addresses(options) as uris:
         for uri in uris:
             with journal_of(uri) as journal:
-                operations += [] if journal is None else journal.recent(_HISTORY, host_uri=uri)
-    if options.vm is not None:
-        operations = [operation for operation in operations if operation.plan.domain == options.vm]
+                operations += [] if journal is None else journal.recent(_HISTORY, host_uri=uri, domain=options.vm)
     operations.sort(key=lambda operation: operation.started, reverse=True)
     if _wants_json(options):
         console.print_json(history.history_json(operations))
@@ -434,12 +432,13 @@ def _undo(options: argparse.Namespace) -> int:
     with _connected(options) as connections:
         last: list[tuple[Connection, Operation]] = []
         named = None if options.vm is None else _find(connections, options.vm)
+        uuid = None if named is None else named[1]
         for connection in connections if named is None else [named[0]]:
             with journal_of(connection.uri) as journal:
-                recent = () if journal is None else journal.recent(_HISTORY, host_uri=connection.uri)
-            found = last_undoable(recent, None if named is None else named[1])
-            if found is not None:
-                last.append((connection, found))
+                uri = connection.uri
+                recent = () if journal is None else journal.recent(_HISTORY, host_uri=uri, domain_uuid=uuid)
+            machines = {each.plan.domain_uuid for each in recent}
+            last += [(connection, found) for machine in machines if (found := last_undoable(recent, machine))]
         if not last:
             machine = "" if options.vm is None else f" to {options.vm}"
             raise SnapTreeError(f"Nothing was done{machine} that could be taken back.", hint="See 'snaptree history'.")

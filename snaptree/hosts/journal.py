@@ -221,12 +221,21 @@ class Journal:
                 )
 
     def recent(
-        self, limit: int = 100, *, host_uri: str | None = None, domain_uuid: str | None = None
+        self,
+        limit: int = 100,
+        *,
+        host_uri: str | None = None,
+        domain_uuid: str | None = None,
+        domain: str | None = None,
     ) -> tuple[Operation, ...]:
-        """The latest operations, newest first; those whose program died in the middle count as interrupted."""
+        """The latest operations, newest first; those whose program died in the middle count as interrupted.
+
+        `domain` is the machine's name at that time.
+        """
         return self._select(
-            "(?1 IS NULL OR o.host = ?1) AND (?2 IS NULL OR o.domain_uuid = ?2) ORDER BY o.id DESC LIMIT ?3",
-            (host_uri, domain_uuid, limit),
+            "(?1 IS NULL OR o.host = ?1) AND (?2 IS NULL OR o.domain_uuid = ?2) AND (?3 IS NULL OR o.domain = ?3)"
+            " ORDER BY o.id DESC LIMIT ?4",
+            (host_uri, domain_uuid, domain, limit),
         )
 
     def _select(self, where: str, values: tuple[object, ...]) -> tuple[Operation, ...]:
