@@ -181,6 +181,7 @@ class Journal:
             number = cursor.lastrowid
             assert number is not None
             database.execute("UPDATE operations SET settled_by = ? WHERE id = ?", (number, plan.recovers))
+            _take_over(database, number, plan)
         return Operation(id=number, plan=plan, state=OperationState.RUNNING, started=started, who=who)
 
     def step_begins(self, operation: int, number: int, *, was_active: bool) -> None:
@@ -343,6 +344,21 @@ def _operation(row: sqlite3.Row) -> Operation | None:
         settled=None if row["settled_by"] is None else Settled(row["settled_by"], Action(row["settled_how"])),
         who=row["who"],
     )
+
+
+def _take_over(database: sqlite3.Connection, number: int, plan: Plan) -> None:
+    """Let a step in which an operation was interrupted count as begun in the one that finishes it, too."""
+    row = database.execute(f"{_SELECT} WHERE o.id = ?", (plan.recovers,)).fetchone()
+    interrupted = None if row is None else _operation(row)
+    if interrupted is None or interrupted.steps_begun <= interrupted.steps_done:
+        return
+    step = interrupted.plan.steps[interrupted.steps_done]
+    if step in plan.steps:
+        database.execute(
+            "INSERT INTO steps (operation, number, started, was_active)"
+            " SELECT ?, ?, started, was_active FROM steps WHERE operation = ? AND number = ?",
+            (number, plan.steps.index(step), interrupted.id, interrupted.steps_done),
+        )
 
 
 def _refuse_beside(row: sqlite3.Row, plan: Plan) -> None:

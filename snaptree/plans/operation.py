@@ -87,8 +87,12 @@ class Operation:
 
     @property
     def is_unfinished(self) -> bool:
-        """Whether it was cut short after it had begun to act, and nobody has finished it or left it as it is."""
-        return self.state is OperationState.INTERRUPTED and self.settled is None and self.steps_begun > 0
+        """Whether it was cut short after it had begun to act, and nobody has finished it or left it as it is.
+
+        One that was to finish another had taken over what that one began.
+        """
+        has_begun = self.steps_begun > 0 or self.plan.action is Action.FINISH
+        return self.state is OperationState.INTERRUPTED and self.settled is None and has_begun
 
 
 class StepState(StrEnum):

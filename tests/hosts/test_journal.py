@@ -134,6 +134,19 @@ def test_what_was_interrupted_is_settled_by_who_takes_it_over(
     journal.begin(PLAN)
 
 
+def test_what_was_half_done_is_not_forgotten_by_who_takes_over_and_does_nothing(
+    journal: Journal, interrupted: Operation
+) -> None:
+    finish = dataclasses.replace(PLAN, action=Action.FINISH, steps=PLAN.steps[1:], recovers=interrupted.id)
+    operation = journal.begin(finish)
+    journal.finish(dataclasses.replace(operation, state=OperationState.INTERRUPTED, finished=operation.started + 1))
+    (found,) = journal.unfinished()
+    assert (found.id, found.steps_done, found.steps_begun, found.was_active) == (operation.id, 0, 1, True)
+    leave = journal.begin(dataclasses.replace(finish, action=Action.LEAVE, steps=(), recovers=found.id))
+    assert leave.id
+    assert not journal.unfinished(), "left is left, however that ends"
+
+
 def test_an_undo_that_is_finished_later_takes_back_what_it_was_to(journal: Journal) -> None:
     taken = journal.begin(PLAN)
     journal.finish(dataclasses.replace(taken, state=OperationState.DONE, finished=taken.started + 1))

@@ -205,6 +205,8 @@ def test_a_finish_that_is_killed_is_finished_itself(daemon: LibvirtDaemon, journ
         machine.change(Take(name, capture=Capture.DISKS))
     before = machine.contents()
     run_and_kill(daemon.uri, by_libvirt(machine, "one", "two"), journal.path, Moment.BEGUN, 0)
+    run_and_kill(daemon.uri, ask(machine, journal, Recover()), journal.path, Moment.BEFORE, 0)
+    assert "half-done" in rules(ask(machine, journal, Recover()))
     run_and_kill(daemon.uri, ask(machine, journal, Recover()), journal.path, Moment.ACTED, 0)
     run_and_kill(daemon.uri, ask(machine, journal, Recover()), journal.path, Moment.BEGUN, 1)
     assert len(journal.unfinished()) == 1
@@ -212,7 +214,7 @@ def test_a_finish_that_is_killed_is_finished_itself(daemon: LibvirtDaemon, journ
     assert unchanged(before, machine.contents(), "one", "two")
     assert [operation.state for operation in journal.recent()] == [
         OperationState.DONE,
-        *[OperationState.INTERRUPTED] * 3,
+        *[OperationState.INTERRUPTED] * 4,
     ]
 
 
