@@ -22,7 +22,8 @@ class OperationState(StrEnum):
     FAILED = "failed"
     CANCELLED = "cancelled"
     INTERRUPTED = "interrupted"
-    """The program, the daemon, QEMU or the link ended in the middle; what was done is in the journal."""
+    """The program, the daemon, QEMU or the link ended in the middle; what was done is in the journal. So does what was
+    cancelled, or failed, between merging layers and letting libvirt know of it."""
 
     @property
     def is_over(self) -> bool:
