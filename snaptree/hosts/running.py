@@ -137,7 +137,7 @@ class _Run:
             state, error = OperationState.FAILED, failure
         if error is not None and self._is_left_half_way(error):
             state = OperationState.INTERRUPTED
-        if error is not None and state is not OperationState.CANCELLED:
+        if error is not None and not isinstance(error, CancelledError):
             error = _with_what_was_done(error, plan, self._operation.steps_done)
         self._operation = dataclasses.replace(
             self._operation, state=state, finished=time.time(), error=error, progress=None
