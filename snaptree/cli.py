@@ -29,6 +29,9 @@ EXIT_ERROR = 1
 EXIT_USAGE = 2
 EXIT_REFUSED = 3
 
+_HISTORY = 100
+"""Operations that `history` shows, and among which `undo` looks."""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run `snaptree` and return its exit status: 0 done, 1 an error, 2 wrong usage, 3 refused or not agreed to."""
@@ -178,6 +181,18 @@ def _parser() -> argparse.ArgumentParser:
     delete.add_argument("vm", metavar="VM")
     delete.add_argument("snapshots", metavar="SNAPSHOT", nargs="+")
     delete.add_argument("--subtree", action="store_true", help="and everything that descends from them")
+
+    history = command("history", "what was done, by whom, and what came of it", _history)
+    history.add_argument("vm", metavar="VM", nargs="?")
+    undo = command(
+        "undo", "take back the last change of a virtual machine, or the last one of all", _undo, changes=True
+    )
+    undo.add_argument("vm", metavar="VM", nargs="?")
+    recover = command(
+        "recover", "finish an operation that was interrupted, or leave it as it is", _recover, changes=True
+    )
+    recover.add_argument("vm", metavar="VM", nargs="?")
+    recover.add_argument("--leave", action="store_true", help="do nothing more about it, and say what that leaves")
     return parser
 
 
@@ -215,20 +230,26 @@ def _wants_json(options: argparse.Namespace) -> bool:
 
 
 @contextmanager
-def _connected(options: argparse.Namespace) -> Iterator[list[Connection]]:
-    """Connections to every host that was named; libvirt's own default if none was."""
-    from snaptree.hosts.connection import Connection
-
+def _addresses(options: argparse.Namespace) -> Iterator[list[str]]:
+    """The address of every host that was named; libvirt's own default if none was."""
     where = Where.of(options)
     with ExitStack() as stack:
         uris = list(where.uris)
         if where.demo:
             uris.append(stack.enter_context(_demo_estate(where.demo_directory)))
-        if not uris:
-            uris.append(os.environ.get("LIBVIRT_DEFAULT_URI") or "qemu:///system")
+        yield uris or [os.environ.get("LIBVIRT_DEFAULT_URI") or "qemu:///system"]
+
+
+@contextmanager
+def _connected(options: argparse.Namespace) -> Iterator[list[Connection]]:
+    """Connections to every host that was named; libvirt's own default if none was."""
+    from snaptree.hosts.connection import Connection
+
+    read_only = Where.of(options).read_only
+    with ExitStack() as stack:
         connections = []
-        for uri in uris:
-            connection = Connection(uri, read_only=where.read_only, ask=_ask_on_terminal)
+        for uri in stack.enter_context(_addresses(options)):
+            connection = Connection(uri, read_only=read_only, ask=_ask_on_terminal)
             connection.open()
             stack.callback(connection.close)
             connections.append(connection)
@@ -297,6 +318,7 @@ def _find(connections: Sequence[Connection], name: str) -> tuple[Connection, str
 
 def _read(connection: Connection, uuid: str, elsewhere: Elsewhere | None = None) -> DomainReading:
     """A machine with its costs. Without `elsewhere`, all machines of its host are asked what they stand on."""
+    from snaptree.hosts.journal import unfinished_on
     from snaptree.hosts.layers import analysed, read_layers
     from snaptree.hosts.reading import read_domain, read_tree
     from snaptree.hosts.situation import read_elsewhere
@@ -307,7 +329,8 @@ def _read(connection: Connection, uuid: str, elsewhere: Elsewhere | None = None)
     layers = analysed(connection, read_layers(connection, uuid, tree))
     users = read_elsewhere(connection, uuid, layers) if elsewhere is None else elsewhere
     costs = domain_costs(tree, layers, users)
-    return DomainReading(connection.host, read_domain(connection, uuid), tree, layers, costs, users)
+    unfinished = unfinished_on(connection.uri, uuid)
+    return DomainReading(connection.host, read_domain(connection, uuid), tree, layers, costs, users, unfinished)
 
 
 # Commands
@@ -398,47 +421,127 @@ def _delete(options: argparse.Namespace) -> int:
     return _change(options, Delete(tuple(options.snapshots), subtree=options.subtree))
 
 
+def _history(options: argparse.Namespace) -> int:
+    from snaptree.hosts.journal import journal_of
+    from snaptree.terminal import console, history
+
+    operations: list[Operation] = []
+    with _addresses(options) as uris:
+        for uri in uris:
+            with journal_of(uri) as journal:
+                operations += [] if journal is None else journal.recent(_HISTORY, host_uri=uri, domain=options.vm)
+    operations.sort(key=lambda operation: operation.started, reverse=True)
+    if _wants_json(options):
+        console.print_json(history.history_json(operations))
+    else:
+        history.print_history(console.console(), operations)
+    return 0
+
+
+def _undo(options: argparse.Namespace) -> int:
+    from snaptree.hosts.journal import journal_of
+    from snaptree.plans.intention import TakeBack
+    from snaptree.plans.operation import last_undoable
+
+    with _connected(options) as connections:
+        last: list[tuple[Connection, Operation]] = []
+        named = None if options.vm is None else _find(connections, options.vm)
+        uuid = None if named is None else named[1]
+        for connection in connections if named is None else [named[0]]:
+            with journal_of(connection.uri) as journal:
+                uri = connection.uri
+                recent = () if journal is None else journal.recent(_HISTORY, host_uri=uri, domain_uuid=uuid)
+            machines = {each.plan.domain_uuid for each in recent}
+            last += [(connection, found) for machine in machines if (found := last_undoable(recent, machine))]
+        if not last:
+            machine = "" if options.vm is None else f" to {options.vm}"
+            raise SnapTreeError(f"Nothing was done{machine} that could be taken back.", hint="See 'snaptree history'.")
+        connection, operation = max(last, key=lambda each: each[1].finished or 0)
+        undo = operation.plan.undo
+        assert undo is not None
+        intention = TakeBack(undo.revert_to, undo.delete)
+        return _change_machine(options, connection, operation.plan.domain_uuid, intention, undoes=operation.id)
+
+
+def _recover(options: argparse.Namespace) -> int:
+    from snaptree.hosts.journal import journal_of
+    from snaptree.plans.intention import Recover
+    from snaptree.terminal import console
+
+    with _connected(options) as connections:
+        named = None if options.vm is None else _find(connections, options.vm)
+        machines: dict[tuple[Connection, str], str] = {}
+        for connection in connections if named is None else [named[0]]:
+            with journal_of(connection.uri) as journal:
+                found = () if journal is None else journal.unfinished(host_uri=connection.uri)
+            machines |= {(connection, each.plan.domain_uuid): each.plan.domain for each in found}
+        if named is not None:
+            machines = {machine: name for machine, name in machines.items() if machine == named}
+        if not machines:
+            if _wants_json(options):
+                console.print_json(None)
+            else:
+                about = "" if options.vm is None else f" to {console.plain(options.vm)}"
+                console.console().print(f"Nothing that was done{about} was interrupted.")
+            return 0
+        if len(machines) > 1:
+            names = ", ".join(sorted(machines.values()))
+            raise SnapTreeError(f"Operations on several machines were interrupted: {names}.", hint="Name one of them.")
+        ((connection, uuid),) = machines
+        return _change_machine(options, connection, uuid, Recover(leave=options.leave))
+
+
 def _change(options: argparse.Namespace, intention: Intention) -> int:
+    """Change the machine that the command line names."""
+    with _connected(options) as connections:
+        return _change_machine(options, *_find(connections, options.vm), intention)
+
+
+def _change_machine(
+    options: argparse.Namespace, connection: Connection, uuid: str, intention: Intention, *, undoes: int | None = None
+) -> int:
     """Plan, show, ask, run: the one way in which a command changes anything."""
-    from snaptree.hosts.journal import Journal, journal_path, speed_of
+    from snaptree.hosts.journal import Journal, journal_of, journal_path
     from snaptree.hosts.layers import analysed
+    from snaptree.hosts.recovery import with_operations
     from snaptree.hosts.situation import read_situation
-    from snaptree.plans.intention import Delete
+    from snaptree.plans.intention import Delete, Recover
     from snaptree.plans.plan_json import plan_to_json
     from snaptree.plans.planner import make_plan
     from snaptree.terminal import console, plans
 
-    with _connected(options) as connections:
-        connection, uuid = _find(connections, options.vm)
-        situation = read_situation(connection, uuid)
-        situation = replace(situation, speed=speed_of(connection.uri))
-        if isinstance(intention, Delete):
-            situation = replace(situation, layers=analysed(connection, situation.layers))
-        plan = make_plan(intention, situation)
-        only_plan = plan.is_refused or options.dry_run
-        if not _wants_json(options):
-            plans.print_plan(console.console(), plan)
-        elif only_plan:
-            console.print_json(plan_to_json(plan))
-        if plan.is_refused:
-            for refusal in plan.refusals:
-                _complain(SnapTreeError(f"Refused: {refusal.reason}", hint=refusal.remedy))
-            return EXIT_REFUSED
-        if only_plan:
-            return 0
-        if not options.yes and not _agreed():
-            return EXIT_REFUSED
-        journal = Journal(journal_path(connection.uri))
-        try:
-            operation = _run(connection, plan, journal, console.console(stderr=True))
-        finally:
-            journal.close()
-        if _wants_json(options):
-            console.print_json(plans.result_json(plan, operation))
-        if operation.error is not None:
-            raise operation.error
-        if not _wants_json(options):
-            console.console().print("Done.")
+    situation = read_situation(connection, uuid)
+    with journal_of(connection.uri) as known:
+        situation = with_operations(connection, situation, known, recovers=isinstance(intention, Recover))
+        if known is not None:
+            situation = replace(situation, speed=known.speed(connection.uri))
+    if isinstance(intention, Delete):
+        situation = replace(situation, layers=analysed(connection, situation.layers))
+    plan = make_plan(intention, situation)
+    only_plan = plan.is_refused or options.dry_run
+    if not _wants_json(options):
+        plans.print_plan(console.console(), plan)
+    elif only_plan:
+        console.print_json(plan_to_json(plan))
+    if plan.is_refused:
+        for refusal in plan.refusals:
+            _complain(SnapTreeError(f"Refused: {refusal.reason}", hint=refusal.remedy))
+        return EXIT_REFUSED
+    if only_plan:
+        return 0
+    if not options.yes and not _agreed():
+        return EXIT_REFUSED
+    journal = Journal(journal_path(connection.uri))
+    try:
+        operation = _run(connection, plan, journal, console.console(stderr=True), undoes)
+    finally:
+        journal.close()
+    if _wants_json(options):
+        console.print_json(plans.result_json(plan, operation))
+    if operation.error is not None:
+        raise operation.error
+    if not _wants_json(options):
+        console.console().print("Done.")
     return 0
 
 
@@ -449,7 +552,7 @@ def _agreed() -> bool:
     return input("Go on? [y/N] ").strip().lower() in ("y", "yes")
 
 
-def _run(connection: Connection, plan: Any, journal: Any, out: Console) -> Operation:
+def _run(connection: Connection, plan: Any, journal: Any, out: Console, undoes: int | None) -> Operation:
     """Run a plan with a progress bar. The first Ctrl+C asks it to stop where it can, the second gives up waiting."""
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
@@ -484,7 +587,14 @@ def _run(connection: Connection, plan: Any, journal: Any, out: Console) -> Opera
 
         before = signal.signal(signal.SIGINT, ask_to_stop)
         try:
-            return run_plan(connection, plan, journal=journal, on_progress=on_progress, cancelled=asked_to_stop.is_set)
+            return run_plan(
+                connection,
+                plan,
+                journal=journal,
+                undoes=undoes,
+                on_progress=on_progress,
+                cancelled=asked_to_stop.is_set,
+            )
         finally:
             signal.signal(signal.SIGINT, before)
 

@@ -18,6 +18,8 @@ from typing import Any
 
 import pytest
 
+from tests.kit.crashing import Moment, command_and_kill
+
 pytestmark = pytest.mark.qemu
 
 
@@ -422,3 +424,75 @@ def test_a_reader_that_goes_away_is_no_error_of_ours(terminal: Terminal) -> None
         ["bash", "-c", f"{sys.executable} -m snaptree --help | true"], capture_output=True, text=True, check=False
     )
     assert done.stderr == ""
+
+
+# History, undo, and what was interrupted
+
+
+def test_what_was_done_is_listed_and_the_last_of_it_taken_back(terminal: Terminal) -> None:
+    before = terminal.json("tree", "fresh-01")
+    assert terminal.run("take", "fresh-01", "tried", "--internal", "-y").returncode == 0
+    newest = terminal.json("history", "fresh-01")[0]
+    assert set(newest) == {
+        *("id", "host", "domain", "uuid", "action", "snapshots", "who", "started", "finished", "state", "steps"),
+        *("steps_done", "unfinished", "settled_by", "undone", "can_undo", "error"),
+    }
+    assert (newest["domain"], newest["action"], newest["snapshots"]) == ("fresh-01", "take", ["tried"])
+    assert (newest["state"], newest["can_undo"], newest["undone"], newest["error"]) == ("done", True, False, None)
+    assert newest["who"]
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z", newest["started"])
+    assert re.search(r"fresh-01 +Take “tried” .* yes +done", terminal.run("history").stdout)
+
+    preview = terminal.json("undo", "fresh-01", "-n")
+    assert preview["action"] == "undo"
+    assert names(terminal.json("tree", "fresh-01")) == ["tried"]
+    assert terminal.run("undo", "fresh-01").returncode == 3, "nobody agreed"
+    assert terminal.json("undo", "-y")["result"]["state"] == "done"
+    assert names(terminal.json("tree", "fresh-01")) == names(before)
+    undo, take, *_ = terminal.json("history", "fresh-01")
+    assert (undo["action"], undo["can_undo"]) == ("undo", False)
+    assert (take["undone"], take["can_undo"]) == (True, False)
+    nothing = terminal.run("undo", "fresh-01", "-y")
+    assert nothing.returncode == 1
+    assert "could be taken back" in nothing.stderr
+
+
+def test_what_was_interrupted_is_said_refused_beside_and_finished(terminal: Terminal) -> None:
+    assert "interrupted" in terminal.run("recover").stdout
+    assert terminal.json("recover", "fresh-01") is None
+    for name in ("one", "two"):
+        assert terminal.run("take", "fresh-01", name, "--internal", "-y").returncode == 0
+    demo = ("--demo-dir", str(terminal.directory))
+    command_and_kill(Moment.ACTED, 0, *demo, "delete", "fresh-01", "one", "two", "-y")
+
+    assert "A delete was interrupted" in terminal.run("tree", "fresh-01").stdout
+    assert "A delete was interrupted" in terminal.run("list").stdout
+    (trouble,) = terminal.json("tree", "fresh-01")["troubles"]
+    assert trouble["severity"] == "error"
+    assert terminal.json("history", "fresh-01")[0]["unfinished"]
+    refused = terminal.run("take", "fresh-01", "another", "-y")
+    assert refused.returncode == 3
+    assert "snaptree recover fresh-01" in refused.stderr
+    assert terminal.run("undo", "fresh-01", "-y").returncode == 1
+
+    left = terminal.json("recover", "--leave", "-n")
+    assert (left["action"], left["steps"]) == ("leave", [])
+    preview = terminal.run("recover", "fresh-01", "-n").stdout
+    assert "Done already" in preview
+    finished = terminal.json("recover", "fresh-01", "-y")
+    assert (finished["action"], finished["result"]["state"]) == ("finish", "done")
+    tree = terminal.json("tree", "fresh-01")
+    assert (names(tree), tree["troubles"]) == ([], [])
+    finish, interrupted, *_ = terminal.json("history", "fresh-01")
+    assert (interrupted["state"], interrupted["unfinished"]) == ("interrupted", False)
+    assert interrupted["settled_by"] == finish["id"]
+
+
+def test_what_was_interrupted_can_be_left(terminal: Terminal) -> None:
+    demo = ("--demo-dir", str(terminal.directory))
+    command_and_kill(Moment.BEGUN, 0, *demo, "take", "fresh-01", "half", "--internal", "-y")
+    done = terminal.run("recover", "--leave", "-y")
+    assert done.returncode == 0, done.stderr
+    assert "Not done, if it is left as it is: Take the snapshot “half”" in done.stdout
+    assert terminal.json("tree", "fresh-01")["troubles"] == []
+    assert "left as it was" in terminal.run("history", "fresh-01").stdout

@@ -1,11 +1,12 @@
 """The journal: every plan that was run, step by step, in SQLite.
 
 It is written before and after each step, so that a crash, a lost link or a cancel leaves a known state, and
-it is where `Undo` and the history come from.
+it is where `Undo`, the history and the recovery of what was interrupted come from.
 """
 
 from __future__ import annotations
 
+import getpass
 import json
 import sqlite3
 import threading
@@ -18,15 +19,15 @@ from urllib.parse import parse_qs, urlsplit
 from platformdirs import user_state_path
 
 from snaptree.model.errors import SnapTreeError
-from snaptree.plans.operation import Operation, OperationState
-from snaptree.plans.plan import Plan
+from snaptree.plans.operation import Operation, OperationState, Settled
+from snaptree.plans.plan import Action, Plan
 from snaptree.plans.plan_json import plan_from_record, plan_to_record
 from snaptree.plans.speed import NOT_MEASURED, Speed, measured
 
-_SCHEMA_VERSION = 1
 _LATE = 50
 """Operations from which is learned how long the next ones take."""
-_SCHEMA = """
+_VERSIONS = (
+    """
 CREATE TABLE operations (
     id INTEGER PRIMARY KEY,
     host TEXT NOT NULL,
@@ -52,7 +53,20 @@ CREATE TABLE steps (
     PRIMARY KEY (operation, number)
 );
 CREATE INDEX operations_by_domain ON operations (domain_uuid, started);
-"""
+""",
+    # Version 1 did not ask about what was interrupted: where a machine was changed since, that is over.
+    """
+ALTER TABLE operations ADD COLUMN settled_by INTEGER REFERENCES operations (id);
+ALTER TABLE operations ADD COLUMN undoes INTEGER REFERENCES operations (id);
+ALTER TABLE operations ADD COLUMN who TEXT NOT NULL DEFAULT '';
+ALTER TABLE steps ADD COLUMN was_active INTEGER;
+UPDATE operations SET settled_by = (
+    SELECT min(later.id) FROM operations AS later
+    WHERE later.host = operations.host AND later.domain_uuid = operations.domain_uuid AND later.id > operations.id
+) WHERE state = 'running'
+""",
+)
+"""What each version of the journal adds to the one before it."""
 
 
 def journal_path(host_uri: str) -> Path:
@@ -91,20 +105,21 @@ class Journal:
                 f"The journal {self.path} cannot be opened: {error}.",
                 hint="Changes are only made when they can be recorded. Check the directory's owner and free space.",
             ) from error
-        if version > _SCHEMA_VERSION:
+        if version > len(_VERSIONS):
             self.close()
             raise SnapTreeError(
                 f"The journal {self.path} was written by a newer SnapTree.", hint="Use that version, or move it away."
             )
 
     def _prepare(self) -> int:
-        """Make the tables if there are none yet; return the version that made them."""
+        """Bring the tables up to this version, all or nothing; return the version that was found."""
         with self._writing() as database:
             (version,) = database.execute("PRAGMA user_version").fetchone()
-            if version == 0:
-                for statement in _SCHEMA.split(";"):
+            for additions in _VERSIONS[version:]:
+                for statement in additions.split(";"):
                     database.execute(statement)
-                database.execute(f"PRAGMA user_version = {_SCHEMA_VERSION}")
+            if version < len(_VERSIONS):
+                database.execute(f"PRAGMA user_version = {len(_VERSIONS)}")
         return int(version)
 
     def close(self) -> None:
@@ -124,13 +139,32 @@ class Journal:
                 raise
             self._database.execute("COMMIT")
 
-    def begin(self, plan: Plan) -> Operation:
-        """Record that a plan starts now."""
+    def begin(self, plan: Plan, *, undoes: int | None = None) -> Operation:
+        """Record that a plan starts now, perhaps one that takes operation `undoes` back.
+
+        What it recovers is settled by it from now on: cut short, it is the one to be finished. Raises SnapTreeError if
+        another SnapTree changes the machine, or an operation on it was interrupted that this one does not recover.
+        """
         started = time.time()
+        who = this_user()
         with self._writing() as database:
+            for row in database.execute(
+                f"{_SELECT} WHERE {_OPEN} AND o.host = ? AND o.domain_uuid = ?", (plan.host_uri, plan.domain_uuid)
+            ).fetchall():
+                _refuse_beside(row, plan)
+            if plan.recovers is not None:
+                recovered = database.execute(
+                    "SELECT settled_by, undoes FROM operations WHERE id = ?", (plan.recovers,)
+                ).fetchone()
+                if recovered is None or recovered["settled_by"] is not None:
+                    raise SnapTreeError(
+                        f"The interrupted operation on {plan.domain} was finished or left by somebody else meanwhile.",
+                        hint="Refresh, and look at the machine.",
+                    )
+                undoes = recovered["undoes"]
             cursor = database.execute(
-                "INSERT INTO operations (host, domain_uuid, domain, action, plan, state, started, owner_pid,"
-                " owner_started) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                "INSERT INTO operations (host, domain_uuid, domain, action, plan, state, started, undoes, who,"
+                " owner_pid, owner_started) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (
                     plan.host_uri,
                     plan.domain_uuid,
@@ -139,18 +173,23 @@ class Journal:
                     json.dumps(plan_to_record(plan)),
                     OperationState.RUNNING.value,
                     started,
+                    undoes,
+                    who,
                     *this_process(),
                 ),
             )
-        assert cursor.lastrowid is not None
-        return Operation(id=cursor.lastrowid, plan=plan, state=OperationState.RUNNING, started=started)
+            number = cursor.lastrowid
+            assert number is not None
+            database.execute("UPDATE operations SET settled_by = ? WHERE id = ?", (number, plan.recovers))
+            _take_over(database, number, plan)
+        return Operation(id=number, plan=plan, state=OperationState.RUNNING, started=started, who=who)
 
-    def step_begins(self, operation: int, number: int) -> None:
-        """Record that a step is about to act."""
+    def step_begins(self, operation: int, number: int, *, was_active: bool) -> None:
+        """Record that a step is about to act, and whether QEMU runs for the machine then."""
         with self._writing() as database:
             database.execute(
-                "INSERT OR REPLACE INTO steps (operation, number, started) VALUES (?, ?, ?)",
-                (operation, number, time.time()),
+                "INSERT OR REPLACE INTO steps (operation, number, started, was_active) VALUES (?, ?, ?, ?)",
+                (operation, number, time.time(), was_active),
             )
 
     def step_is_done(self, operation: int, number: int) -> None:
@@ -161,7 +200,7 @@ class Journal:
             )
 
     def finish(self, operation: Operation) -> None:
-        """Record how an operation ended."""
+        """Record how an operation ended. What it took back is not offered to be taken back again."""
         error = operation.error
         with self._writing() as database:
             database.execute(
@@ -176,44 +215,107 @@ class Journal:
                     operation.id,
                 ),
             )
+            if operation.state is OperationState.DONE and operation.plan.action is not Action.LEAVE:
+                database.execute(
+                    "UPDATE operations SET undone = 1 WHERE id = (SELECT undoes FROM operations WHERE id = ?)",
+                    (operation.id,),
+                )
 
-    def mark_undone(self, operation: int) -> None:
-        """Record that an operation was taken back, so that Undo is offered once."""
-        with self._writing() as database:
-            database.execute("UPDATE operations SET undone = 1 WHERE id = ?", (operation,))
+    def recent(
+        self,
+        limit: int = 100,
+        *,
+        host_uri: str | None = None,
+        domain_uuid: str | None = None,
+        domain: str | None = None,
+    ) -> tuple[Operation, ...]:
+        """The latest operations, newest first; those whose program died in the middle count as interrupted.
 
-    def recent(self, limit: int = 100, *, host_uri: str | None = None) -> tuple[Operation, ...]:
-        """The latest operations, newest first; those whose program died in the middle count as interrupted."""
-        with self._lock:
-            rows = self._database.execute(
-                "SELECT operations.*, (SELECT count(finished) FROM steps WHERE operation = operations.id)"
-                " AS steps_done,"
-                " (SELECT json_group_array(finished - started) FROM (SELECT started, finished FROM steps"
-                " WHERE operation = operations.id AND finished IS NOT NULL ORDER BY number)) AS step_seconds"
-                " FROM operations WHERE ?1 IS NULL OR host = ?1 ORDER BY id DESC LIMIT ?2",
-                (host_uri, limit),
-            ).fetchall()
+        `domain` is the machine's name at that time.
+        """
+        return self._select(
+            "(?1 IS NULL OR o.host = ?1) AND (?2 IS NULL OR o.domain_uuid = ?2) AND (?3 IS NULL OR o.domain = ?3)"
+            " ORDER BY o.id DESC LIMIT ?4",
+            (host_uri, domain_uuid, domain, limit),
+        )
+
+    def _select(self, where: str, values: tuple[object, ...]) -> tuple[Operation, ...]:
+        rows = self._rows(where, values)
         return tuple(operation for row in rows if (operation := _operation(row)) is not None)
+
+    def _rows(self, where: str, values: tuple[object, ...]) -> list[sqlite3.Row]:
+        """Raises SnapTreeError if the journal can't be read (any more)."""
+        try:
+            with self._lock:
+                return self._database.execute(f"{_SELECT} WHERE {where}", values).fetchall()
+        except sqlite3.Error as error:
+            raise SnapTreeError(
+                f"The journal {self.path} cannot be read: {error}.", hint="Look at the file and its disk."
+            ) from error
 
     def speed(self, host_uri: str) -> Speed:
         """How long changes took on a host of late."""
         return measured(self.recent(_LATE, host_uri=host_uri))
 
-    def unfinished(self) -> tuple[Operation, ...]:
-        """Operations that a crash of the program cut short."""
-        return tuple(operation for operation in self.recent(1000) if operation.state is OperationState.INTERRUPTED)
+    def unfinished(self, *, host_uri: str | None = None, domain_uuid: str | None = None) -> tuple[Operation, ...]:
+        """Operations that were cut short and are neither finished nor left as they are, newest first."""
+        return tuple(each for each in self._open(host_uri, domain_uuid) if each.is_unfinished)
+
+    def operation(self, number: int) -> Operation | None:
+        """One operation by its number; None if there is none, or none that this version understands."""
+        return next(iter(self._select("o.id = ?", (number,))), None)
+
+    def running_elsewhere(self, host_uri: str, domain_uuid: str) -> Operation | None:
+        """What another program of this user's does to a machine right now."""
+        rows = self._rows(f"{_OPEN} AND o.host = ? AND o.domain_uuid = ?", (host_uri, domain_uuid))
+        return next((found for row in rows if _is_elsewhere(row) and (found := _operation(row)) is not None), None)
+
+    def _open(self, host_uri: str | None, domain_uuid: str | None) -> tuple[Operation, ...]:
+        return self._select(
+            f"{_OPEN} AND (?1 IS NULL OR o.host = ?1) AND (?2 IS NULL OR o.domain_uuid = ?2) ORDER BY o.id DESC",
+            (host_uri, domain_uuid),
+        )
+
+
+_SELECT = """
+SELECT o.*, settler.action AS settled_how,
+    (SELECT count(finished) FROM steps WHERE operation = o.id) AS steps_done,
+    (SELECT json_group_array(finished - started) FROM (SELECT started, finished FROM steps
+        WHERE operation = o.id AND finished IS NOT NULL ORDER BY number)) AS step_seconds,
+    (SELECT count(*) FROM steps WHERE operation = o.id) AS steps_begun,
+    (SELECT was_active FROM steps WHERE operation = o.id ORDER BY number DESC LIMIT 1) AS was_active
+FROM operations AS o LEFT JOIN operations AS settler ON settler.id = o.settled_by"""
+_OPEN = "o.state IN ('running', 'interrupted') AND o.settled_by IS NULL"
+
+
+@contextmanager
+def journal_of(host_uri: str) -> Iterator[Journal | None]:
+    """The journal of a host, for who may not write: None where there is none yet."""
+    path = journal_path(host_uri)
+    if not path.exists():
+        yield None
+        return
+    journal = Journal(path)
+    try:
+        yield journal
+    finally:
+        journal.close()
+
+
+def unfinished_on(host_uri: str, domain_uuid: str) -> Operation | None:
+    """What was interrupted on a machine, for who only looks: None as well where the journal can't be read."""
+    try:
+        with journal_of(host_uri) as journal:
+            found = () if journal is None else journal.unfinished(host_uri=host_uri, domain_uuid=domain_uuid)
+    except SnapTreeError:
+        return None
+    return next(iter(found), None)
 
 
 def speed_of(host_uri: str) -> Speed:
     """As `Journal.speed`, for who may not write: no journal is made where there is none."""
-    path = journal_path(host_uri)
-    if not path.exists():
-        return NOT_MEASURED
-    journal = Journal(path)
-    try:
-        return journal.speed(host_uri)
-    finally:
-        journal.close()
+    with journal_of(host_uri) as journal:
+        return NOT_MEASURED if journal is None else journal.speed(host_uri)
 
 
 def _operation(row: sqlite3.Row) -> Operation | None:
@@ -240,7 +342,55 @@ def _operation(row: sqlite3.Row) -> Operation | None:
         undone=bool(row["undone"]),
         steps_done=row["steps_done"],
         step_seconds=tuple(json.loads(row["step_seconds"])),
+        steps_begun=row["steps_begun"],
+        was_active=None if row["was_active"] is None else bool(row["was_active"]),
+        settled=None if row["settled_by"] is None else Settled(row["settled_by"], Action(row["settled_how"])),
+        who=row["who"],
     )
+
+
+def _take_over(database: sqlite3.Connection, number: int, plan: Plan) -> None:
+    """Let a step in which an operation was interrupted count as begun in the one that finishes it, too."""
+    row = database.execute(f"{_SELECT} WHERE o.id = ?", (plan.recovers,)).fetchone()
+    interrupted = None if row is None else _operation(row)
+    if interrupted is None or interrupted.steps_begun <= interrupted.steps_done:
+        return
+    step = interrupted.plan.steps[interrupted.steps_done]
+    if step in plan.steps:
+        database.execute(
+            "INSERT INTO steps (operation, number, started, was_active)"
+            " SELECT ?, ?, started, was_active FROM steps WHERE operation = ? AND number = ?",
+            (number, plan.steps.index(step), interrupted.id, interrupted.steps_done),
+        )
+
+
+def _refuse_beside(row: sqlite3.Row, plan: Plan) -> None:
+    """Raise SnapTreeError if a plan must not begin beside an operation on the same machine."""
+    if _is_elsewhere(row):
+        raise SnapTreeError(
+            f"Another SnapTree (process {row['owner_pid']}) is changing {plan.domain}.",
+            hint="Nothing was done. Wait until it has ended, and plan again.",
+        )
+    operation = _operation(row)
+    if operation is not None and operation.is_unfinished and operation.id != plan.recovers:
+        raise SnapTreeError(
+            f"An operation on {plan.domain} was interrupted, and is neither finished nor left as it is.",
+            hint="Nothing was done. Finish it, or leave it as it is; then plan again.",
+        )
+
+
+def _is_elsewhere(row: sqlite3.Row) -> bool:
+    """Whether another process than this one is at work on an operation."""
+    owner = row["owner_pid"], row["owner_started"]
+    return row["state"] == OperationState.RUNNING and owner != this_process() and is_running(*owner)
+
+
+def this_user() -> str:
+    """The name of the user who runs this program; empty if there is none."""
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):
+        return ""  # a user id without a name
 
 
 def this_process() -> tuple[int, float]:

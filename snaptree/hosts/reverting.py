@@ -141,6 +141,10 @@ def fork(connection: Connection, domain: Any, step: ForkAtSnapshot) -> None:
         text = domain.snapshotLookupByName(step.name).getXMLDesc(_SECURE)
         before = domain.XMLDesc(libvirt.VIR_DOMAIN_XML_SECURE | libvirt.VIR_DOMAIN_XML_INACTIVE)
     definition, running = _definitions(text, step)
+    if is_on(domain, step):  # an earlier run came this far
+        _make_current(domain, text, step)
+        _start(connection, domain, step, running, read_snapshot(step.name, text).state)
+        return
     made: list[str] = []
     is_defined = False
     try:
@@ -159,6 +163,12 @@ def fork(connection: Connection, domain: Any, step: ForkAtSnapshot) -> None:
             remove_layer(connection, path)
         raise
     _start(connection, domain, step, running, read_snapshot(step.name, text).state)
+
+
+def is_on(domain: Any, step: ForkAtSnapshot) -> bool:
+    """Whether a machine is defined on the new layers already."""
+    disks = {disk.target: disk.path for disk in read_definition(parse(domain.XMLDesc())).disks}
+    return all(disks.get(target) == path for target, path in step.overlays.items())
 
 
 def _definitions(snapshot_xml: str, step: ForkAtSnapshot) -> tuple[str, str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import getpass
+import threading
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,19 +15,27 @@ import libvirt
 from snaptree.hosts import reverting
 from snaptree.hosts.connection import Connection
 from snaptree.hosts.errors import explain, explained
-from snaptree.hosts.journal import Journal
+from snaptree.hosts.journal import Journal, this_user
 from snaptree.hosts.layers import live_chains
 from snaptree.hosts.leftovers import remove_leftover
 from snaptree.hosts.merging import Bandwidth, MergeProgress, merge_layers, unlimited
 from snaptree.hosts.reading import current_name, never, read_domain
 from snaptree.hosts.records import record_layers
-from snaptree.hosts.snapshot_xml import take_xml, with_annotations
-from snaptree.model.errors import CancelledError, ChangedMeanwhileError, SnapTreeError, VanishedError
+from snaptree.hosts.recovery import block_job, files_made, find_next_step, find_step, is_orphaned, merging_disks
+from snaptree.hosts.snapshot_xml import read_snapshot, take_xml, with_annotations
+from snaptree.model.errors import (
+    CancelledError,
+    ChangedMeanwhileError,
+    ConnectionLostError,
+    SnapTreeError,
+    VanishedError,
+)
 from snaptree.model.estate import Annotations, DiskSnapshot, DomainState, MemorySnapshot
-from snaptree.plans.operation import Operation, OperationState, Progress
+from snaptree.plans.operation import Operation, OperationState, Progress, StepFound, StepState
 from snaptree.plans.plan import (
     DeleteSnapshot,
     DropManagedSave,
+    EndOrphanedMerge,
     ForkAtSnapshot,
     MergeLayers,
     Plan,
@@ -40,6 +48,7 @@ from snaptree.plans.plan import (
     TakeSnapshot,
 )
 from snaptree.plans.plan_json import describe_step
+from snaptree.plans.recovery import is_torn
 from snaptree.plans.rule import QEMU
 
 POLL_SECONDS = 0.1
@@ -52,12 +61,16 @@ def run_plan(
     plan: Plan,
     *,
     journal: Journal | None = None,
+    undoes: int | None = None,
     on_progress: OnProgress | None = None,
     cancelled: Callable[[], bool] = never,
     bandwidth: Bandwidth = unlimited,
     was_begun: bool = False,
 ) -> Operation:
     """Run a plan in the calling thread and return how it ended; `state` and `error` say what went wrong.
+
+    `undoes` is the journal's number of the operation that it takes back. A plan that recovers an interrupted one asks
+    of its first step how far that is already, and goes on from there.
 
     `on_progress` gets an Operation at each step and about ten times a second while one takes long.
     `cancelled` is asked between steps, and within those that QEMU lets us stop. `bandwidth` says how fast merges of
@@ -68,12 +81,15 @@ def run_plan(
     if plan.is_refused:
         refusal = plan.refusals[0]
         raise SnapTreeError(refusal.reason, hint=refusal.remedy, details=refusal.rule)
+    resumed = None
+    if plan.recovers is not None and journal is not None:
+        resumed = journal.operation(plan.recovers)
     operation = (
-        journal.begin(plan)
+        journal.begin(plan, undoes=undoes)
         if journal is not None
         else Operation(id=0, plan=plan, state=OperationState.RUNNING, started=time.time())
     )
-    return _Run(connection, operation, journal, on_progress, cancelled, bandwidth, was_begun).to_the_end()
+    return _Run(connection, operation, journal, on_progress, cancelled, bandwidth, was_begun, resumed).to_the_end()
 
 
 class _Run:
@@ -88,6 +104,7 @@ class _Run:
         cancelled: Callable[[], bool],
         bandwidth: Bandwidth,
         was_begun: bool,
+        resumed: Operation | None,
     ) -> None:
         self._connection = connection
         self._operation = operation
@@ -96,8 +113,12 @@ class _Run:
         self._cancelled = cancelled
         self._bandwidth = bandwidth
         self._was_begun = was_begun
+        self._resumed = resumed
+        """The interrupted operation that this one finishes."""
         self._domain: Any = None
         self._step_began = 0.0
+        self._merging = False
+        """libvirt was seen to merge, in the step that runs."""
 
     def to_the_end(self) -> Operation:
         plan = self._operation.plan
@@ -116,7 +137,9 @@ class _Run:
             state, error = OperationState.FAILED, explain(libvirt_error, f"changing {plan.domain}")
         except SnapTreeError as failure:
             state, error = OperationState.FAILED, failure
-        if error is not None and state is OperationState.FAILED:
+        if error is not None and self._is_left_half_way(error):
+            state = OperationState.INTERRUPTED
+        if error is not None and not isinstance(error, CancelledError):
             error = _with_what_was_done(error, plan, self._operation.steps_done)
         self._operation = dataclasses.replace(
             self._operation, state=state, finished=time.time(), error=error, progress=None
@@ -129,8 +152,30 @@ class _Run:
     def _run_step(self, number: int, step: Step) -> None:
         self._step_began = time.monotonic()
         self._progress(Progress(doing=describe_step(step), step=number, steps=len(self._operation.plan.steps)))
+        self._merging = False
+        found = self._find(number)
+        if found.state is StepState.CHANGED:
+            raise ChangedMeanwhileError(found.says)
+        if isinstance(step, TakeSnapshot) and found.state is StepState.NOT_BEGUN:
+            self._check_take(step)  # what it finds must not look as if this step had left it
+        was_active = bool(self._domain.isActive())
         if self._journal is not None:
-            self._journal.step_begins(self._operation.id, number)
+            self._journal.step_begins(self._operation.id, number, was_active=was_active)
+        self._operation = dataclasses.replace(self._operation, steps_begun=number + 1, was_active=was_active)
+        if found.state is StepState.HALF_WAY:
+            self._clear_the_way(step)
+        if found.state is StepState.NOT_BEGUN:
+            self._act(number, step)
+        elif found.state is StepState.HALF_WAY:
+            self._go_on(number, step)
+        elif isinstance(step, TakeSnapshot):
+            self._annotate(step)
+        if self._journal is not None:
+            self._journal.step_is_done(self._operation.id, number)
+        self._operation = dataclasses.replace(self._operation, steps_done=number + 1)
+
+    def _act(self, number: int, step: Step, *, goes_on: bool = False) -> None:
+        """Do a step; `goes_on` says that an earlier run was cut short in it."""
         match step:
             case TakeSnapshot():
                 self._take(step)
@@ -144,16 +189,101 @@ class _Run:
                 self._revert(step)
             case DeleteSnapshot():
                 self._delete(step)
+            case EndOrphanedMerge():
+                self._end_orphaned_merge(step)
             case MergeLayers():
-                self._merge(step, was_begun=self._was_begun and number == 0)
+                self._merge(step, was_begun=goes_on or (self._was_begun and number == 0))
             case RecordLayers():
                 record_layers(self._connection, self._operation.plan.domain_uuid, step)
             case RemoveLeftover():
                 later = self._operation.plan.steps[number + 1 :]
                 remove_leftover(self._connection, self._domain, step, deleted_later=_deleted_by(later))
-        if self._journal is not None:
-            self._journal.step_is_done(self._operation.id, number)
-        self._operation = dataclasses.replace(self._operation, steps_done=number + 1)
+
+    # What an interrupted operation left
+
+    def _find(self, number: int) -> StepFound:
+        """How far a step is. Only the first one that was not known to be done may be anywhere."""
+        plan, resumed = self._operation.plan, self._resumed
+        rest = () if resumed is None else resumed.plan.steps[resumed.steps_done :]
+        if resumed is None or number != len(plan.steps) - len(rest) or plan.steps[number] != rest[0]:
+            return StepFound(StepState.NOT_BEGUN)
+        if any(isinstance(before, EndOrphanedMerge) for before in plan.steps[:number]):
+            # What it was is past: that machine is off again.
+            return StepFound(StepState.HALF_WAY)
+        return find_next_step(self._connection, self._domain, resumed)
+
+    def _go_on(self, number: int, step: Step) -> None:
+        """Do a step again that was half done, unless what was waited for did it meanwhile."""
+        try:
+            self._act(number, step, goes_on=True)
+        except VanishedError:
+            if self._find(number).state is not StepState.DONE:
+                raise
+
+    def _clear_the_way(self, step: Step) -> None:
+        """Bring what is half done to where the step can be done again."""
+        match step:
+            case TakeSnapshot() | ForkAtSnapshot():
+                if isinstance(step, ForkAtSnapshot) and reverting.is_on(self._domain, step):
+                    return
+                for path in list(files_made(self._connection, step)):
+                    left = RemoveLeftover(path, "what was interrupted left it behind")
+                    remove_leftover(self._connection, self._domain, left)
+            case DeleteSnapshot():
+                self._follow_merges()
+
+    def _follow_merges(self) -> None:
+        """Wait for merges that go on without us."""
+        while targets := merging_disks(self._connection, self._domain):
+            if is_orphaned(self._domain):
+                raise ChangedMeanwhileError("the machine is paused, with a merge that nobody finishes")
+            self._merge_progress(targets, {}, "libvirt can't stop a merge that it has begun")
+            if self._cancelled():
+                raise CancelledError("Stopped waiting for a merge that goes on.")
+            threading.Event().wait(POLL_SECONDS)
+
+    def _is_left_half_way(self, error: SnapTreeError) -> bool:
+        """Whether somebody has to finish or to leave what this operation did so far."""
+        operation = self._operation
+        plan, done, begun = operation.plan, operation.steps_done, operation.steps_begun
+        if plan.recovers is not None:
+            return True  # it took over what was interrupted: that is not settled yet
+        if begun == 0:
+            return False
+        if isinstance(error, ConnectionLostError) or is_torn(plan, begun, done):
+            return True
+        try:
+            return begun > done and self._may_be_half_way(plan.steps[done])
+        except (libvirt.libvirtError, SnapTreeError):
+            return True  # nobody can say now
+
+    def _may_be_half_way(self, step: Step) -> bool:
+        """Whether a step that failed did something before it failed."""
+        match step:
+            case DeleteSnapshot():
+                listed = [read_snapshot(each.getName(), each.getXMLDesc()) for each in self._domain.listAllSnapshots()]
+                return step.name in {each.name for each in listed} and (
+                    self._merging
+                    or any(each.delete_in_progress for each in listed)
+                    or bool(self._domain.isActive()) != self._operation.was_active
+                )
+            case TakeSnapshot():
+                found = find_step(self._connection, self._domain, step, begun=True)
+                return found.state is StepState.HALF_WAY
+            case _:
+                return False
+
+    def _end_orphaned_merge(self, step: EndOrphanedMerge) -> None:
+        if not self._domain.isActive():
+            return
+        if not is_orphaned(self._domain):
+            raise ChangedMeanwhileError("the machine is not the paused QEMU any more that the merge was left in")
+        for target in step.targets:
+            if block_job(self._domain, target):
+                with explained(f"stopping the merge of disk {target}"):
+                    self._domain.blockJobAbort(target)
+        with explained("ending the QEMU that was left behind"):
+            self._domain.destroy()
 
     # Progress
 
@@ -174,6 +304,22 @@ class _Run:
         self._progress(
             dataclasses.replace(self._operation.progress, done=done, total=total, rate=rate, seconds_left=left, **more)
         )
+
+    def _merge_progress(
+        self, targets: tuple[str, ...], totals: dict[str, tuple[int, int]], why_not_cancel: str
+    ) -> None:
+        """Tell how far the block jobs of some disks are; `totals` has the last that was heard of each."""
+        for target in targets:
+            info = block_job(self._domain, target)
+            if info.get("end"):
+                totals[target] = int(info["cur"]), int(info["end"])
+        if totals:
+            self._merging = True
+            self._measured(
+                sum(done for done, _ in totals.values()),
+                sum(end for _, end in totals.values()),
+                why_not_cancel=why_not_cancel,
+            )
 
     def _blocking(self, call: Callable[[], Any], poll: Callable[[], None]) -> Any:
         """Make a libvirt call that blocks for long, while `poll` looks how far it is."""
@@ -203,7 +349,7 @@ class _Run:
 
     def _check_no_block_job(self) -> None:
         for target in self._disk_targets():
-            if self._block_job(target):
+            if block_job(self._domain, target):
                 raise ChangedMeanwhileError(f"a block job is running on disk {target}")
 
     def _snapshot(self, name: str) -> Any:
@@ -213,23 +359,17 @@ class _Run:
     def _disk_targets(self) -> tuple[str, ...]:
         return tuple(chain.target for chain in live_chains(self._connection, self._domain, top_only=True))
 
-    def _block_job(self, target: str) -> dict[str, int]:
-        try:
-            info: dict[str, int] = self._domain.blockJobInfo(target) or {}
-        except libvirt.libvirtError:
-            return {}  # not running, or busy ending: then there is no progress to tell
-        return info
-
     # The steps
 
-    def _take(self, step: TakeSnapshot) -> None:
+    def _check_take(self, step: TakeSnapshot) -> None:
         self._check_current(step.expected_current)
         if step.name in {snapshot.getName() for snapshot in self._domain.listAllSnapshots()}:
             raise ChangedMeanwhileError(f"a snapshot named {step.name} exists by now")
-        if self._connection.host.is_local:
-            for path in filter(None, (*step.overlays.values(), step.memory_file)):
-                if Path(path).exists():
-                    raise ChangedMeanwhileError(f"the file {path} exists by now")
+        for path in files_made(self._connection, step):
+            raise ChangedMeanwhileError(f"the file {path} exists by now")
+
+    def _take(self, step: TakeSnapshot) -> None:
+        self._check_take(step)
         external = DiskSnapshot.EXTERNAL in step.disks.values()
         flags = 0
         if external:
@@ -270,7 +410,7 @@ class _Run:
 
     def _annotate(self, step: TakeSnapshot) -> None:
         """Write what libvirt does not record. Never with CURRENT, always the SECURE text (LIBVIRT.md, 5 and 9)."""
-        annotations = Annotations(consistency=step.consistency, taken_by=_who(), safety=step.safety)
+        annotations = Annotations(consistency=step.consistency, taken_by=this_user(), safety=step.safety)
         with explained(f"noting who took the snapshot {step.name}"):
             xml = self._snapshot(step.name).getXMLDesc(libvirt.VIR_DOMAIN_SNAPSHOT_XML_SECURE)
             self._domain.snapshotCreateXML(
@@ -351,16 +491,7 @@ class _Run:
         totals: dict[str, tuple[int, int]] = {}
 
         def poll() -> None:
-            for target in targets:
-                info = self._block_job(target)
-                if info.get("end"):
-                    totals[target] = int(info["cur"]), int(info["end"])
-            if totals:
-                self._measured(
-                    sum(done for done, _ in totals.values()),
-                    sum(end for _, end in totals.values()),
-                    why_not_cancel="libvirt can't stop a merge that it has begun",
-                )
+            self._merge_progress(targets, totals, "libvirt can't stop a merge that it has begun")
 
         with explained(f"deleting the snapshot {step.name}"):
             self._blocking(lambda: handle.delete(0), poll)
@@ -405,13 +536,6 @@ def _deleted_by(steps: Iterable[Step]) -> set[str]:
 
 def _named(snapshot: str | None) -> str:
     return "none" if snapshot is None else f"'{snapshot}'"
-
-
-def _who() -> str:
-    try:
-        return getpass.getuser()
-    except (OSError, KeyError):
-        return ""  # a user id without a name
 
 
 def _with_what_was_done(error: SnapTreeError, plan: Plan, steps_done: int) -> SnapTreeError:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -18,6 +18,7 @@ from snaptree.hosts.connection import Connection
 from snaptree.hosts.journal import Journal
 from snaptree.hosts.layers import analysed, is_analysed, read_layers, with_earlier_analysis
 from snaptree.hosts.reading import list_domains, read_tree
+from snaptree.hosts.recovery import with_operations
 from snaptree.hosts.running import run_plan
 from snaptree.hosts.situation import read_situation
 from snaptree.hosts.watching import Changes
@@ -30,8 +31,8 @@ from snaptree.model.errors import CancelledError, ConnectionLostError, SnapTreeE
 from snaptree.model.estate import Domain, DomainLayers, Host, ImageKey, SnapshotKind
 from snaptree.model.merging import ALONE, Elsewhere
 from snaptree.model.tree import SnapshotTree
-from snaptree.plans.intention import Delete, Intention, TakeBack
-from snaptree.plans.operation import Operation, OperationState
+from snaptree.plans.intention import Delete, Intention, Recover, TakeBack
+from snaptree.plans.operation import Operation, OperationState, Settled
 from snaptree.plans.plan import Action, Plan
 from snaptree.plans.planner import make_plan
 from snaptree.plans.speed import NOT_MEASURED, Speed
@@ -43,12 +44,15 @@ COUNTS_EVERY_MS = 250
 """Snapshot counts come in with the trees; the list is told of them no more often than this."""
 LIVE_COSTS_SECONDS = 10.0
 """A machine on screen that runs is measured this often, as it writes."""
+EARLIER_OPERATIONS = 20
+"""What was done before this start, and is shown."""
 PROGRESS_SECONDS = 0.1
 """Between two reports of an operation's progress."""
 
 _NO_SNAPSHOTS = SnapshotTree.build((), None)
 _LIST = "list"
 _ELSEWHERE = "elsewhere"
+_JOURNAL = "journal"
 
 _operation_numbers = itertools.count(-1, -1)
 """An operation has its number before it is in the journal; below zero, it can't be taken for the journal's."""
@@ -144,6 +148,10 @@ class HostBackend(QObject):
     """UUID, SnapTreeError"""
     operation_changed = Signal(object)
     """Operation"""
+    history_read = Signal(object)
+    """tuple[Operation, ...], newest first: what was done before this start; once"""
+    unfinished_changed = Signal(object)
+    """Mapping of UUID to Operation: what was interrupted, and is neither finished nor left as it is"""
     credentials_needed = Signal(object)
     """CredentialsRequest: somebody must answer it"""
 
@@ -178,6 +186,9 @@ class HostBackend(QObject):
         """What drives the operations that are not over."""
         self._journal_numbers: dict[int, int] = {}
         self._being_undone: set[int] = set()
+        self._unfinished: Mapping[str, Operation] = MappingProxyType({})
+        self._history: dict[int, Operation] | None = None
+        """What was done before this start, by number; None until that was read."""
 
         self._read_session: Session | None = None  # the read thread's own
         self._change_connection: Connection | None = None  # the change thread's own
@@ -234,6 +245,10 @@ class HostBackend(QObject):
     def operations(self) -> tuple[Operation, ...]:
         """The operations since the start, oldest first."""
         return tuple(self._operations.values())
+
+    def unfinished(self) -> Mapping[str, Operation]:
+        """By UUID, what was interrupted on a machine. `Recover` finishes it, or leaves it as it is."""
+        return self._unfinished
 
     # Connecting
 
@@ -320,6 +335,7 @@ class HostBackend(QObject):
         self._read_list(Priority.USER)
         if self._looked_at is not None:
             self._read_tree(self._looked_at, Priority.ON_SCREEN)
+        self._read_journal()
 
     def _waiting(self, error: SnapTreeError, retry_at: float) -> None:
         phase = Phase.LOST if self._status.phase is Phase.LOST else Phase.FAILED
@@ -383,6 +399,46 @@ class HostBackend(QObject):
         self._read_list(Priority.USER)
         if self._looked_at is not None:
             self._read_tree(self._looked_at, Priority.ON_SCREEN)
+        self._read_journal()
+
+    def _read_journal(self) -> None:
+        """What was done before, once; and what was interrupted."""
+        journal = self._journal
+        if journal is None:
+            return
+        wants_history = self._history is None
+
+        def work(_should_stop: ShouldStop) -> tuple[tuple[Operation, ...], tuple[Operation, ...]]:
+            earlier = journal.recent(EARLIER_OPERATIONS, host_uri=self.uri) if wants_history else ()
+            return earlier, journal.unfinished(host_uri=self.uri)
+
+        self._measurer.submit(
+            work, on_done=self._journal_read, on_failed=self._list_failed, priority=Priority.ON_SCREEN, key=_JOURNAL
+        )
+
+    def _journal_read(self, answer: tuple[tuple[Operation, ...], tuple[Operation, ...]]) -> None:
+        earlier, unfinished = answer
+        if self._history is None:
+            ours = set(self._journal_numbers.values())
+            known = [self._earlier(each) for each in earlier if each.state.is_over and each.id not in ours]
+            self._history = {each.id: each for each in known}
+            if known:
+                self.history_read.emit(tuple(known))
+        by_machine = MappingProxyType({each.plan.domain_uuid: each for each in reversed(unfinished)})
+        if by_machine != self._unfinished:
+            self._unfinished = by_machine
+            self.unfinished_changed.emit(by_machine)
+
+    def _in_journal(self, operation: Operation) -> int | None:
+        """The journal's number of an operation, also of one that was just read there; None if it is not in it."""
+        number = operation.id
+        return self._journal_numbers.get(number, number if number > 0 else None)
+
+    def _earlier(self, operation: Operation) -> Operation:
+        """An operation out of the journal, with a number that no other journal's may have."""
+        number = next(_operation_numbers)
+        self._journal_numbers[number] = operation.id
+        return replace(operation, id=number)
 
     def _changed_outside(self, changes: Changes) -> None:
         if changes.list_changed:
@@ -668,6 +724,8 @@ class HostBackend(QObject):
         def work(should_stop: ShouldStop) -> Plan:
             with session.using() as connection:
                 situation = replace(read_situation(connection, uuid), speed=self._speed_now())
+                recovers = isinstance(intention, Recover)
+                situation = with_operations(connection, situation, self._journal, recovers=recovers)
                 if not isinstance(intention, Delete | TakeBack):
                     return make_plan(intention, situation)
                 # What is on screen was analysed already; a figure in a preview need not be truer than that.
@@ -747,16 +805,14 @@ class HostBackend(QObject):
                 self._post(partial(self._went_on, replace(operation, id=queued.id)))
 
         with self._connection_for_changes() as connection, self._watching_paused(plan.domain_uuid):
-            operation = run_plan(
+            return run_plan(
                 connection,
                 plan,
                 journal=self._journal,
+                undoes=None if undoes is None else self._in_journal(undoes),
                 on_progress=tell,
                 cancelled=lambda: cancelled.is_set() or should_stop(),
             )
-        if undoes is not None and operation.state is OperationState.DONE and self._journal is not None:
-            self._journal.mark_undone(self._journal_numbers.get(undoes.id, undoes.id))
-        return operation
 
     @contextmanager
     def _connection_for_changes(self) -> Iterator[Connection]:
@@ -805,6 +861,11 @@ class HostBackend(QObject):
     def _changed(self, number: int, operation: Operation) -> None:
         self._journal_numbers[number] = operation.id
         self._over(replace(operation, id=number))
+        recovered = operation.plan.recovers
+        for earlier in [known for known, in_journal in self._journal_numbers.items() if in_journal == recovered]:
+            settled = self._operations.get(earlier) or (self._history or {}).get(earlier)
+            if settled is not None:
+                self._tell_operation(replace(settled, settled=Settled(operation.id, operation.plan.action)))
 
     def _not_changed(self, number: int, error: SnapTreeError) -> None:
         """Nothing was done: the host could not be reached, or the journal not be written."""
@@ -821,6 +882,7 @@ class HostBackend(QObject):
                 self._tell_operation(replace(undoes, undone=True))
         self._read_list(Priority.ON_SCREEN)
         self._read_tree(operation.plan.domain_uuid, Priority.ON_SCREEN)
+        self._read_journal()
 
     def _tell_operation(self, operation: Operation) -> None:
         self._operations[operation.id] = operation

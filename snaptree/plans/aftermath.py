@@ -37,6 +37,7 @@ from snaptree.plans.naming import revert_overlay_path
 from snaptree.plans.plan import (
     DeleteSnapshot,
     DropManagedSave,
+    EndOrphanedMerge,
     ForkAtSnapshot,
     MergeLayers,
     MergeWay,
@@ -79,6 +80,8 @@ def _after(situation: Situation, step: Step) -> Situation:
             return after_fork(situation, step)
         case DeleteSnapshot():
             return after_delete(situation, step)
+        case EndOrphanedMerge():
+            return replace(situation, block_jobs=(), domain=replace(situation.domain, state=DomainState.OFF))
         case MergeLayers():
             return after_merge(situation, step)
         case RecordLayers():

@@ -111,6 +111,10 @@ class Draft:
         self.situation = after(self.situation, step)
         self.facts = Facts(self.situation)
 
+    def add_done(self, step: Step) -> None:
+        """Append a step whose work is in the situation already."""
+        self._steps.append(step)
+
     def refuse(self, *findings: Finding) -> None:
         """Note reasons why this plan can't run, each once."""
         self._refusals += [finding for finding in dict.fromkeys(findings) if finding not in self._refusals]

@@ -64,4 +64,11 @@ class TakeBack:
     delete: tuple[str, ...]
 
 
-Intention = Take | Revert | Delete | TakeBack
+@dataclass(frozen=True, slots=True)
+class Recover:
+    """Finish what an interrupted operation left undone, or `leave` it as it is."""
+
+    leave: bool = False
+
+
+Intention = Take | Revert | Delete | TakeBack | Recover

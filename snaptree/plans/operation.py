@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import datetime as dt
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
+from math import inf
 
 from snaptree.model.errors import SnapTreeError
-from snaptree.plans.plan import Plan
+from snaptree.model.troubles import Severity, Trouble
+from snaptree.plans.plan import Action, Plan, Step
 
 
 class OperationState(StrEnum):
@@ -18,7 +22,8 @@ class OperationState(StrEnum):
     FAILED = "failed"
     CANCELLED = "cancelled"
     INTERRUPTED = "interrupted"
-    """The program ended in the middle; what was done is in the journal."""
+    """The program, the daemon, QEMU or the link ended in the middle; what was done is in the journal. So does what was
+    cancelled, or failed, between merging layers and letting libvirt know of it."""
 
     @property
     def is_over(self) -> bool:
@@ -46,6 +51,16 @@ class Progress:
 
 
 @dataclass(frozen=True, slots=True)
+class Settled:
+    """What became of an interrupted operation: operation `by` finished it, or says that it was left as it is."""
+
+    by: int
+    """The journal's number."""
+    how: Action
+    """`FINISH` or `LEAVE`; any other is a change that an earlier SnapTree made without asking."""
+
+
+@dataclass(frozen=True, slots=True)
 class Operation:
     """One run of one plan. `id` is the journal's; times are seconds since 1970, UTC."""
 
@@ -60,8 +75,105 @@ class Operation:
     steps_done: int = 0
     step_seconds: tuple[float, ...] = field(default=(), compare=False)
     """What each of these took, as far as the journal tells."""
+    steps_begun: int = 0
+    """Those done, and the one that was about to act when the journal was last written to."""
+    was_active: bool | None = None
+    """Whether QEMU ran for the machine when the last of its steps began; None if nobody knows."""
+    settled: Settled | None = None
+    who: str = ""
+    """The user who ran it; empty if nobody knows."""
 
     @property
     def can_undo(self) -> bool:
         """Whether it ended well, can be taken back, and was not yet."""
         return self.state is OperationState.DONE and self.plan.undo is not None and not self.undone
+
+    @property
+    def is_unfinished(self) -> bool:
+        """Whether it was cut short after it had begun to act, and nobody has finished it or left it as it is.
+
+        One that was to finish another had taken over what that one began.
+        """
+        has_begun = self.steps_begun > 0 or self.plan.action is Action.FINISH
+        return self.state is OperationState.INTERRUPTED and self.settled is None and has_begun
+
+
+class StepState(StrEnum):
+    """How far a step of an interrupted operation is, by what is there now."""
+
+    DONE = "done"
+    NOT_BEGUN = "not-begun"
+    HALF_WAY = "half-way"
+    CHANGED = "changed"
+    """Somebody did something else meanwhile: the step makes no sense any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepFound:
+    """What became of the step in which an operation was interrupted, or before which it was."""
+
+    state: StepState
+    says: str = ""
+    """What was found, as a clause; empty where the state says it all."""
+    orphans: tuple[str, ...] = ()
+    """Disks whose merge a dead daemon left behind in a QEMU that it had started for it."""
+    instead: tuple[Step, ...] = ()
+    """What completes it, where doing it again would not."""
+
+
+_NAMES = {
+    Action.TAKE: "Taking a snapshot",
+    Action.REVERT: "A revert",
+    Action.DELETE: "A delete",
+    Action.UNDO: "Taking a change back",
+    Action.FINISH: "Finishing what had been interrupted",
+    Action.LEAVE: "Leaving things as they are",
+}
+
+
+def interruption(operation: Operation) -> str:
+    """One sentence: what was interrupted, when (here), and how far it was."""
+    local = dt.datetime.fromtimestamp(operation.started, dt.UTC).astimezone()
+    return (
+        f"{_NAMES[operation.plan.action]} was interrupted on {local.day} {local:%b %Y, %H:%M},"
+        f" after {operation.steps_done} of {len(operation.plan.steps)} steps."
+    )
+
+
+def troubles_of_operation(unfinished: Operation | None) -> Iterator[Trouble]:
+    """What is wrong with a machine on which an operation was interrupted."""
+    if unfinished is not None:
+        yield Trouble(Severity.ERROR, interruption(unfinished))
+
+
+def last_undoable(operations: Iterable[Operation], uuid: str | None = None) -> Operation | None:
+    """The operation that "undo" means: the last that changed anything, if it can be taken back.
+
+    Never one before it: what came later would be in the way. `uuid` asks about one machine only.
+    """
+    for operation in sorted(operations, key=_when, reverse=True):
+        if uuid is not None and operation.plan.domain_uuid != uuid:
+            continue
+        if not operation.state.is_over or operation.is_unfinished:
+            return None
+        if operation.undone or operation.plan.action is Action.UNDO or not _changed_something(operation):
+            continue
+        return operation if operation.can_undo else None
+    return None
+
+
+def _when(operation: Operation) -> float:
+    """When it ended. One that was cut short has no end, one that goes on has it still to come."""
+    if operation.finished is not None:
+        return operation.finished
+    return operation.started if operation.state.is_over else inf
+
+
+def _changed_something(operation: Operation) -> bool:
+    match operation.state:
+        case OperationState.DONE:
+            return operation.plan.action is not Action.LEAVE
+        case OperationState.INTERRUPTED:
+            return operation.steps_begun > 0
+        case _:
+            return operation.steps_done > 0

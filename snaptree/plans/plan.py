@@ -22,6 +22,10 @@ class Action(StrEnum):
     REVERT = "revert"
     DELETE = "delete"
     UNDO = "undo"
+    FINISH = "finish"
+    """What an interrupted operation had left to do."""
+    LEAVE = "leave"
+    """Nothing: an interrupted operation is left as it is."""
 
 
 class StateAfter(StrEnum):
@@ -94,6 +98,17 @@ class RemoveLeftover:
 
     path: str
     why: str
+
+
+@dataclass(frozen=True, slots=True)
+class EndOrphanedMerge:
+    """Stop the merge that nobody finishes, and end the paused QEMU that libvirt had started for it.
+
+    That is what a daemon leaves behind that dies while it deletes a snapshot of a machine that is off.
+    """
+
+    targets: tuple[str, ...]
+    """The disks that it merged."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,6 +199,7 @@ Step = (
     | DropManagedSave
     | ForkAtSnapshot
     | DeleteSnapshot
+    | EndOrphanedMerge
     | MergeLayers
     | RecordLayers
     | RemoveLeftover
@@ -239,6 +255,9 @@ class Plan:
     undo: Undo | None = None
     expected_chains: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: MappingProxyType({}))
     """Layers of each disk (target -> paths, active first) when the plan was made."""
+    recovers: int | None = None
+    """The journal's number of the interrupted operation that this one finishes or leaves. Each of its steps asks first
+    whether it is done already."""
 
     @property
     def is_refused(self) -> bool:

@@ -13,6 +13,7 @@ from snaptree.plans.plan import (
     Action,
     DeleteSnapshot,
     DropManagedSave,
+    EndOrphanedMerge,
     Finding,
     Forecast,
     ForkAtSnapshot,
@@ -29,7 +30,7 @@ from snaptree.plans.plan import (
     TakeSnapshot,
     Undo,
 )
-from snaptree.plans.wording import files_named, plain, quoted, snapshots_named
+from snaptree.plans.wording import files_named, listed, plain, quoted, snapshots_named
 
 RECORD_VERSION = 1
 
@@ -43,6 +44,7 @@ _KINDS: Mapping[type[Step], str] = MappingProxyType(
         DropManagedSave: "drop-managed-save",
         ForkAtSnapshot: "fork",
         DeleteSnapshot: "delete",
+        EndOrphanedMerge: "end-orphaned-merge",
         MergeLayers: "merge-layers",
         RecordLayers: "record-layers",
         RemoveLeftover: "remove-leftover",
@@ -74,6 +76,9 @@ def describe_step(step: Step) -> str:
             return f"Revert to {quoted(step.name)} on new layers ({overlays}){_STATES_AFTER[step.state_after]}"
         case DeleteSnapshot():
             return f"Delete {quoted(step.name)}" + (" and merge its layer" if step.merges else "")
+        case EndOrphanedMerge():
+            disks = listed(plain(target) for target in step.targets)
+            return f"Stop the merge of disk {disks} that nobody finishes, and end the paused QEMU left behind"
         case MergeLayers():
             return _describe_merge(step)
         case RecordLayers():
@@ -147,6 +152,7 @@ def plan_to_record(plan: Plan) -> dict[str, Any]:
         "refusals": [asdict(finding) for finding in plan.refusals],
         "undo": None if plan.undo is None else asdict(plan.undo),
         "expected_chains": {target: list(layers) for target, layers in plan.expected_chains.items()},
+        "recovers": plan.recovers,
     }
 
 
@@ -176,6 +182,7 @@ def plan_from_record(record: Mapping[str, Any]) -> Plan:
         expected_chains=MappingProxyType(
             {target: tuple(layers) for target, layers in record["expected_chains"].items()}
         ),
+        recovers=record.get("recovers"),  # plans recorded by the first journals have none
     )
 
 
@@ -227,6 +234,8 @@ def _step_to_record(step: Step) -> dict[str, Any]:
                 "expected_children": list(step.expected_children),
                 "merges": step.merges,
             }
+        case EndOrphanedMerge():
+            return kind | {"targets": list(step.targets)}
         case MergeLayers():
             return kind | {
                 "target": step.target,
@@ -289,6 +298,8 @@ def _step_from_record(record: Mapping[str, Any]) -> Step:
             )
         case "delete":
             return DeleteSnapshot(record["name"], tuple(record["expected_children"]), record["merges"])
+        case "end-orphaned-merge":
+            return EndOrphanedMerge(tuple(record["targets"]))
         case "merge-layers":
             return MergeLayers(
                 target=record["target"],

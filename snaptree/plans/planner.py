@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from snaptree.plans.delete import plan_delete
-from snaptree.plans.intention import Delete, Intention, Revert, Take, TakeBack
+from snaptree.plans.intention import Delete, Intention, Recover, Revert, Take, TakeBack
 from snaptree.plans.plan import Plan
+from snaptree.plans.recovery import plan_recovery
 from snaptree.plans.revert import plan_revert, plan_take_back
 from snaptree.plans.situation import Situation
 from snaptree.plans.take import plan_take
@@ -13,7 +14,8 @@ from snaptree.plans.take import plan_take
 def make_plan(intention: Intention, situation: Situation) -> Plan:
     """Plan what the user wants, or say by which rules it can't be.
 
-    Raises VanishedError if a snapshot that the intention names is gone, SnapTreeError if it names nothing.
+    Raises VanishedError if a snapshot that the intention names is gone, SnapTreeError if it names nothing
+    or if there is nothing to recover.
     """
     match intention:
         case Take():
@@ -24,3 +26,5 @@ def make_plan(intention: Intention, situation: Situation) -> Plan:
             return plan_delete(intention, situation)
         case TakeBack():
             return plan_take_back(intention, situation)
+        case Recover():
+            return plan_recovery(intention, situation)

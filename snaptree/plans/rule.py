@@ -15,6 +15,7 @@ from snaptree.plans.plan import (
     Action,
     DeleteSnapshot,
     DropManagedSave,
+    EndOrphanedMerge,
     Finding,
     ForkAtSnapshot,
     MergeLayers,
@@ -255,7 +256,7 @@ def action_of(step: Step) -> Action:
             return Action.TAKE
         case RevertToSnapshot() | StopMachine() | DropManagedSave() | ForkAtSnapshot():
             return Action.REVERT
-        case DeleteSnapshot() | MergeLayers() | RecordLayers() | RemoveLeftover():
+        case DeleteSnapshot() | EndOrphanedMerge() | MergeLayers() | RecordLayers() | RemoveLeftover():
             return Action.DELETE
 
 

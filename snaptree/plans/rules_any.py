@@ -6,6 +6,7 @@ import shlex
 
 from snaptree.model.estate import DomainState, MemorySnapshot, SnapshotKind
 from snaptree.plans.facts import QEMU_10
+from snaptree.plans.operation import interruption
 from snaptree.plans.plan import Action
 from snaptree.plans.rule import QEMU, TEST, Case, Evidence, Rule, Verdict, actions, found
 from snaptree.plans.situation import Known
@@ -17,6 +18,16 @@ _CHANGES = actions(Action.TAKE, Action.REVERT, Action.DELETE)
 
 def _read_only(case: Case) -> Evidence | None:
     return found() if case.situation.host.read_only else None
+
+
+def _unfinished(case: Case) -> Evidence | None:
+    unfinished = case.situation.unfinished
+    return None if unfinished is None else found(interruption=interruption(unfinished).rstrip("."))
+
+
+def _running_elsewhere(case: Case) -> Evidence | None:
+    other = case.situation.running_elsewhere
+    return None if other is None else found(who=f" of {plain(other.who)}" if other.who else "")
 
 
 def _driver_unknown(case: Case) -> Evidence | None:
@@ -112,6 +123,28 @@ RULES = (
         reason="Snapshots are changed on QEMU and KVM hosts only; this host's driver is {driver}.",
         remedy="Use the tools that come with {driver}.",
         source="nothing here was tried with other drivers",
+        needs=Known.TREE,
+        drivers=_ANY_DRIVER,
+    ),
+    Rule(
+        id="unfinished-operation",
+        actions=_CHANGES,
+        verdict=Verdict.REFUSE,
+        condition=_unfinished,
+        reason="{interruption}. What it left half done would be in the way of anything else.",
+        remedy="Finish it, or leave it as it is: above the tree in the window, or by snaptree recover {vm_arg}.",
+        source="the journal: the operation has begun, and has no end",
+        needs=Known.TREE,
+        drivers=_ANY_DRIVER,
+    ),
+    Rule(
+        id="another-snaptree",
+        actions=_CHANGES,
+        verdict=Verdict.REFUSE,
+        condition=_running_elsewhere,
+        reason="Another SnapTree{who} is changing {vm} right now.",
+        remedy="Wait until it has ended.",
+        source="the journal: the program that runs the operation is alive",
         needs=Known.TREE,
         drivers=_ANY_DRIVER,
     ),

@@ -62,5 +62,56 @@ LEFTOVER_STAYS = Rule(
     remedy="Remove it on the host if nobody needs it.",
     source="lab: the memory file on 9.0, the layer of a leaf without a parent on 11.3 and 12.8",
 )
+_CHANGES = actions(Action.TAKE, Action.REVERT, Action.DELETE)
+CANNOT_FINISH = Rule(
+    id="cannot-finish",
+    actions=_CHANGES,
+    verdict=Verdict.REFUSE,
+    condition=_by_the_planner,
+    reason="What was interrupted can't be finished: {problem}.",
+    remedy="Look at the tree, then leave it as it is, and plan what you want anew.",
+    source="a step that was interrupted goes on only from what it left itself",
+    drivers=_ANY_DRIVER,
+)
+FINISHED_ALREADY = Rule(
+    id="finished-already",
+    actions=_CHANGES,
+    verdict=Verdict.WARN,
+    condition=_by_the_planner,
+    reason="Done already: {steps}.",
+    remedy="",
+    source="the journal, and what is there now",
+    drivers=_ANY_DRIVER,
+)
+HALF_DONE = Rule(
+    id="half-done",
+    actions=_CHANGES,
+    verdict=Verdict.WARN,
+    condition=_by_the_planner,
+    reason="Half done: {step}: {problem}.",
+    remedy="{remedy}",
+    source="lab on 9.0, 11.3 and 12.8: interrupted deletes damage only the snapshot being deleted",
+    drivers=_ANY_DRIVER,
+)
+LEFT_UNDONE = Rule(
+    id="left-undone",
+    actions=_CHANGES,
+    verdict=Verdict.WARN,
+    condition=_by_the_planner,
+    reason="Not done, if it is left as it is: {steps}.",
+    remedy="{remedy}",
+    source="the journal, and what is there now",
+    drivers=_ANY_DRIVER,
+)
 
-RULES = (NO_SAFETY_SNAPSHOT, MANAGED_SAVE_DROPPED, MACHINE_IS_STOPPED, UNDO_KEEPS_SNAPSHOT, LEFTOVER_STAYS)
+RULES = (
+    NO_SAFETY_SNAPSHOT,
+    MANAGED_SAVE_DROPPED,
+    MACHINE_IS_STOPPED,
+    UNDO_KEEPS_SNAPSHOT,
+    LEFTOVER_STAYS,
+    CANNOT_FINISH,
+    FINISHED_ALREADY,
+    HALF_DONE,
+    LEFT_UNDONE,
+)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from snaptree.model.estate import Domain, DomainLayers, Host, ImageKey
 from snaptree.model.merging import Elsewhere
 from snaptree.model.tree import SnapshotTree
+from snaptree.plans.operation import Operation, StepFound
 from snaptree.plans.speed import NOT_MEASURED, Speed
 from snaptree.plans.wording import machines_named, plain
 
@@ -92,6 +93,12 @@ class Situation:
     """Layers that libvirt makes and names when the plan that led here is run: what they are called here is a guess."""
     speed: Speed = NOT_MEASURED
     """How long changes took on this host."""
+    unfinished: Operation | None = None
+    """The operation on this machine that was interrupted and is neither finished nor left as it is."""
+    found: StepFound | None = None
+    """What is there now of the first of its steps that is not known to be done. Only looked for to recover it."""
+    running_elsewhere: Operation | None = None
+    """What another program of this user's is doing to this machine."""
     memory_bytes: int = 0
     """RAM of the machine now, in bytes."""
     now: int = 0
@@ -131,12 +138,19 @@ def elsewhere(
     return Elsewhere(MappingProxyType(users), unknown)
 
 
-def glance(host: Host, domain: Domain, tree: SnapshotTree, layers: DomainLayers | None = None) -> Situation:
+def glance(
+    host: Host,
+    domain: Domain,
+    tree: SnapshotTree,
+    layers: DomainLayers | None = None,
+    unfinished: Operation | None = None,
+) -> Situation:
     """What a window has at hand without asking the host: enough for `rules.why_not`, not for a plan that is run."""
     return Situation(
         host=host,
         domain=domain,
         tree=tree,
         layers=DomainLayers() if layers is None else layers,
+        unfinished=unfinished,
         known=Known.TREE if layers is None else Known.LAYERS,
     )

@@ -7,6 +7,7 @@ from typing import Any
 from rich.console import Console
 
 from snaptree import words
+from snaptree.model.errors import SnapTreeError
 from snaptree.plans.operation import Operation
 from snaptree.plans.plan import Plan
 from snaptree.plans.plan_json import describe_step, plan_to_json
@@ -16,7 +17,9 @@ from snaptree.terminal.console import plain
 def print_plan(out: Console, plan: Plan) -> None:
     """Print what a plan would do, what it costs and what to know. Refusals are the caller's to say."""
     lines = [(f"{number}. {describe_step(step)}", "") for number, step in enumerate(plan.steps, start=1)]
-    lines += [(f"Note: {warning.reason}", "yellow") for warning in plan.warnings]
+    for warning in plan.warnings:
+        more = f" {warning.remedy}" if warning.remedy and plan.recovers is not None else ""
+        lines.append((f"Note: {warning.reason}{more}", "yellow"))
     if plan.steps:
         forecast = plan.forecast
         parts = (
@@ -44,14 +47,16 @@ def print_plan(out: Console, plan: Plan) -> None:
 
 def result_json(plan: Plan, operation: Operation) -> dict[str, Any]:
     """The plan's document with what came of it under `result`."""
-    error = operation.error
     return plan_to_json(plan) | {
         "result": {
             "state": operation.state.value,
             "steps_done": operation.steps_done,
             "seconds": None if operation.finished is None else round(operation.finished - operation.started, 3),
-            "error": None
-            if error is None
-            else {"summary": error.summary, "hint": error.hint, "details": error.details},
+            "error": error_json(operation.error),
         }
     }
+
+
+def error_json(error: SnapTreeError | None) -> dict[str, str] | None:
+    """An error as it stands in documents."""
+    return None if error is None else {"summary": error.summary, "hint": error.hint, "details": error.details}

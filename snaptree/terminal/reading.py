@@ -11,6 +11,7 @@ from snaptree.model.estate import Domain, DomainLayers, Host
 from snaptree.model.merging import ALONE, Elsewhere
 from snaptree.model.tree import SnapshotTree
 from snaptree.model.troubles import Severity, Trouble, troubles_of_layers, troubles_of_tree, worst_first
+from snaptree.plans.operation import Operation, troubles_of_operation
 from snaptree.terminal.console import plain
 
 
@@ -24,12 +25,18 @@ class DomainReading:
     layers: DomainLayers
     costs: DomainCosts
     elsewhere: Elsewhere = ALONE
+    unfinished: Operation | None = None
+    """What was interrupted on it."""
 
     @property
     def troubles(self) -> tuple[Trouble, ...]:
         """What is wrong with it, the worst first: what the window says too."""
         return worst_first(
-            [*troubles_of_layers(self.tree, self.layers), *troubles_of_tree(self.tree, is_complete=True)]
+            [
+                *troubles_of_operation(self.unfinished),
+                *troubles_of_layers(self.tree, self.layers),
+                *troubles_of_tree(self.tree, is_complete=True),
+            ]
         )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from math import inf
+from time import time
 from typing import TYPE_CHECKING
 
 from PySide6.QtCore import QEvent, QSize, Qt, Signal
@@ -18,7 +18,7 @@ from PySide6.QtWidgets import (
 )
 
 from snaptree import words
-from snaptree.plans.operation import OperationState
+from snaptree.plans.operation import OperationState, last_undoable
 from snaptree.plans.plan import Action
 from snaptree.plans.plan_json import describe_step
 from snaptree.plans.wording import listed
@@ -28,8 +28,6 @@ from snaptree.ui.text import in_sentence, tooltip
 from snaptree.ui.theme import colours_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from snaptree.model.errors import SnapTreeError
     from snaptree.plans.operation import Operation, Progress
     from snaptree.plans.plan import Plan
@@ -47,6 +45,9 @@ _SIGNS = {
 }
 
 
+_SETTLED = {Action.FINISH: "It was taken up again since.", Action.LEAVE: "It was left as it is."}
+
+
 def title_of(plan: Plan) -> str:
     """What a plan does, as a heading: `Delete “auto-12” of web-01`."""
     machine = in_sentence(plan.domain)
@@ -58,25 +59,12 @@ def title_of(plan: Plan) -> str:
             return f"Revert {machine} to {names}"
         case Action.DELETE:
             return f"Delete {names} of {machine}"
-        case _:
+        case Action.UNDO:
             return f"Undo on {machine}"
-
-
-def last_undoable(operations: Iterable[Operation], uuid: str | None = None) -> Operation | None:
-    """The operation that "undo" means: the last that changed anything, if it can be taken back.
-
-    Never one before it: what came later would be in the way. `uuid` asks about one machine only.
-    """
-    for operation in sorted(operations, key=lambda operation: operation.finished or inf, reverse=True):
-        if uuid is not None and operation.plan.domain_uuid != uuid:
-            continue
-        if not operation.state.is_over:
-            return None
-        changed_something = operation.state is OperationState.DONE or operation.steps_done
-        if operation.undone or operation.plan.action is Action.UNDO or not changed_something:
-            continue
-        return operation if operation.can_undo else None
-    return None
+        case Action.FINISH:
+            return f"Finish what was interrupted on {machine}"
+        case Action.LEAVE:
+            return f"Leave {machine} as it is"
 
 
 def progress_text(progress: Progress) -> str:
@@ -132,10 +120,13 @@ class OperationRow(QFrame):
         """Say that a plan is being made."""
         self._show("waiting", title, "Planning…", is_busy=True)
 
-    def show_operation(self, operation: Operation, *, can_undo: bool) -> None:
-        """Show how the work is doing."""
+    def show_operation(self, operation: Operation, *, can_undo: bool, is_earlier: bool = False) -> None:
+        """Show how the work is doing. What was done before this start says how long ago."""
         state = operation.state
-        self._show(_SIGNS[state], title_of(operation.plan), _detail(operation), is_busy=state is OperationState.RUNNING)
+        detail = _detail(operation)
+        if is_earlier:
+            detail = f"{_ago(operation)}: {detail}"
+        self._show(_SIGNS[state], title_of(operation.plan), detail, is_busy=state is OperationState.RUNNING)
         steps = [describe_step(step) for step in operation.plan.steps]
         self.setToolTip(tooltip("\n".join([*steps, *(f"⚠ {warning.reason}" for warning in operation.plan.warnings)])))
         progress = operation.progress
@@ -187,6 +178,11 @@ class OperationRow(QFrame):
         self._picture.setPixmap(icons.pixmap(self._sign, colour, icons.SIZE, self.devicePixelRatioF()))
 
 
+def _ago(operation: Operation) -> str:
+    ago = words.age(time() - (operation.finished or operation.started))
+    return f"{ago[0].upper()}{ago[1:]} ago"
+
+
 def _detail(operation: Operation) -> str:
     progress, error = operation.progress, operation.error
     took = words.duration((operation.finished or operation.started) - operation.started)
@@ -203,7 +199,9 @@ def _detail(operation: Operation) -> str:
             return f"Done in {took}"
         case _:
             said = f"{error.summary} {error.hint}".strip() if error is not None else operation.state.value.capitalize()
-            return f"{said.rstrip('.')}. {operation.steps_done} of {len(operation.plan.steps)} steps were done."
+            settled = "" if operation.settled is None else f" {_SETTLED.get(operation.settled.how, '')}".rstrip()
+            done = f"{operation.steps_done} of {len(operation.plan.steps)} steps were done."
+            return f"{said.rstrip('.')}. {done}{settled}"
 
 
 class Activity(QWidget):
@@ -224,6 +222,8 @@ class Activity(QWidget):
         self.setAccessibleName("Activity")
         self._operations: dict[int, tuple[str, Operation]] = {}
         self._rows: dict[int, OperationRow] = {}
+        self._earlier: set[int] = set()
+        """What was done before this start."""
         self._plans: dict[object, OperationRow] = {}
         self._page = QWidget(self)
         self._list = QVBoxLayout(self._page)
@@ -250,6 +250,10 @@ class Activity(QWidget):
     def operations(self) -> list[Operation]:
         """All work in the list, in the order it was asked for."""
         return [operation for _, operation in self._operations.values()]
+
+    def is_earlier(self, operation: Operation) -> bool:
+        """Whether it was done before this start."""
+        return operation.id in self._earlier
 
     def host_of(self, operation: Operation) -> str:
         """The address of the host on which it ran."""
@@ -282,6 +286,17 @@ class Activity(QWidget):
         self._show_machine(operation.plan.domain_uuid, uri)
         self.changed.emit()
 
+    def show_earlier(self, uri: str, operations: tuple[Operation, ...]) -> None:
+        """Show what was done on a host before this start, below all that was done since."""
+        for operation in operations:
+            self._operations[operation.id] = uri, operation
+            self._earlier.add(operation.id)
+            self._add_row(operation.id, on_top=False)
+        self._forget_old()
+        for uuid in {operation.plan.domain_uuid for operation in operations}:
+            self._show_machine(uuid, uri)
+        self.changed.emit()
+
     def _show_machine(self, uuid: str, uri: str) -> None:
         """Undo is offered for the last change of a machine only: its rows are looked at together."""
         own = [
@@ -292,15 +307,20 @@ class Activity(QWidget):
         undoable = last_undoable(own)
         for operation in own:
             can_undo = undoable is not None and operation.id == undoable.id
-            self._rows[operation.id].show_operation(operation, can_undo=can_undo)
+            row = self._rows[operation.id]
+            row.show_operation(operation, can_undo=can_undo, is_earlier=self.is_earlier(operation))
 
-    def _add_row(self, number: int) -> None:
+    def _add_row(self, number: int, *, on_top: bool = True) -> None:
         row = OperationRow(self._page)
         row.cancel_wanted.connect(lambda: self.cancel_wanted.emit(*self._operations[number]))
         row.undo_wanted.connect(lambda: self.undo_wanted.emit(*self._operations[number]))
         row.details_wanted.connect(lambda: self.details_wanted.emit(self._error(number)))
         self._rows[number] = row
-        self._put_on_top(row)
+        if on_top:
+            self._put_on_top(row)
+        else:
+            self._list.insertWidget(self._list.count() - 1, row)  # before what fills the rest
+            self._nothing.hide()
 
     def _error(self, number: int) -> SnapTreeError | None:
         return self._operations[number][1].error
@@ -318,6 +338,8 @@ class Activity(QWidget):
 
     def _forget_old(self) -> None:
         over = [number for number, (_, operation) in self._operations.items() if operation.state.is_over]
+        over.sort(key=lambda number: self._operations[number][1].started)
         for number in over[:-KEPT]:
             del self._operations[number]
+            self._earlier.discard(number)
             self._remove(self._rows.pop(number))

@@ -60,8 +60,10 @@ def _refused(action: Action, selection: Selection) -> Finding | None:
     if machine.tree is None:
         return Finding("not-read", "The snapshots of this machine have not been read yet.")
     layers = None if machine.costs is None else machine.costs.layers
-    situation = glance(machine.host.host, machine.domain, machine.tree, layers)
+    situation = glance(machine.host.host, machine.domain, machine.tree, layers, machine.unfinished)
     if action is Action.TAKE or len(selection.snapshots) != 1:
+        if action is Action.TAKE or machine.unfinished is not None:
+            return why_not(Action.TAKE, situation)
         # What is true of one snapshot may not be true of several deleted together: the plan will say.
-        return why_not(Action.TAKE, situation) if action is Action.TAKE else None
+        return None
     return why_not(action, situation, selection.snapshots[0])

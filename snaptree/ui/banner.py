@@ -1,4 +1,4 @@
-"""One-line messages above the tree: what goes on with a host, with at most one thing to do about it."""
+"""One-line messages above the tree: what goes on with a host or machine, with one or two things to do about it."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from snaptree.ui.theme import colours_of
 
 
 class Banner(QFrame):
-    """A coloured strip: a sign, a sentence, perhaps progress, perhaps a button."""
+    """A coloured strip: a sign, a sentence, perhaps progress, perhaps one button or two."""
 
     pressed = Signal()
+    other_pressed = Signal()
 
     def __init__(self, parent: QWidget | None = None) -> None:
         super().__init__(parent)
@@ -27,6 +28,8 @@ class Banner(QFrame):
         self._bar.setFixedWidth(160)
         self._button = QPushButton(self)
         self._button.clicked.connect(self.pressed)
+        self._other = QPushButton(self)
+        self._other.clicked.connect(self.other_pressed)
         layout = QHBoxLayout(self)
         layout.setContentsMargins(12, 6, 12, 6)
         layout.setSpacing(8)
@@ -34,6 +37,7 @@ class Banner(QFrame):
         layout.addWidget(self._text, 1)
         layout.addWidget(self._bar)
         layout.addWidget(self._button)
+        layout.addWidget(self._other)
         self.hide()
 
     @property
@@ -48,6 +52,7 @@ class Banner(QFrame):
         *,
         details: str = "",
         button: str = "",
+        other: str = "",
         progress: tuple[int, int] | None = None,
     ) -> None:
         """Show this; `sign` is `info`, `warning` or `error`, `progress` is (done, total)."""
@@ -59,6 +64,8 @@ class Banner(QFrame):
         self._text.setToolTip(tooltip(details))
         self._button.setText(button)
         self._button.setVisible(bool(button))
+        self._other.setText(other)
+        self._other.setVisible(bool(other))
         self._bar.setVisible(progress is not None)
         if progress is not None:
             self._bar.setRange(0, progress[1])
@@ -85,6 +92,8 @@ class Banners(QWidget):
 
     pressed = Signal(str)
     """The button of this topic's banner."""
+    other_pressed = Signal(str)
+    """Its second one."""
 
     def __init__(self, topics: tuple[str, ...], parent: QWidget | None = None) -> None:
         super().__init__(parent)
@@ -96,6 +105,7 @@ class Banners(QWidget):
             banner = Banner(self)
             banner.setObjectName(topic)
             banner.pressed.connect(self._pressed)
+            banner.other_pressed.connect(self._other_pressed)
             layout.addWidget(banner)
             self._banners[topic] = banner
         self.setSizePolicy(self.sizePolicy().horizontalPolicy(), self.sizePolicy().verticalPolicy())
@@ -108,3 +118,8 @@ class Banners(QWidget):
         banner = self.sender()
         if isinstance(banner, Banner):
             self.pressed.emit(banner.objectName())
+
+    def _other_pressed(self) -> None:
+        banner = self.sender()
+        if isinstance(banner, Banner):
+            self.other_pressed.emit(banner.objectName())

@@ -9,7 +9,7 @@ from PySide6.QtCore import QObject
 
 from snaptree import words
 from snaptree.model.errors import SnapTreeError
-from snaptree.plans.intention import Delete, Intention, Revert, TakeBack
+from snaptree.plans.intention import Delete, Intention, Recover, Revert, TakeBack
 from snaptree.plans.plan import StateAfter
 from snaptree.ui.error_dialog import show_error
 from snaptree.ui.plan_dialog import Alternatives, Choice, PlanDialog
@@ -119,6 +119,19 @@ class Commands(QObject):
             return
         self._activity.row(operation.id).show_undoing()
         self._estate[uri].backend.undo(operation)
+
+    def recover(self, machine: Machine, *, leave: bool) -> None:
+        """Finish what was interrupted, or leave it as it is, after a preview that says what that means."""
+        name = in_sentence(machine.domain.name)
+        self._open(
+            PlanDialog(
+                self._planner(machine),
+                Recover(leave=leave),
+                title=f"Leave {name} as it is" if leave else f"Finish what was interrupted on {name}",
+                verb="&Leave as It Is" if leave else "&Finish",
+                parent=self._window,
+            )
+        )
 
     def cancel(self, uri: str, operation: Operation) -> None:
         """Ask work to stop."""

@@ -9,7 +9,7 @@ from PySide6.QtCore import QObject, Signal
 from snaptree.ui.machine import Machine, MachineId
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from snaptree.jobs.host_backend import CostReading, CredentialsRequest, HostBackend, HostStatus, TreeReading
     from snaptree.model.errors import SnapTreeError
@@ -24,6 +24,7 @@ class HostEntry(QObject):
     machines_changed = Signal(str)
     machine_changed = Signal(object)
     operation_changed = Signal(str, object)
+    history_read = Signal(str, object)
     credentials_needed = Signal(object)
 
     def __init__(self, backend: HostBackend, label: str, parent: QObject) -> None:
@@ -36,6 +37,7 @@ class HostEntry(QObject):
         self._readings: dict[str, TreeReading] = {}
         self._costs: dict[str, CostReading] = {}
         self._errors: dict[str, SnapTreeError] = {}
+        self._unfinished: Mapping[str, Operation] = {}
         self._machines: dict[str, Machine] = {}
         backend.setParent(self)
         backend.host_changed.connect(self._host_changed)
@@ -44,6 +46,8 @@ class HostEntry(QObject):
         backend.costs_changed.connect(self._costs_changed)
         backend.reading_failed.connect(self._reading_failed)
         backend.operation_changed.connect(self._operation_changed)
+        backend.history_read.connect(self._history_read)
+        backend.unfinished_changed.connect(self._unfinished_changed)
         backend.credentials_needed.connect(self._credentials_needed)
 
     @property
@@ -69,6 +73,7 @@ class HostEntry(QObject):
                 reading=self._readings.get(uuid),
                 costs=self._costs.get(uuid),
                 error=self._errors.get(uuid),
+                unfinished=self._unfinished.get(uuid),
             )
         return machine
 
@@ -109,6 +114,15 @@ class HostEntry(QObject):
     def _operation_changed(self, operation: Operation) -> None:
         self.operation_changed.emit(self.uri, operation)
 
+    def _history_read(self, operations: tuple[Operation, ...]) -> None:
+        self.history_read.emit(self.uri, operations)
+
+    def _unfinished_changed(self, unfinished: Mapping[str, Operation]) -> None:
+        before, self._unfinished = self._unfinished, unfinished
+        for uuid in before.keys() | unfinished.keys():
+            if before.get(uuid) != unfinished.get(uuid) and uuid in self._domains:
+                self._machine_changed(uuid)
+
     def _credentials_needed(self, request: CredentialsRequest) -> None:
         self.credentials_needed.emit(request)
 
@@ -126,6 +140,8 @@ class Estate(QObject):
     """More is known about the machine with this MachineId."""
     operation_changed = Signal(str, object)
     """An operation on this host went on or ended."""
+    history_read = Signal(str, object)
+    """What was done on this host before this start: Operations, newest first."""
     credentials_needed = Signal(object)
 
     def __init__(self, parent: QObject | None = None) -> None:
@@ -152,6 +168,7 @@ class Estate(QObject):
         entry.machines_changed.connect(self.machines_changed)
         entry.machine_changed.connect(self.machine_changed)
         entry.operation_changed.connect(self.operation_changed)
+        entry.history_read.connect(self.history_read)
         entry.credentials_needed.connect(self.credentials_needed)
         self.hosts_changed.emit()
         return entry

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from snaptree.model.estate import Consistency, SnapshotKind
 from snaptree.model.figures import Figure, unknown
 from snaptree.model.troubles import Severity, Trouble, troubles_of_layers, troubles_of_tree, worst_first
+from snaptree.plans.operation import troubles_of_operation
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from snaptree.model.errors import SnapTreeError
     from snaptree.model.estate import Domain, Snapshot
     from snaptree.model.tree import SnapshotTree
+    from snaptree.plans.operation import Operation
 
 _SAMPLE = 500
 
@@ -43,6 +45,8 @@ class Machine:
     costs: CostReading | None = None
     error: SnapTreeError | None = None
     """Why reading its snapshots failed; what was read before stays."""
+    unfinished: Operation | None = None
+    """What was interrupted on it, and is neither finished nor left as it is."""
 
     @property
     def tree(self) -> SnapshotTree | None:
@@ -104,6 +108,7 @@ class Machine:
     def _troubles(self) -> Iterator[Trouble]:
         if self.error is not None:
             yield Trouble(Severity.ERROR, self.error.summary)
+        yield from troubles_of_operation(self.unfinished)
         if self.costs is not None:
             yield from troubles_of_layers(self.tree, self.costs.layers)
         if self.tree is not None:

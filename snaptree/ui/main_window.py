@@ -12,9 +12,10 @@ from PySide6.QtWidgets import QApplication, QMainWindow, QMenu, QMessageBox, QSp
 
 from snaptree import __version__
 from snaptree.model.figures import unknown
+from snaptree.plans.operation import last_undoable
 from snaptree.ui import icons
 from snaptree.ui.actions import Actions
-from snaptree.ui.activity import Activity, last_undoable, title_of
+from snaptree.ui.activity import Activity, title_of
 from snaptree.ui.availability import Selection
 from snaptree.ui.commands import Commands
 from snaptree.ui.connect_dialog import ConnectDialog
@@ -218,6 +219,8 @@ class MainWindow(QMainWindow):
         self.page.retry_wanted.connect(self._retry)
         self.page.refresh_wanted.connect(self._estate.refresh)
         self.page.add_host_wanted.connect(self.add_host)
+        self.page.finish_wanted.connect(partial(self._recover, leave=False))
+        self.page.leave_wanted.connect(partial(self._recover, leave=True))
         self.activity.began.connect(partial(actions.activity.setChecked, True))
         self.activity.changed.connect(self._offer_undo)
         self.activity.changed.connect(self._close_if_done)
@@ -227,6 +230,7 @@ class MainWindow(QMainWindow):
         estate.machines_changed.connect(self._machines_changed)
         estate.machine_changed.connect(self._machine_changed)
         estate.operation_changed.connect(self.activity.show_operation)
+        estate.history_read.connect(self.activity.show_earlier)
         estate.credentials_needed.connect(self._ask_credentials)
         self._theme.changed.connect(self._dress)
 
@@ -386,6 +390,11 @@ class MainWindow(QMainWindow):
         operation = last_undoable(self.activity.operations, None if machine is None else machine.id.uuid)
         if operation is not None:
             self.commands.undo(self.activity.host_of(operation), operation)
+
+    def _recover(self, *, leave: bool) -> None:
+        machine = self.machine
+        if machine is not None:
+            self.commands.recover(machine, leave=leave)
 
     def add_host(self) -> None:
         """Ask for another host."""

@@ -9,6 +9,7 @@ from PySide6.QtCore import QEvent, QTimer, Signal, SignalInstance
 from PySide6.QtWidgets import QHBoxLayout, QLabel, QStackedWidget, QVBoxLayout, QWidget
 
 from snaptree import words
+from snaptree.plans.operation import interruption
 from snaptree.plans.wording import plain
 from snaptree.ui import icons
 from snaptree.ui.banner import Banners
@@ -36,13 +37,17 @@ class TreePage(QWidget):
     retry_wanted = Signal()
     add_host_wanted = Signal()
     refresh_wanted = Signal()
+    finish_wanted = Signal()
+    leave_wanted = Signal()
+    """What was interrupted on the machine is to be finished, or left as it is."""
 
     def __init__(self, parent: QWidget | None = None) -> None:
         super().__init__(parent)
         self._machine: Machine | None = None
         self._status: HostStatus | None = None
-        self.banners = Banners(("demo", "connection", "reading", "read-only"), self)
+        self.banners = Banners(("demo", "connection", "unfinished", "reading", "read-only"), self)
         self.banners.pressed.connect(self._banner_pressed)
+        self.banners.other_pressed.connect(self.leave_wanted)
         self._state = QLabel(self)
         self._state.setFixedSize(icons.SIZE, icons.SIZE)
         self.title = ElidedLabel("", self)
@@ -174,6 +179,7 @@ class TreePage(QWidget):
         else:
             self.view.show_machine(None)
         self._show_connection()
+        self._show_unfinished()
         self._show_reading()
         self._dress()
 
@@ -202,6 +208,14 @@ class TreePage(QWidget):
             lock.show_message("lock", f"Read-only connection: nothing can be changed over it.{why}")
         else:
             lock.hide()
+
+    def _show_unfinished(self) -> None:
+        """Something was interrupted: nothing else is changed before that is settled."""
+        banner, machine = self.banners["unfinished"], self._machine
+        if machine is None or machine.unfinished is None:
+            banner.hide()
+            return
+        banner.show_message("error", interruption(machine.unfinished), button="&Finish…", other="&Leave as It Is…")
 
     def _show_reading(self) -> None:
         """The tree is there, but reading it again failed."""
@@ -247,7 +261,8 @@ class TreePage(QWidget):
         self._on_message.emit()
 
     def _banner_pressed(self, topic: str) -> None:
-        (self.retry_wanted if topic == "connection" else self.refresh_wanted).emit()
+        wanted = {"connection": self.retry_wanted, "unfinished": self.finish_wanted}
+        wanted.get(topic, self.refresh_wanted).emit()
 
     def changeEvent(self, event: QEvent) -> None:
         """Font or theme changed."""

@@ -10,8 +10,10 @@ from snaptree.model.estate import DiskChain, Domain, DomainLayers, DomainState, 
 from snaptree.model.figures import exact
 from snaptree.model.tree import SnapshotTree
 from snaptree.plans.aftermath import after_delete, after_revert, after_take
-from snaptree.plans.intention import Capture, Take
+from snaptree.plans.intention import Capture, Intention, Take
+from snaptree.plans.operation import Operation, OperationState
 from snaptree.plans.plan import DeleteSnapshot, RevertToSnapshot, StateAfter
+from snaptree.plans.planner import make_plan
 from snaptree.plans.situation import Disk, Situation
 from snaptree.plans.take import take_step
 
@@ -172,3 +174,20 @@ class SituationBuilder:
 
     def _set_layers(self, **fields: Any) -> SituationBuilder:
         return self.having(layers=replace(self._situation.layers, **fields))
+
+
+def interrupted(
+    builder: SituationBuilder, intention: Intention, *, done: int = 0, begun: int = 1, who: str = "", number: int = 7
+) -> Operation:
+    """An operation that was cut short in a machine's past."""
+    plan = make_plan(intention, builder.build())
+    assert not plan.is_refused, plan.refusals
+    return Operation(
+        id=number,
+        plan=plan,
+        state=OperationState.INTERRUPTED,
+        started=float(NOW),
+        steps_done=done,
+        steps_begun=begun,
+        who=who,
+    )

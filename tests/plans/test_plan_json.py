@@ -18,6 +18,7 @@ from snaptree.plans.plan import (
     Action,
     DeleteSnapshot,
     DropManagedSave,
+    EndOrphanedMerge,
     Finding,
     Forecast,
     ForkAtSnapshot,
@@ -84,6 +85,7 @@ _steps: st.SearchStrategy[Step] = st.one_of(
         memory_bytes=_bytes,
     ),
     st.builds(DeleteSnapshot, _texts, _names, st.booleans()),
+    st.builds(EndOrphanedMerge, _names),
     st.builds(
         MergeLayers,
         target=_texts,
@@ -116,6 +118,7 @@ _plans = st.builds(
     refusals=st.lists(_findings, max_size=2).map(tuple),
     undo=st.none() | st.builds(Undo, _texts, st.none() | _texts, _names),
     expected_chains=_mappings(_names),
+    recovers=st.none() | st.integers(1),
 )
 
 

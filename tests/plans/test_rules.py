@@ -15,7 +15,7 @@ from snaptree.model.estate import (
     SnapshotDisk,
 )
 from snaptree.plans.facts import Facts
-from snaptree.plans.intention import Capture, Delete, Intention, Revert, Take, TakeBack
+from snaptree.plans.intention import Capture, Delete, Intention, Recover, Revert, Take, TakeBack
 from snaptree.plans.plan import (
     Action,
     DeleteSnapshot,
@@ -32,7 +32,7 @@ from snaptree.plans.rules_merge import BY_THE_PLANNER
 from snaptree.plans.rules_plan import RULES as PLANNERS_OWN
 from snaptree.plans.situation import Situation, glance
 from snaptree.plans.take import take_step
-from tests.plans.situations import DEBIAN_12, MIB, NOW, SituationBuilder, a_machine, disk
+from tests.plans.situations import DEBIAN_12, MIB, NOW, SituationBuilder, a_machine, disk, interrupted
 
 BY_ID = {rule.id: rule for rule in RULES}
 RUNNING, OFF, PAUSED = DomainState.RUNNING, DomainState.OFF, DomainState.PAUSED
@@ -67,7 +67,7 @@ def ask(rule: Rule, intention: Intention, situation: Situation) -> Finding | Non
             name = intention.snapshots[0]
             step = DeleteSnapshot(name, situation.tree.children(name), merges=False)
             return rule.judge(Case(situation, facts, Action.DELETE, name, step, batch=intention.snapshots))
-        case TakeBack():
+        case TakeBack() | Recover():
             raise AssertionError("not a single step")
 
 
@@ -118,6 +118,20 @@ BASE = "/images/vda.qcow2"
 ANY = [
     Row("read-only-connection", external(), a_machine().host(read_only=True), ("read-only",), a_machine()),
     Row("unknown-driver", external(), a_machine().host(driver="VBOX"), ("VBOX",), a_machine().host(driver="TEST")),
+    Row(
+        "unfinished-operation",
+        external(),
+        a_machine().having(unfinished=interrupted(a_machine().external("a"), Delete(("a",)))),
+        ("A delete was interrupted", "0 of 1", "snaptree recover web-01"),
+        a_machine(),
+    ),
+    Row(
+        "another-snaptree",
+        external(),
+        a_machine().having(running_elsewhere=interrupted(a_machine(), external(), who="eve")),
+        ("SnapTree of eve", "web-01"),
+        a_machine(),
+    ),
     Row("state-unknown", external(), a_machine(state=DomainState.UNKNOWN), ("web-01",), a_machine()),
     Row("block-job-running", external(), a_machine(state=RUNNING, block_jobs=("vda",)), ("vda", "web-01"), a_machine()),
     Row(

@@ -86,7 +86,9 @@ class Driver:
 
     @property
     def operations(self) -> list[Operation]:
-        return self.window.activity.operations
+        """What was done since the window opened."""
+        activity = self.window.activity
+        return [operation for operation in activity.operations if not activity.is_earlier(operation)]
 
     def last_operation(self) -> Operation:
         """Wait until all work is over; the last of it must have ended well."""

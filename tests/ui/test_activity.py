@@ -7,9 +7,9 @@ from PySide6.QtTest import QSignalSpy
 from pytestqt.qtbot import QtBot
 
 from snaptree.model.errors import SnapTreeError
-from snaptree.plans.operation import Operation, OperationState, Progress
+from snaptree.plans.operation import Operation, OperationState, Progress, last_undoable
 from snaptree.plans.plan import Action, DeleteSnapshot, Finding, Plan, Undo
-from snaptree.ui.activity import KEPT, Activity, last_undoable, progress_text, title_of
+from snaptree.ui.activity import KEPT, Activity, progress_text, title_of
 from tests.ui.test_text import read_tooltip
 from tests.ui.values import HOSTILE_NAMES, NOW, URI
 

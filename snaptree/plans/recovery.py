@@ -1,0 +1,191 @@
+"""Planning what becomes of an operation that was interrupted: it is finished, or left as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from types import MappingProxyType
+
+from snaptree.model.errors import SnapTreeError
+from snaptree.plans import rules
+from snaptree.plans.draft import Draft
+from snaptree.plans.intention import Recover
+from snaptree.plans.operation import Operation, StepFound, StepState
+from snaptree.plans.plan import (
+    Action,
+    DeleteSnapshot,
+    EndOrphanedMerge,
+    Finding,
+    Forecast,
+    MergeLayers,
+    Plan,
+    RecordLayers,
+    RemoveLeftover,
+    RevertToSnapshot,
+    Step,
+    TakeSnapshot,
+)
+from snaptree.plans.plan_json import describe_step
+from snaptree.plans.rule import Case, action_of
+from snaptree.plans.rules_plan import CANNOT_FINISH, FINISHED_ALREADY, HALF_DONE, LEFT_UNDONE
+from snaptree.plans.situation import Situation
+from snaptree.plans.wording import plain, quoted
+
+_ITS_OWN_TRACES = frozenset(
+    {"block-job-running", "orphaned-delete-job", "finish-interrupted-delete", "merged-layer-has-overlays"}
+)
+"""Rules that speak of what an interrupted delete or merge left behind itself."""
+_NOT_LOOKED_AT = StepFound(StepState.NOT_BEGUN)
+
+
+def plan_recovery(intention: Recover, situation: Situation) -> Plan:
+    """Plan to finish what was interrupted, or to leave it as it is. Raises SnapTreeError if nothing was.
+
+    `situation.found` says how far the first step is that is not known to be done; none after it has begun.
+    """
+    operation = situation.unfinished
+    if operation is None:
+        raise SnapTreeError(
+            f"Nothing that was done to {plain(situation.domain.name)} was interrupted.",
+            hint="See 'snaptree history' for what was done.",
+        )
+    plan = _leave(operation, situation) if intention.leave else _finish(operation, situation)
+    # The chains are those that its steps left behind, half-way perhaps: each step looks for itself.
+    return replace(plan, recovers=operation.id, expected_chains=MappingProxyType({}))
+
+
+def is_torn(plan: Plan, steps_begun: int, steps_done: int) -> bool:
+    """Whether layers were merged, or may be, of which libvirt was not told yet."""
+    merged = any(isinstance(step, MergeLayers) for step in plan.steps[:steps_begun])
+    return merged and any(isinstance(step, RecordLayers) for step in plan.steps[steps_done:])
+
+
+# Finishing
+
+
+def _finish(operation: Operation, situation: Situation) -> Plan:
+    plan, done = operation.plan, operation.steps_done
+    found = situation.found or _NOT_LOOKED_AT
+    draft = Draft(Action.FINISH, replace(situation, unfinished=None, found=None))
+    ready = list(plan.steps[:done])
+    for number, step in enumerate(plan.steps[done:], start=done):
+        state = found.state if number == done else StepState.NOT_BEGUN
+        if state is StepState.CHANGED:
+            draft.refuse(CANNOT_FINISH.say(_case(draft, step), {"problem": found.says}))
+        elif state is StepState.DONE:
+            # It stays in the plan: what is there is checked, and noted where that is missing.
+            ready.append(step)
+            draft.add_done(step)
+        elif state is StepState.HALF_WAY:
+            draft.warn(_half_done(draft, step, found))
+            if found.orphans:
+                draft.add_unjudged(EndOrphanedMerge(found.orphans))
+            if found.instead:
+                for instead in found.instead:
+                    draft.add_unjudged(instead)
+            else:
+                _add_half_done(draft, step, plan)
+        elif isinstance(step, TakeSnapshot | RevertToSnapshot | DeleteSnapshot | MergeLayers):
+            draft.add(_judged(draft, step, plan))
+        else:
+            draft.add_unjudged(step)
+        if draft.is_refused:
+            break
+    if ready:
+        draft.warn(FINISHED_ALREADY.say(_case(draft, ready[0]), {"steps": _in_words(ready)}))
+    return draft.plan(plan.snapshots, Forecast(), plan.undo)
+
+
+def _half_done(draft: Draft, step: Step, found: StepFound) -> Finding:
+    return HALF_DONE.say(
+        _case(draft, step), {"step": describe_step(step), "problem": found.says, "remedy": "It is completed."}
+    )
+
+
+def _judged(draft: Draft, step: Step, plan: Plan) -> Case:
+    """The case as it was when the plan was made, in the situation of now."""
+    removed = {each.path for each in plan.steps if isinstance(each, RemoveLeftover)}
+    deleted = {each.name for each in plan.steps if isinstance(each, DeleteSnapshot)}
+    forgotten = {name for each in plan.steps if isinstance(each, RecordLayers) for name in each.forgotten}
+    return draft.case(
+        step,
+        batch=plan.snapshots if plan.action is Action.DELETE else (),
+        safety=_safety(plan),
+        obsolete=frozenset(removed),
+        deleting=frozenset(deleted | forgotten),
+    )
+
+
+def _add_half_done(draft: Draft, step: Step, plan: Plan) -> None:
+    """Add a step that goes on, if nothing but its own traces is in the way."""
+    if isinstance(step, DeleteSnapshot | MergeLayers):
+        problems = rules.refusals(_judged(draft, step, plan))
+        draft.refuse(*(problem for problem in problems if problem.rule not in _ITS_OWN_TRACES))
+    if not draft.is_refused:
+        draft.add_unjudged(step)
+
+
+def _safety(plan: Plan) -> str | None:
+    return next((step.name for step in plan.steps if isinstance(step, TakeSnapshot) and step.safety), None)
+
+
+# Leaving
+
+
+def _leave(operation: Operation, situation: Situation) -> Plan:
+    plan, done = operation.plan, operation.steps_done
+    found = situation.found or _NOT_LOOKED_AT
+    draft = Draft(Action.LEAVE, replace(situation, unfinished=None, found=None))
+    ready, rest = list(plan.steps[:done]), list(plan.steps[done:])
+    if rest and found.state is StepState.DONE:
+        ready.append(rest.pop(0))
+    if ready:
+        draft.warn(FINISHED_ALREADY.say(_case(draft, ready[0]), {"steps": _in_words(ready)}))
+    if rest and found.state in (StepState.HALF_WAY, StepState.CHANGED):
+        step = rest.pop(0)
+        words = {"step": describe_step(step), "problem": found.says, "remedy": _if_left(step)}
+        draft.warn(HALF_DONE.say(_case(draft, step), words))
+    if rest:
+        remedy = " ".join(dict.fromkeys(filter(None, map(_if_left_undone, rest))))
+        draft.warn(LEFT_UNDONE.say(_case(draft, rest[0]), {"steps": _in_words(rest), "remedy": remedy}))
+    return draft.plan(plan.snapshots, Forecast(), None)
+
+
+def _if_left(step: Step) -> str:
+    """What it means to leave a step half done."""
+    match step:
+        case TakeSnapshot():
+            files = [plain(path) for path in (*step.overlays.values(), step.memory_file) if path is not None]
+            return f"Look at {' and '.join(files)} before you go on." if files else ""
+        case DeleteSnapshot():
+            return (
+                f"{quoted(step.name)} may be damaged: do not revert to it. All other snapshots are what they were;"
+                " deleting it again completes it."
+            )
+        case EndOrphanedMerge():
+            return "Do not resume the machine: its QEMU was started for the merge only."
+        case MergeLayers():
+            return f"Other snapshots on the layers of disk {plain(step.target)} may show what they should not."
+        case _:
+            return _if_left_undone(step)
+
+
+def _if_left_undone(step: Step) -> str:
+    match step:
+        case RecordLayers():
+            return "libvirt still takes the content of merged layers to be where it was: do not revert to snapshots."
+        case RemoveLeftover():
+            return f"{plain(step.path)} stays, though nothing needs it."
+        case _:
+            return ""
+
+
+# Words
+
+
+def _case(draft: Draft, step: Step) -> Case:
+    return Case(draft.situation, draft.facts, action_of(step), getattr(step, "name", None), step)
+
+
+def _in_words(steps: Iterable[Step]) -> str:
+    return "; ".join(describe_step(step) for step in steps)

@@ -1,0 +1,152 @@
+"""What becomes of an operation that was interrupted: what is left of it, or what it means to leave it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from snaptree.model.errors import SnapTreeError
+from snaptree.plans.intention import Capture, Delete, Recover, Revert, Take
+from snaptree.plans.operation import Operation, OperationState, Settled, StepFound, StepState, last_undoable
+from snaptree.plans.plan import (
+    Action,
+    DeleteSnapshot,
+    EndOrphanedMerge,
+    Layer,
+    MergeLayers,
+    MergeWay,
+    Plan,
+    RecordLayers,
+    RevertToSnapshot,
+    TakeSnapshot,
+)
+from snaptree.plans.planner import make_plan
+from snaptree.plans.recovery import is_torn
+from tests.plans.situations import SituationBuilder, a_machine, interrupted
+
+TWO = Delete(("a", "b"))
+
+
+def three() -> SituationBuilder:
+    return a_machine().external("a").external("b").external("c")
+
+
+def cut_short(*, done: int = 0) -> Operation:
+    """Two deletes by libvirt, the first of them begun."""
+    operation = interrupted(three(), TWO, done=done)
+    steps = (DeleteSnapshot("a", ("b",), merges=True), DeleteSnapshot("b", ("c",), merges=True))
+    return replace(operation, plan=replace(operation.plan, steps=steps))
+
+
+def finish(now: SituationBuilder, operation: Operation, found: StepFound | None = None) -> Plan:
+    return make_plan(Recover(), now.having(unfinished=operation, found=found).build())
+
+
+def leave(now: SituationBuilder, operation: Operation, found: StepFound | None = None) -> Plan:
+    return make_plan(Recover(leave=True), now.having(unfinished=operation, found=found).build())
+
+
+def said(plan: Plan) -> dict[str, str]:
+    return {finding.rule: f"{finding.reason} {finding.remedy}" for finding in (*plan.warnings, *plan.refusals)}
+
+
+def deleted(plan: Plan) -> list[str]:
+    return [step.name for step in plan.steps if isinstance(step, DeleteSnapshot)]
+
+
+def test_what_is_not_done_is_left_to_finish() -> None:
+    operation = cut_short(done=1)
+    first, second = deleted(operation.plan)
+    plan = finish(three().delete(first), operation, StepFound(StepState.NOT_BEGUN))
+    assert (plan.action, plan.recovers) == (Action.FINISH, 7)
+    assert deleted(plan) == [second]
+    assert not plan.expected_chains, "each step looks for itself"
+    assert first in said(plan)["finished-already"]
+
+    plan = leave(three().delete(first), operation, StepFound(StepState.NOT_BEGUN))
+    assert (plan.action, plan.recovers, plan.steps) == (Action.LEAVE, 7, ())
+    assert first in said(plan)["finished-already"]
+    assert second in said(plan)["left-undone"]
+
+
+def test_a_step_that_is_found_done_stays_to_be_checked() -> None:
+    operation = cut_short()
+    first, second = deleted(operation.plan)
+    plan = finish(three().delete(first), operation, StepFound(StepState.DONE))
+    assert deleted(plan) == [first, second]
+    assert first in said(plan)["finished-already"]
+    assert second not in said(plan)["finished-already"]
+    assert first in said(leave(three().delete(first), operation, StepFound(StepState.DONE)))["finished-already"]
+
+
+def test_a_half_deleted_snapshot_is_deleted_again() -> None:
+    operation = cut_short()
+    found = StepFound(StepState.HALF_WAY, "its layer may be merged in part")
+    plan = finish(three(), operation, found)
+    assert plan.steps == operation.plan.steps
+    assert "merged in part" in said(plan)["half-done"]
+    assert "do not revert to it" in said(leave(three(), operation, found))["half-done"]
+
+
+def test_an_orphaned_merge_is_ended_first() -> None:
+    found = StepFound(StepState.HALF_WAY, "left behind", orphans=("vda",))
+    plan = finish(three(), cut_short(), found)
+    assert plan.steps[0] == EndOrphanedMerge(("vda",))
+    assert plan.steps[1:] == cut_short().plan.steps
+
+
+def test_what_somebody_changed_meanwhile_can_only_be_left() -> None:
+    found = StepFound(StepState.CHANGED, "“a” has other children")
+    operation = cut_short()
+    plan = finish(three().external("d"), operation, found)
+    assert plan.is_refused
+    assert not plan.steps
+    assert "other children" in said(plan)["cannot-finish"]
+    assert not leave(three().external("d"), operation, found).is_refused
+
+
+def test_rules_judge_again_what_has_not_begun() -> None:
+    operation = cut_short(done=1)
+    now = three().delete(deleted(operation.plan)[0]).domain(has_managed_save=True)
+    assert "managed-save" in said(finish(now, operation, StepFound(StepState.NOT_BEGUN)))
+    assert not leave(now, operation, StepFound(StepState.NOT_BEGUN)).is_refused
+
+
+def test_a_revert_is_finished_with_its_undo() -> None:
+    past = a_machine().internal("good").internal("later")
+    operation = interrupted(past, Revert("good"), done=1, begun=1)
+    taken, revert = operation.plan.steps
+    assert isinstance(taken, TakeSnapshot)
+    assert isinstance(revert, RevertToSnapshot)
+    plan = finish(past.internal(taken.name), operation, StepFound(StepState.NOT_BEGUN))
+    assert plan.steps == (revert,)
+    assert plan.undo == operation.plan.undo
+    assert plan.undo is not None
+
+
+def test_nothing_to_recover_says_so() -> None:
+    with pytest.raises(SnapTreeError, match="interrupted"):
+        make_plan(Recover(), three().build())
+
+
+def test_merges_that_libvirt_does_not_know_of_are_torn() -> None:
+    merge = MergeLayers("vda", MergeWay.PULL, ("/c", "/b"), (Layer("/c", "qcow2"), Layer("/b", "qcow2")), True)
+    record = RecordLayers({}, ("/b",), {}, {}, {}, ("b",))
+    plan = Plan(Action.DELETE, "qemu:///system", "uuid", "web-01", ("b",), steps=(merge, record))
+    assert not is_torn(plan, 0, 0)
+    assert is_torn(plan, 1, 0)
+    assert is_torn(plan, 2, 1)
+    assert not is_torn(plan, 2, 2)
+
+
+def test_undo_waits_for_what_was_interrupted() -> None:
+    plan = make_plan(Take("x", capture=Capture.INTERNAL), a_machine().build())
+    done = Operation(1, plan, OperationState.DONE, started=1.0, finished=2.0, steps_done=1, steps_begun=1)
+    cut = cut_short()
+    assert last_undoable([done]) is done
+    assert last_undoable([done, cut]) is None
+    settled = Operation(8, plan, OperationState.INTERRUPTED, 3.0, settled=Settled(9, Action.LEAVE), steps_begun=1)
+    assert last_undoable([done, settled]) is None, "it changed something that nobody takes back"
+    not_begun = Operation(8, plan, OperationState.INTERRUPTED, 3.0)
+    assert last_undoable([done, not_begun]) is done
