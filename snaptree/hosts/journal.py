@@ -99,7 +99,7 @@ class Journal:
 
     def _prepare(self) -> int:
         """Make the tables if there are none yet; return the version that made them."""
-        with self._writing() as database:
+        with self._transaction() as database:
             (version,) = database.execute("PRAGMA user_version").fetchone()
             if version == 0:
                 for statement in _SCHEMA.split(";"):
@@ -114,6 +114,18 @@ class Journal:
 
     @contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:
+        """One transaction. Raises SnapTreeError if it can't be recorded."""
+        try:
+            with self._transaction() as database:
+                yield database
+        except sqlite3.Error as error:
+            raise SnapTreeError(
+                f"The journal {self.path} cannot be written: {error}.",
+                hint="Changes are only made when they can be recorded. Look at the file and at its disk's free space.",
+            ) from error
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
         """One transaction, taken for writing at once, so that two processes never deadlock half-way."""
         with self._lock:
             self._database.execute("BEGIN IMMEDIATE")
@@ -183,16 +195,24 @@ class Journal:
             database.execute("UPDATE operations SET undone = 1 WHERE id = ?", (operation,))
 
     def recent(self, limit: int = 100, *, host_uri: str | None = None) -> tuple[Operation, ...]:
-        """The latest operations, newest first; those whose program died in the middle count as interrupted."""
-        with self._lock:
-            rows = self._database.execute(
-                "SELECT operations.*, (SELECT count(finished) FROM steps WHERE operation = operations.id)"
-                " AS steps_done,"
-                " (SELECT json_group_array(finished - started) FROM (SELECT started, finished FROM steps"
-                " WHERE operation = operations.id AND finished IS NOT NULL ORDER BY number)) AS step_seconds"
-                " FROM operations WHERE ?1 IS NULL OR host = ?1 ORDER BY id DESC LIMIT ?2",
-                (host_uri, limit),
-            ).fetchall()
+        """The latest operations, newest first; those whose program died in the middle count as interrupted.
+
+        Raises SnapTreeError if the journal can't be read (any more).
+        """
+        try:
+            with self._lock:
+                rows = self._database.execute(
+                    "SELECT operations.*, (SELECT count(finished) FROM steps WHERE operation = operations.id)"
+                    " AS steps_done,"
+                    " (SELECT json_group_array(finished - started) FROM (SELECT started, finished FROM steps"
+                    " WHERE operation = operations.id AND finished IS NOT NULL ORDER BY number)) AS step_seconds"
+                    " FROM operations WHERE ?1 IS NULL OR host = ?1 ORDER BY id DESC LIMIT ?2",
+                    (host_uri, limit),
+                ).fetchall()
+        except sqlite3.Error as error:
+            raise SnapTreeError(
+                f"The journal {self.path} cannot be read: {error}.", hint="Look at the file and its disk."
+            ) from error
         return tuple(operation for row in rows if (operation := _operation(row)) is not None)
 
     def speed(self, host_uri: str) -> Speed:
