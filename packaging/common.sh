@@ -11,6 +11,9 @@ checkout=$(dirname -- "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")")
 
 oldest_python=11 # 3.11, as in pyproject.toml
 
+# The exit status if a distribution stands in the way, not SnapTree: it can't be installed, or its packages can't.
+not_to_be_had=125
+
 # The release this runs on. Debian sid has no VERSION_ID, rolling distributions have no release at all.
 release=$(
     # shellcheck source=/dev/null
@@ -180,8 +183,21 @@ install_packages() {
         command+=(-q -o DPkg::Lock::Timeout=600)
         prepare_apt "${rights[@]}"
     fi
-    quietly "${rights[@]}" "${command[@]}" "${missing[@]}" ||
-        die "could not install them (see above). When that is mended, run this again."
+    quietly "${rights[@]}" "${command[@]}" "${missing[@]}" || explain_failure "$manager" "${missing[@]}"
+}
+
+# Packages that this release does not have are our mistake. Others it can't install at present.
+explain_failure() {
+    local manager=$1 package
+    shift
+    if [ "$manager" = apt ]; then
+        for package; do
+            apt-cache show "$package" >/dev/null 2>&1 ||
+                die "$release has no package $package: please report what has taken its place (see packaging/common.sh)."
+        done
+    fi
+    say "could not install them (see above). When that is mended, run this again."
+    exit "$not_to_be_had"
 }
 
 # Bring apt into a state in which it can install; the arguments stand before its commands.

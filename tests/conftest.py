@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
+import shutil
 import signal
+import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -13,6 +16,7 @@ os.environ.setdefault("LIBVIRT_LOG_OUTPUTS", "4:file:/dev/null")
 os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")
 os.environ["QT_NO_GLIB"] = "1"
 
+import libvirt
 import pytest
 from hypothesis import HealthCheck, is_hypothesis_test, settings
 
@@ -34,6 +38,21 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if isinstance(item, pytest.Function) and is_hypothesis_test(item.function):
             item.add_marker(pytest.mark.timeout(0))
+
+
+def pytest_report_header() -> str:
+    """What a run was against; packaging/test-matrix quotes it."""
+    version = libvirt.getVersion()
+    return f"libvirt {version // 1_000_000}.{version // 1000 % 1000}.{version % 1000}, QEMU {_qemu_version()}"
+
+
+def _qemu_version() -> str:
+    program = shutil.which("qemu-system-x86_64")
+    if program is None:
+        return "none"
+    said = subprocess.run([program, "--version"], capture_output=True, text=True, check=True).stdout
+    match = re.search(r"version (\S+)", said)
+    return match[1] if match else said
 
 
 @pytest.fixture(autouse=True)

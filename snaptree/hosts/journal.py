@@ -113,7 +113,7 @@ class Journal:
 
     def _prepare(self) -> int:
         """Bring the tables up to this version, all or nothing; return the version that was found."""
-        with self._writing() as database:
+        with self._transaction() as database:
             (version,) = database.execute("PRAGMA user_version").fetchone()
             for additions in _VERSIONS[version:]:
                 for statement in additions.split(";"):
@@ -129,6 +129,18 @@ class Journal:
 
     @contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:
+        """One transaction. Raises SnapTreeError if it can't be recorded."""
+        try:
+            with self._transaction() as database:
+                yield database
+        except sqlite3.Error as error:
+            raise SnapTreeError(
+                f"The journal {self.path} cannot be written: {error}.",
+                hint="Changes are only made when they can be recorded. Look at the file and at its disk's free space.",
+            ) from error
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
         """One transaction, taken for writing at once, so that two processes never deadlock half-way."""
         with self._lock:
             self._database.execute("BEGIN IMMEDIATE")

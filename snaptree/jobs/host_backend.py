@@ -6,7 +6,7 @@ import itertools
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import partial
@@ -642,9 +642,10 @@ class HostBackend(QObject):
     def _speed_now(self) -> Speed:
         """On a worker: how long merges took of late. Asked of the journal after each change."""
         known = self._speed
-        if known is None:
-            known = NOT_MEASURED if self._journal is None else self._journal.speed(self.uri)
-        return known
+        if known is None and self._journal is not None:
+            with suppress(SnapTreeError):  # costs are known all the same; a change, which must be recorded, will say so
+                known = self._journal.speed(self.uri)
+        return NOT_MEASURED if known is None else known
 
     def _elsewhere(self, uuid: str, tree: SnapshotTree, layers: DomainLayers) -> Elsewhere:
         """On a worker: what other machines read of these images, as far as they were measured."""

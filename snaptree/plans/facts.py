@@ -307,15 +307,16 @@ class Facts:
         if image not in self.below:
             return
         below, seen = self.below[image], {image}
-        # Layers that hold nothing may lie between: those of snapshots that were forgotten, and others that need them.
-        while below is not None and below not in bases and below not in seen and self._is_nameless(below):
+        # Layers of snapshots that were forgotten may lie between, which others need, or internal snapshots inside.
+        while below is not None and below not in bases and below not in seen and self._is_only_between(below):
             seen.add(below)
             below = self.below.get(below)
         if below not in bases:
             yield BrokenLink(holder, target, image, bases[0], self.below[image])
 
-    def _is_nameless(self, image: str) -> bool:
-        return image not in self.frozen_by and image not in self.internal_in and image not in self.active
+    def _is_only_between(self, image: str) -> bool:
+        """Whether what an image shows is no snapshot's and not in use: it is there for what stands on it."""
+        return image not in self.frozen_by and image not in self.active
 
     def _line_of_now(self) -> Iterator[str]:
         """The current snapshot and its ancestors, nearest first."""
@@ -392,7 +393,7 @@ class Facts:
 
     def _stands_on(self, layers: tuple[str, ...], image: str) -> bool:
         """Whether the active layer stands on an image, with nothing between that belongs to a snapshot."""
-        return image in layers[1:] and all(map(self._is_nameless, layers[1 : layers.index(image)]))
+        return image in layers[1:] and all(map(self._is_only_between, layers[1 : layers.index(image)]))
 
     # What a change does to files
 

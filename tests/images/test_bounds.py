@@ -6,8 +6,9 @@ less than a second of the processor. Images that take more may take longer, for 
 of a full disk of 16 TiB take 2 GiB. What bounds the work is what a file takes, never its length: a guest's owner can
 make a file of any length for nothing.
 
-Time is the processor's, of the process that looks, and the least of three tries where the first took too long: how busy
-the computer is does not count. A gallery (`lying_files.py`) has the worst that we know; hypothesis looks for more.
+Time is the processor's, of the process that looks, and the least of ten tries where the first took too long: how busy
+the computer is does not count, for though neighbours slow a processor by a third, they do so for moments. A gallery
+(`lying_files.py`) has the worst that we know; hypothesis looks for more.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
-from hypothesis import Phase, given, settings
+from hypothesis import Phase, example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -30,7 +31,7 @@ from tests.images.conftest import run
 from tests.images.lying_files import GALLERY, LARGEST_L1, MEBIBYTE, VAST, Header, Snapshot, entries, span, write
 
 MOST_SECONDS = 1.0
-TRIES = 3
+TRIES = 10
 MOST_BYTES = 256 * MEBIBYTE
 SMALL = 64 * MEBIBYTE
 """Bytes that an input takes on the host, below which it is to be looked at in time."""
@@ -249,7 +250,24 @@ def test_made_up_images(bounds: Bounds, image: MadeUp) -> None:
         bounds.hold("a made-up image", [path], ["content", "sharing", "refcounts", "chain", "overlaps"])
 
 
+_SUBCLUSTERS_ALL_ALIKE = MadeUp(
+    cluster_bits=12,
+    extended_l2=True,
+    size=276_487,
+    l1=Words("scattered", 612, 8, 415, 1, 0),
+    l1_entries=1 << 17,
+    l2=Words("scattered", 2343, 1672, 944, 0, 0),
+    snapshots=((400, 0, 0, 1000),),
+    snapshot_disk=1 << 30,
+    lies=(),
+    strays=(),
+    extensions=b"",
+    cut=0,
+)
+
+
 @pytest.mark.timeout(7200)
+@example(layers=[(_SUBCLUSTERS_ALL_ALIKE, 100)], base=None, repeats=False)
 @settings(phases=[Phase.explicit, Phase.reuse, Phase.generate])  # smaller ones take less, and so break no bound
 @given(
     layers=st.lists(st.tuples(_IMAGES, st.sampled_from([1, 1, 2, 10, 100])), min_size=1, max_size=4),

@@ -368,11 +368,13 @@ def test_a_journal_that_cannot_be_written_stops_the_change(
     look_at(listener, machine)
     plan = listener.plan(machine.uuid, Take("unrecorded", capture=Capture.INTERNAL))
     journal.close()
-    with listener.qtbot.capture_exceptions():  # if it is no SnapTreeError, it is shown as a mistake of ours, too
-        failed = run(listener, plan)
+    failed = run(listener, plan)
     assert failed.state is OperationState.FAILED
     assert failed.error is not None
+    assert f"The journal {journal.path} cannot be written" in failed.error.summary
     assert len(machine.tree()) == 0
+    look_at(listener, host.make_machine(running=False))  # that needs no journal
+    assert not listener.failures
 
 
 def test_closing_stops_a_change_between_its_steps(

@@ -98,7 +98,8 @@ class Computer:
         """Be root's on a Debian to which nothing is missing; forget earlier calls."""
         for name, script in {"dpkg": DPKG, "dpkg-query": DPKG_QUERY, "apt-get": APT_GET, "sudo": SUDO}.items():
             self.add_tool(name, script)
-        self.add_tool("getent", "")  # every user exists
+        self.add_tool("apt-cache", "")  # every package
+        self.add_tool("getent", "")  # and every user exists
         self.add_tool("id", "echo 0")
         (self.directory / "calls").write_text("")
         self.lacks()
@@ -247,11 +248,20 @@ def test_an_installation_that_was_broken_off_is_finished_first(computer: Compute
 
 def test_an_installation_that_fails_is_said_to_have_failed(computer: Computer) -> None:
     computer.lacks("libgl1")
-    computer.add_tool("apt-get", "echo 'E: no such package' >&2; exit 100")
+    computer.add_tool("apt-get", "echo 'E: unmet dependencies' >&2; exit 100")
+    done = computer.run()
+    assert done.returncode == 125, "the distribution's fault"
+    assert "E: unmet dependencies" in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("run: could not install them")
+
+
+def test_a_package_that_has_another_name_by_now_is_our_fault(computer: Computer) -> None:
+    computer.lacks("libgl1", "qemu-utils")
+    computer.add_tool("apt-get", "echo 'E: Unable to locate package' >&2; exit 100")
+    computer.add_tool("apt-cache", '[ "$2" != qemu-utils ]')
     done = computer.run()
     assert done.returncode == 1
-    assert "E: no such package" in done.stderr
-    assert done.stderr.splitlines()[-1].startswith("run: could not install them")
+    assert "has no package qemu-utils: please report" in done.stderr.splitlines()[-1]
 
 
 def test_hosts_elsewhere_need_no_qemu_here(computer: Computer) -> None:
