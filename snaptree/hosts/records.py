@@ -13,6 +13,7 @@ from snaptree.hosts.connection import Connection
 from snaptree.hosts.domain_xml import listed_paths, parse_as_written, set_source, source_path
 from snaptree.hosts.errors import explained
 from snaptree.hosts.reading import current_name
+from snaptree.hosts.snapshot_xml import stands_on
 from snaptree.model.errors import ChangedMeanwhileError, SnapTreeError
 from snaptree.plans.plan import RecordLayers
 
@@ -140,7 +141,8 @@ def _check(found: _Found, wanted: _Wanted, step: RecordLayers) -> None:
         if parent is not None and parent not in wanted.parents:
             raise ChangedMeanwhileError(f"the snapshot {parent}, on which {name} stands, is gone")
     for name in wanted.in_order:
-        if named := _named(wanted.snapshots.get(name, found.texts[name])) & set(step.removed):
+        # An overlay that nothing stands on any more may stay noted: a leaf's is gone, as after libvirt's own deletes.
+        if named := _named(stands_on(wanted.snapshots.get(name, found.texts[name]))) & set(step.removed):
             raise ChangedMeanwhileError(f"the snapshot {name} refers to {min(named)}")
     definition = wanted.definition or found.definition
     if definition is not None and (named := _named(definition) & set(step.removed)):
