@@ -181,6 +181,9 @@ def _parser() -> argparse.ArgumentParser:
     delete.add_argument("vm", metavar="VM")
     delete.add_argument("snapshots", metavar="SNAPSHOT", nargs="+")
     delete.add_argument("--subtree", action="store_true", help="and everything that descends from them")
+    delete.add_argument(
+        "--limit", metavar="MIB", type=_rate, help="copy so many MiB per second at most; merges can then be stopped too"
+    )
 
     history = command("history", "what was done, by whom, and what came of it", _history)
     history.add_argument("vm", metavar="VM", nargs="?")
@@ -194,6 +197,17 @@ def _parser() -> argparse.ArgumentParser:
     recover.add_argument("vm", metavar="VM", nargs="?")
     recover.add_argument("--leave", action="store_true", help="do nothing more about it, and say what that leaves")
     return parser
+
+
+def _rate(text: str) -> int:
+    """Bytes per second from a number of MiB."""
+    try:
+        mebibytes = float(text)
+    except ValueError:
+        mebibytes = 0.0
+    if not 0 < mebibytes < float("inf"):
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number of MiB above 0")
+    return max(1, int(mebibytes * (1 << 20)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -418,7 +432,8 @@ def _revert(options: argparse.Namespace) -> int:
 def _delete(options: argparse.Namespace) -> int:
     from snaptree.plans.intention import Delete
 
-    return _change(options, Delete(tuple(options.snapshots), subtree=options.subtree))
+    by_own_jobs = options.limit is not None
+    return _change(options, Delete(tuple(options.snapshots), subtree=options.subtree, by_own_jobs=by_own_jobs))
 
 
 def _history(options: argparse.Namespace) -> int:
@@ -533,7 +548,9 @@ def _change_machine(
         return EXIT_REFUSED
     journal = Journal(journal_path(connection.uri))
     try:
-        operation = _run(connection, plan, journal, console.console(stderr=True), undoes)
+        operation = _run(
+            connection, plan, journal, console.console(stderr=True), undoes, limit=getattr(options, "limit", None)
+        )
     finally:
         journal.close()
     if _wants_json(options):
@@ -552,7 +569,9 @@ def _agreed() -> bool:
     return input("Go on? [y/N] ").strip().lower() in ("y", "yes")
 
 
-def _run(connection: Connection, plan: Any, journal: Any, out: Console, undoes: int | None) -> Operation:
+def _run(
+    connection: Connection, plan: Any, journal: Any, out: Console, undoes: int | None, limit: int | None
+) -> Operation:
     """Run a plan with a progress bar. The first Ctrl+C asks it to stop where it can, the second gives up waiting."""
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
@@ -594,6 +613,7 @@ def _run(connection: Connection, plan: Any, journal: Any, out: Console, undoes: 
                 undoes=undoes,
                 on_progress=on_progress,
                 cancelled=asked_to_stop.is_set,
+                bandwidth=lambda: limit,
             )
         finally:
             signal.signal(signal.SIGINT, before)

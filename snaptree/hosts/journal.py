@@ -273,6 +273,12 @@ class Journal:
         """Operations that were cut short and are neither finished nor left as they are, newest first."""
         return tuple(each for each in self._open(host_uri, domain_uuid) if each.is_unfinished)
 
+    def left(self, host_uri: str, domain_uuid: str) -> tuple[Operation, ...]:
+        """Operations on a machine that were cut short and then left as they were."""
+        return self._select(
+            "settler.action = ? AND o.host = ? AND o.domain_uuid = ?", (Action.LEAVE.value, host_uri, domain_uuid)
+        )
+
     def operation(self, number: int) -> Operation | None:
         """One operation by its number; None if there is none, or none that this version understands."""
         return next(iter(self._select("o.id = ?", (number,))), None)

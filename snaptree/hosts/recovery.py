@@ -36,6 +36,7 @@ from snaptree.plans.plan import (
     StopMachine,
     TakeSnapshot,
 )
+from snaptree.plans.recovery import half_deleted
 from snaptree.plans.situation import Situation
 from snaptree.plans.wording import files_named, listed, quoted
 
@@ -58,7 +59,22 @@ def with_operations(
     if recovers and unfinished is not None and unfinished.steps_done < len(unfinished.plan.steps):
         found = find_next_step(connection, connection.domain(uuid), unfinished)
     return replace(
-        situation, unfinished=unfinished, found=found, running_elsewhere=journal.running_elsewhere(uri, uuid)
+        situation,
+        unfinished=unfinished,
+        found=found,
+        half_deleted=_half_deleted(journal, situation, uri),
+        running_elsewhere=journal.running_elsewhere(uri, uuid),
+    )
+
+
+def _half_deleted(journal: Journal, situation: Situation, uri: str) -> frozenset[str]:
+    """Snapshots that are still what an operation had begun to overwrite, and that somebody left as they were."""
+    tree = situation.tree
+    return frozenset(
+        name
+        for operation in journal.left(uri, situation.domain.uuid)
+        for name in half_deleted(operation)
+        if name in tree and tree[name].created <= operation.started
     )
 
 

@@ -505,7 +505,7 @@ class _Run:
 
     def _merge(self, step: MergeLayers, *, was_begun: bool) -> None:
         def progress(how_far: MergeProgress) -> None:
-            self._measured(how_far.done, how_far.total, can_cancel=True, remark=how_far.remark)
+            self._measured(how_far.done, how_far.total, can_cancel=True, can_limit=True, remark=how_far.remark)
 
         try:
             merge_layers(

@@ -114,6 +114,13 @@ class _Change:
     job: Job
     cancelled: threading.Event
     undoes: Operation | None
+    limit: _Limit
+
+
+class _Limit:
+    """How many bytes per second a change may copy; None if as many as it can. Read by the change thread."""
+
+    bytes_per_second: int | None = None
 
 
 class _Postman(QObject):
@@ -755,6 +762,12 @@ class HostBackend(QObject):
             operation = self._operations[operation_id]
             self._over(replace(operation, state=OperationState.CANCELLED, finished=time.time()))
 
+    def limit(self, operation_id: int, bytes_per_second: int | None) -> None:
+        """Let a running operation copy so much at most, or as much as it can. Merges of our own heed it at once."""
+        change = self._changes.get(operation_id)
+        if change is not None:
+            change.limit.bytes_per_second = bytes_per_second
+
     def undo(self, operation: Operation) -> None:
         """Plan to take a finished operation back, and run that. `operation_changed` tells of both operations."""
         undo = operation.plan.undo
@@ -780,19 +793,24 @@ class HostBackend(QObject):
 
     def _queue(self, plan: Plan, *, undoes: Operation | None) -> Operation:
         operation = Operation(next(_operation_numbers), plan, OperationState.QUEUED, started=time.time())
-        cancelled = threading.Event()
+        cancelled, limit = threading.Event(), _Limit()
         job = self._changer.submit(
-            partial(self._change, operation, cancelled, undoes),
+            partial(self._change, operation, cancelled, limit, undoes),
             on_done=partial(self._changed, operation.id),
             on_failed=partial(self._not_changed, operation.id),
             priority=Priority.USER,
         )
-        self._changes[operation.id] = _Change(job, cancelled, undoes)
+        self._changes[operation.id] = _Change(job, cancelled, undoes, limit)
         self._tell_operation(operation)
         return operation
 
     def _change(
-        self, queued: Operation, cancelled: threading.Event, undoes: Operation | None, should_stop: ShouldStop
+        self,
+        queued: Operation,
+        cancelled: threading.Event,
+        limit: _Limit,
+        undoes: Operation | None,
+        should_stop: ShouldStop,
     ) -> Operation:
         """On the change thread."""
         plan = queued.plan
@@ -813,6 +831,7 @@ class HostBackend(QObject):
                 undoes=None if undoes is None else self._in_journal(undoes),
                 on_progress=tell,
                 cancelled=lambda: cancelled.is_set() or should_stop(),
+                bandwidth=lambda: limit.bytes_per_second,
             )
 
     @contextmanager

@@ -47,6 +47,8 @@ class Progress:
     can_cancel: bool = False
     why_not_cancel: str = ""
     remark: str = ""
+    can_limit: bool = False
+    """Whether it can be told how many bytes per second to copy at most."""
     """What the user should know of how it goes: that it comes no nearer to its end, and why."""
 
 

@@ -18,6 +18,7 @@ from snaptree.plans.plan import (
     Finding,
     Forecast,
     MergeLayers,
+    MergeWay,
     Plan,
     RecordLayers,
     RemoveLeftover,
@@ -55,9 +56,27 @@ def plan_recovery(intention: Recover, situation: Situation) -> Plan:
 
 
 def is_torn(plan: Plan, steps_begun: int, steps_done: int) -> bool:
-    """Whether layers were merged, or may be, of which libvirt was not told yet."""
-    merged = any(isinstance(step, MergeLayers) for step in plan.steps[:steps_begun])
+    """Whether layers were merged, or may be, of which libvirt was not told yet.
+
+    A pull that was cut short has changed nothing that anybody sees. A commit has begun to overwrite what is deleted.
+    """
+    merged = any(isinstance(step, MergeLayers) for step in plan.steps[:steps_done]) or any(
+        isinstance(step, MergeLayers) and step.way is MergeWay.COMMIT for step in plan.steps[steps_done:steps_begun]
+    )
     return merged and any(isinstance(step, RecordLayers) for step in plan.steps[steps_done:])
+
+
+def half_deleted(operation: Operation) -> tuple[str, ...]:
+    """Snapshots whose layers an operation had begun to overwrite when it was cut short."""
+    if operation.steps_begun <= operation.steps_done or operation.steps_done >= len(operation.plan.steps):
+        return ()
+    match operation.plan.steps[operation.steps_done]:
+        case DeleteSnapshot(name=name, merges=True):
+            return (name,)
+        case MergeLayers(way=MergeWay.COMMIT):
+            later = operation.plan.steps[operation.steps_done :]
+            return next((step.forgotten for step in later if isinstance(step, RecordLayers)), ())
+    return ()
 
 
 # Finishing

@@ -112,6 +112,10 @@ def _bitmaps(case: Case) -> Evidence | None:
     return None
 
 
+def _left_half_deleted(case: Case) -> Evidence | None:
+    return found() if case.name in case.situation.half_deleted else None
+
+
 def _half_deleted(case: Case) -> Evidence | None:
     if case.external is None:
         return None
@@ -341,6 +345,17 @@ RULES = (
         " another.",
         remedy="Repeat that deletion first; it then completes.",
         source="lab on 9.0, 11.3 and 12.8: interrupted deletes damage only the snapshot being deleted",
+        needs=Known.TREE,
+    ),
+    Rule(
+        id="left-half-deleted",
+        actions=_REVERT,
+        verdict=Verdict.REFUSE,
+        condition=_left_half_deleted,
+        reason="A delete of {snapshot} was cut short when it had begun to overwrite its layer, and was left like that:"
+        " what it holds is a mixture.",
+        remedy="Delete {snapshot}: that completes it.",
+        source="a commit writes into the layer that goes, from its first byte on",
         needs=Known.TREE,
     ),
     Rule(

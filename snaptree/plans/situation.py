@@ -97,6 +97,8 @@ class Situation:
     """The operation on this machine that was interrupted and is neither finished nor left as it is."""
     found: StepFound | None = None
     """What is there now of the first of its steps that is not known to be done. Only looked for to recover it."""
+    half_deleted: frozenset[str] = frozenset()
+    """Snapshots that a delete had begun to overwrite, and that were left as they were."""
     running_elsewhere: Operation | None = None
     """What another program of this user's is doing to this machine."""
     memory_bytes: int = 0

@@ -13,6 +13,7 @@ from PySide6.QtWidgets import (
     QProgressBar,
     QPushButton,
     QScrollArea,
+    QSpinBox,
     QVBoxLayout,
     QWidget,
 )
@@ -78,6 +79,8 @@ def progress_text(progress: Progress) -> str:
         parts.append(f"{words.size(progress.rate)}/s")
     if progress.seconds_left is not None:
         parts.append(f"{words.duration(progress.seconds_left)} left")
+    if progress.remark:
+        parts.append(progress.remark)
     return ", ".join(parts)
 
 
@@ -85,6 +88,8 @@ class OperationRow(QFrame):
     """One piece of work."""
 
     cancel_wanted = Signal()
+    limit_wanted = Signal(int)
+    """MiB per second, 0 for none."""
     undo_wanted = Signal()
     details_wanted = Signal()
 
@@ -98,6 +103,14 @@ class OperationRow(QFrame):
         self.bar = QProgressBar(self)
         self.bar.setTextVisible(False)
         self.bar.setFixedWidth(180)
+        self.limit = QSpinBox(self)
+        self.limit.setRange(0, 99_999)
+        self.limit.setSuffix(" MiB/s")
+        self.limit.setSpecialValueText("No limit")
+        self.limit.setKeyboardTracking(False)
+        self.limit.setAccessibleName("Most to copy per second")
+        self.limit.setToolTip(tooltip("How much is copied per second at most. The guest's own disk accesses profit."))
+        self.limit.valueChanged.connect(self.limit_wanted)
         self.cancel = QPushButton("Cancel", self)
         self.cancel.clicked.connect(self.cancel_wanted)
         self.undo = QPushButton("Undo", self)
@@ -113,7 +126,7 @@ class OperationRow(QFrame):
         layout.setSpacing(10)
         layout.addWidget(self._picture)
         layout.addLayout(texts, 1)
-        for widget in (self.bar, self.cancel, self.undo, self.details):
+        for widget in (self.bar, self.limit, self.cancel, self.undo, self.details):
             layout.addWidget(widget)
 
     def show_planning(self, title: str) -> None:
@@ -138,6 +151,7 @@ class OperationRow(QFrame):
             self.cancel.setVisible(True)
             self.cancel.setEnabled(progress.can_cancel)
             self.cancel.setToolTip(tooltip(progress.why_not_cancel))
+            self.limit.setVisible(progress.can_limit)
         elif state is OperationState.QUEUED:
             self.cancel.setVisible(True)
             self.cancel.setEnabled(True)
@@ -165,7 +179,7 @@ class OperationRow(QFrame):
         self.detail.set_text(detail)
         self.bar.setVisible(is_busy)
         self.bar.setRange(0, 0)
-        for button in (self.cancel, self.undo, self.details):
+        for button in (self.limit, self.cancel, self.undo, self.details):
             button.setVisible(False)
         self.setAccessibleName(f"{title}: {detail}")
         self._dress()
@@ -209,6 +223,8 @@ class Activity(QWidget):
 
     cancel_wanted = Signal(str, object)
     """Host's address, Operation."""
+    limit_wanted = Signal(str, object, int)
+    """Host's address, Operation, MiB per second or 0 for none."""
     undo_wanted = Signal(str, object)
     details_wanted = Signal(object)
     """SnapTreeError"""
@@ -313,6 +329,7 @@ class Activity(QWidget):
     def _add_row(self, number: int, *, on_top: bool = True) -> None:
         row = OperationRow(self._page)
         row.cancel_wanted.connect(lambda: self.cancel_wanted.emit(*self._operations[number]))
+        row.limit_wanted.connect(lambda limit: self.limit_wanted.emit(*self._operations[number], limit))
         row.undo_wanted.connect(lambda: self.undo_wanted.emit(*self._operations[number]))
         row.details_wanted.connect(lambda: self.details_wanted.emit(self._error(number)))
         self._rows[number] = row

@@ -9,6 +9,7 @@ from PySide6.QtCore import QObject
 
 from snaptree import words
 from snaptree.model.errors import SnapTreeError
+from snaptree.model.estate import SnapshotKind
 from snaptree.plans.intention import Delete, Intention, Recover, Revert, TakeBack
 from snaptree.plans.plan import StateAfter
 from snaptree.ui.error_dialog import show_error
@@ -42,6 +43,7 @@ class Commands(QObject):
         self._activity = activity
         self._window = window
         activity.cancel_wanted.connect(self.cancel)
+        activity.limit_wanted.connect(self.limit)
         activity.undo_wanted.connect(self.undo)
         activity.details_wanted.connect(self._show_error)
 
@@ -91,6 +93,18 @@ class Commands(QObject):
                 explanation="\n".join(below),
             )
             choices.append(choice)
+        if machine.tree is not None and any(
+            name in machine.tree and machine.tree[name].kind is not SnapshotKind.INTERNAL
+            for name in (*snapshots, *below)
+        ):
+            choices.append(
+                Choice(
+                    "Merge so that it can be slowed down and stopped",
+                    is_ticked=False,
+                    apply=_by_own_jobs,
+                    explanation="What libvirt's own delete has begun to merge can't be stopped any more.",
+                )
+            )
         self._open(
             PlanDialog(
                 self._planner(machine),
@@ -136,6 +150,10 @@ class Commands(QObject):
     def cancel(self, uri: str, operation: Operation) -> None:
         """Ask work to stop."""
         self._estate[uri].backend.cancel(operation.id)
+
+    def limit(self, uri: str, operation: Operation, mebibytes: int) -> None:
+        """Let work copy so many MiB per second at most; 0 lets it copy as fast as it can."""
+        self._estate[uri].backend.limit(operation.id, mebibytes << 20 if mebibytes else None)
 
     def _preview_revert(self, machine: Machine, intention: Revert, plan: Plan | None = None) -> None:
         choices = [
@@ -206,6 +224,11 @@ _STATES_AFTER = Alternatives(
         "Off": _ending(StateAfter.OFF),
     },
 )
+
+
+def _by_own_jobs(intention: Intention, ticked: bool) -> Intention:
+    assert isinstance(intention, Delete)
+    return replace(intention, by_own_jobs=ticked)
 
 
 def _with_subtree(intention: Intention, ticked: bool) -> Intention:

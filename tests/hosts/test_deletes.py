@@ -98,5 +98,5 @@ def test_a_merge_that_shall_be_slow_is_ours(host: EmbeddedHost) -> None:
     machine = forked(host, running=True)
     before = machine.contents()
     operation = machine.change(Delete(("right-1",), by_own_jobs=True))
-    assert [type(step).__name__ for step in operation.plan.steps][0] == "MergeLayers"
+    assert next(type(step).__name__ for step in operation.plan.steps) == "MergeLayers"
     assert unchanged(before, machine.contents(), "right-1")

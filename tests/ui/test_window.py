@@ -596,3 +596,33 @@ def test_a_subtree_is_deleted_when_that_is_ticked(driver: Driver, machine: Machi
     driver.last_operation()
     driver.until(lambda: not driver.names() or driver.names() == ["Now"])
     assert list(machine.tree()) == []
+
+
+def test_a_merge_is_slowed_down_and_stopped(driver: Driver, host: EmbeddedHost) -> None:
+    """The limit stands beside the progress; what is stopped leaves every snapshot as it was."""
+    machine = host.make_machine()
+    for number, name in enumerate(("lower", "upper")):
+        machine.write(number, length=4 * MIB)
+        machine.virsh_take_disk_only(name)
+    machine.write(5, offset=4 * MIB, length=4 * MIB)
+    driver.show_machine(host.uri, machine.uuid)
+    before = machine.contents()
+    driver.view.select(["upper"])
+    driver.window.actions_.delete.trigger()
+    dialog = driver.plan_dialog()
+    (tick,) = [tick for tick in dialog.ticks if "slowed down" in tick.text()]
+    tick.setChecked(True)
+    driver.until(dialog.run_button.isEnabled)
+    # As somebody would in the preview's stead: the limit holds from the first byte on.
+    backend = driver.session.estate[host.uri].backend
+    backend.operation_changed.connect(lambda operation: backend.limit(operation.id, 1 << 20))
+    dialog.run_button.click()
+    driver.until(lambda: driver.operations and (progress := driver.operations[-1].progress) and progress.can_limit)
+    row = driver.window.activity.row(driver.operations[-1].id)
+    assert row.limit.isVisible()
+    assert row.cancel.isEnabled()
+    row.limit.setValue(2)
+    row.cancel.click()
+    driver.until(lambda: driver.operations[-1].state is OperationState.CANCELLED)
+    assert machine.contents() == before
+    machine.check_images()
