@@ -13,7 +13,7 @@ import pytest
 from PySide6.QtCore import Qt
 from PySide6.QtGui import QAction, QImage
 from PySide6.QtTest import QTest
-from PySide6.QtWidgets import QApplication, QLabel, QMenu, QMessageBox
+from PySide6.QtWidgets import QApplication, QLabel, QMenu, QMessageBox, QPushButton
 
 from snaptree.hosts.running import run_plan
 from snaptree.jobs import host_backend
@@ -30,7 +30,7 @@ from snaptree.ui.snapshot_model import Column
 from snaptree.ui.take_dialog import TakeDialog
 from snaptree.ui.theme import DARK, LIGHT, colours_of
 from tests.kit.daemon import LibvirtDaemon
-from tests.kit.machines import MIB, NOW, EmbeddedHost, Machine
+from tests.kit.machines import MIB, NOW, EmbeddedHost, Machine, unchanged
 from tests.ui.conftest import Driver, spin
 from tests.ui.test_text import read_tooltip
 
@@ -599,7 +599,7 @@ def test_a_subtree_is_deleted_when_that_is_ticked(driver: Driver, machine: Machi
 
 
 def test_a_merge_is_slowed_down_and_stopped(driver: Driver, host: EmbeddedHost) -> None:
-    """The limit stands beside the progress; what is stopped leaves every snapshot as it was."""
+    """The limit stands beside the progress. What is stopped leaves all that is kept as it was, and can be finished."""
     machine = host.make_machine()
     for number, name in enumerate(("lower", "upper")):
         machine.write(number, length=4 * MIB)
@@ -623,6 +623,12 @@ def test_a_merge_is_slowed_down_and_stopped(driver: Driver, host: EmbeddedHost) 
     assert row.cancel.isEnabled()
     row.limit.setValue(2)
     row.cancel.click()
-    driver.until(lambda: driver.operations[-1].state is OperationState.CANCELLED)
-    assert machine.contents() == before
+    driver.until(lambda: driver.operations[-1].state is OperationState.INTERRUPTED)
+    assert unchanged(before, machine.contents() | {"upper": before["upper"]})
     machine.check_images()
+    banner = driver.window.page.banners["unfinished"]
+    driver.until(banner.isVisible)
+    next(each for each in banner.findChildren(QPushButton) if "Finish" in each.text()).click()
+    driver.plan_dialog().run_button.click()
+    driver.last_operation()
+    assert unchanged(before, machine.contents(), "upper")
