@@ -87,6 +87,7 @@ def add_deletions(
         frees=cost.frees if cost.frees.is_known else total(costs.frees),
         peak_extra=peak,
         seconds=start.speed.seconds(len(names), copies),
+        pause_seconds=None if start.layers.is_running else 0.0,
     )
 
 

@@ -183,8 +183,13 @@ def _if_left(step: Step) -> str:
             )
         case EndOrphanedMerge():
             return "Do not resume the machine: its QEMU was started for the merge only."
+        case MergeLayers(way=MergeWay.PULL):
+            return f"All snapshots show what they showed; {plain(step.merged)} may take more room than before."
         case MergeLayers():
-            return f"Other snapshots on the layers of disk {plain(step.target)} may show what they should not."
+            return (
+                f"What is to be deleted may be overwritten in part on disk {plain(step.target)}: do not revert to it."
+                " All other snapshots are what they were."
+            )
         case _:
             return _if_left_undone(step)
 
