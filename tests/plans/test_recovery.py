@@ -22,7 +22,7 @@ from snaptree.plans.plan import (
     TakeSnapshot,
 )
 from snaptree.plans.planner import make_plan
-from snaptree.plans.recovery import is_torn
+from snaptree.plans.recovery import half_deleted, is_torn
 from tests.plans.situations import SituationBuilder, a_machine, interrupted
 
 TWO = Delete(("a", "b"))
@@ -131,13 +131,18 @@ def test_nothing_to_recover_says_so() -> None:
 
 
 def test_merges_that_libvirt_does_not_know_of_are_torn() -> None:
-    merge = MergeLayers("vda", MergeWay.PULL, ("/c", "/b"), (Layer("/c", "qcow2"), Layer("/b", "qcow2")), True)
-    record = RecordLayers({}, ("/b",), {}, {}, {}, ("b",))
-    plan = Plan(Action.DELETE, "qemu:///system", "uuid", "web-01", ("b",), steps=(merge, record))
-    assert not is_torn(plan, 0, 0)
-    assert is_torn(plan, 1, 0)
-    assert is_torn(plan, 2, 1)
-    assert not is_torn(plan, 2, 2)
+    """Cut short itself, a commit has begun to overwrite something, and a pull has not."""
+    for way in MergeWay:
+        merge = MergeLayers("vda", way, ("/c", "/b"), (Layer("/c", "qcow2"), Layer("/b", "qcow2")), True)
+        record = RecordLayers({}, ("/b",), {}, {}, {}, ("b",))
+        plan = Plan(Action.DELETE, "qemu:///system", "uuid", "web-01", ("b",), steps=(merge, record))
+        assert not is_torn(plan, 0, 0)
+        assert is_torn(plan, 1, 0) == (way is MergeWay.COMMIT)
+        assert is_torn(plan, 2, 1)
+        assert not is_torn(plan, 2, 2)
+        begun = Operation(1, plan, OperationState.INTERRUPTED, started=1.0, steps_begun=1)
+        assert half_deleted(begun) == (("b",) if way is MergeWay.COMMIT else ())
+        assert half_deleted(replace(begun, steps_begun=0)) == ()
 
 
 def test_undo_waits_for_what_was_interrupted() -> None:
