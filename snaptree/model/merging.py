@@ -113,6 +113,7 @@ class LayerTree:
     elsewhere: Elsewhere = ALONE
     too_deep: Collection[ImageKey] = ()
     """Layers that stand on more than this host's libvirt can open: nothing can be pulled into them."""
+    _counts: dict[LayerMerge, MergeBytes | None] = field(default_factory=dict, init=False, repr=False)
 
     @cached_property
     def _paths(self) -> Mapping[ImageKey, str]:
@@ -301,10 +302,12 @@ class LayerTree:
         return sum(self.allocated(key).bytes or 0 for key in merge.layers if key != merge.into)
 
     def _counted(self, merge: LayerMerge) -> MergeBytes | None:
-        overlaps = self._overlaps(merge.layers)
-        if overlaps is None:
-            return None
-        return overlaps.merge(self._name(merge.layers[-1]), self._name(merge.top), self._name(merge.into))
+        """What a merge takes, looked up once; None where its layers were not analysed."""
+        if merge not in self._counts:
+            overlaps = self._overlaps(merge.layers)
+            names = (self._name(merge.layers[-1]), self._name(merge.top), self._name(merge.into))
+            self._counts[merge] = None if overlaps is None else overlaps.merge(*names)
+        return self._counts[merge]
 
     def _overlaps(self, keys: Collection[ImageKey]) -> LayerOverlaps | None:
         """The analysis that knows all of these layers, and may count what merging them takes."""
