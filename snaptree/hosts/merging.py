@@ -13,7 +13,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Any, Final
@@ -66,16 +66,18 @@ def merge_layers(
     on_progress: OnMerge,
     cancelled: Callable[[], bool] = never,
     bandwidth: Bandwidth = unlimited,
+    deleted_later: Collection[str] = (),
     was_begun: bool = False,
 ) -> None:
     """Carry out a step, in the calling thread.
 
-    `was_begun` says that an earlier run was cut short in it: then a job that runs on the disk is taken for its own and
-    followed, and an outcome that is there for its own, and made good where it may not be whole.
+    What images that go hold of the snapshots in `deleted_later` may go with them. `was_begun` says that an earlier run
+    was cut short in this step: then a job that runs on the disk is taken for its own and followed, and an outcome that
+    is there for its own, and made good where it may not be whole.
     Raises ChangedMeanwhileError if the layers are not what the step relies on, CancelledError if it was stopped with
     all layers as before, SnapTreeError if it failed.
     """
-    _Merge(connection, domain, step, on_progress, cancelled, bandwidth, was_begun).run()
+    _Merge(connection, domain, step, on_progress, cancelled, bandwidth, deleted_later, was_begun).run()
 
 
 def is_merged(connection: Connection, domain: Any, step: MergeLayers) -> bool:
@@ -86,6 +88,15 @@ def is_merged(connection: Connection, domain: Any, step: MergeLayers) -> bool:
     """
     found = _Found(connection, domain, step)
     return found.is_merged and not found.is_doubtful
+
+
+def is_stranded(connection: Connection, domain: Any, step: MergeLayers) -> bool:
+    """Whether a step that was begun in the machine's own QEMU can't be gone on with: it ended, and all is as before.
+
+    Raises SnapTreeError if that can't be read.
+    """
+    found = _Found(connection, domain, step)
+    return step.is_live and not found.is_active and found.is_as_before
 
 
 class _Found:
@@ -148,10 +159,19 @@ class _Found:
         step = self._step
         return not step.is_live and step.way is MergeWay.COMMIT and step.layers[0] == self.before[0]
 
-    def holders_of_internal_snapshots(self) -> tuple[str, ...]:
-        """Images whose internal snapshots would be lost: what is pulled into, and what is committed from."""
-        touched = self._step.layers if self._step.way is MergeWay.PULL else self._step.layers[:-1]
-        return tuple(path for path in touched if self._images.read_image(path, self._format(path)).internal_snapshots)
+    def holders_of_internal_snapshots(self, deleted_later: Collection[str]) -> tuple[str, ...]:
+        """Images whose internal snapshots would be lost: what is pulled into, and what is committed from.
+
+        Those in `deleted_later` go with images that go; in one that stays, they have to be deleted before.
+        """
+        step = self._step
+        touched = step.layers if step.way is MergeWay.PULL else step.layers[:-1]
+        holders = []
+        for path in touched:
+            inside = {each.name for each in self._images.read_image(path, self._format(path)).internal_snapshots}
+            if inside - (set() if path == step.merged else set(deleted_later)):
+                holders.append(path)
+        return tuple(holders)
 
     def _format(self, path: str) -> str:
         return next(layer.format for layer in self._step.stack if layer.path == path)
@@ -174,6 +194,7 @@ class _Merge:
         on_progress: OnMerge,
         cancelled: Callable[[], bool],
         bandwidth: Bandwidth,
+        deleted_later: Collection[str],
         was_begun: bool,
     ) -> None:
         self._connection = connection
@@ -182,6 +203,7 @@ class _Merge:
         self._on_progress = on_progress
         self._cancelled = cancelled
         self._bandwidth = bandwidth
+        self._deleted_later = deleted_later
         self._was_begun = was_begun
 
     def run(self) -> None:
@@ -234,7 +256,7 @@ class _Merge:
             raise ChangedMeanwhileError(f"disk {step.target} now stands on other layers than when this was planned")
         if step.is_live and not found.is_active and found.is_as_before:
             raise ChangedMeanwhileError("the machine does not run any more")
-        if holders := found.holders_of_internal_snapshots():
+        if holders := found.holders_of_internal_snapshots(self._deleted_later):
             raise SnapTreeError(
                 f"Not merged: {holders[0]} holds internal snapshots, which would be lost.",
                 hint="Delete these first, or keep the layer.",

@@ -140,9 +140,11 @@ def _check(found: _Found, wanted: _Wanted, step: RecordLayers) -> None:
             raise ChangedMeanwhileError(f"the snapshot {name} has been taken on {parent}")
         if parent is not None and parent not in wanted.parents:
             raise ChangedMeanwhileError(f"the snapshot {parent}, on which {name} stands, is gone")
+    followed = {*wanted.parents.values(), wanted.current}
     for name in wanted.in_order:
-        # An overlay that nothing stands on any more may stay noted: a leaf's is gone, as after libvirt's own deletes.
-        if named := _named(stands_on(wanted.snapshots.get(name, found.texts[name]))) & set(step.removed):
+        text = wanted.snapshots.get(name, found.texts[name])
+        # libvirt goes on naming the overlay of a snapshot that it left, and makes a new one when it comes back.
+        if named := _named(text if name in followed else stands_on(text)) & set(step.removed):
             raise ChangedMeanwhileError(f"the snapshot {name} refers to {min(named)}")
     definition = wanted.definition or found.definition
     if definition is not None and (named := _named(definition) & set(step.removed)):

@@ -14,7 +14,7 @@ from snaptree.hosts.connection import Connection
 from snaptree.hosts.errors import explained
 from snaptree.hosts.journal import Journal
 from snaptree.hosts.layers import Images, live_chains
-from snaptree.hosts.merging import is_merged
+from snaptree.hosts.merging import is_merged, is_stranded
 from snaptree.hosts.reading import current_name
 from snaptree.hosts.records import is_recorded
 from snaptree.hosts.reverting import is_on
@@ -294,6 +294,8 @@ def _find_merge(connection: Connection, domain: Any, step: MergeLayers, *, begun
         return StepFound(StepState.HALF_WAY, "it is merged, and only has to be made sure of")
     if step.is_live and domain.isActive() and block_job(domain, step.target):
         return StepFound(StepState.HALF_WAY, "it goes on in the machine's QEMU")
+    if is_stranded(connection, domain, step):
+        return _changed("the machine does not run any more, in which layers were merged; they are as they were")
     return StepFound(StepState.HALF_WAY, "it may be merged in part, and all that it merges is still there")
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -176,6 +177,7 @@ class _Run:
 
     def _act(self, number: int, step: Step, *, goes_on: bool = False) -> None:
         """Do a step; `goes_on` says that an earlier run was cut short in it."""
+        deleted_later = _deleted_by(self._operation.plan.steps[number + 1 :])
         match step:
             case TakeSnapshot():
                 self._take(step)
@@ -192,12 +194,11 @@ class _Run:
             case EndOrphanedMerge():
                 self._end_orphaned_merge(step)
             case MergeLayers():
-                self._merge(step, was_begun=goes_on or (self._was_begun and number == 0))
+                self._merge(step, deleted_later, was_begun=goes_on or (self._was_begun and number == 0))
             case RecordLayers():
                 record_layers(self._connection, self._operation.plan.domain_uuid, step)
             case RemoveLeftover():
-                later = self._operation.plan.steps[number + 1 :]
-                remove_leftover(self._connection, self._domain, step, deleted_later=_deleted_by(later))
+                remove_leftover(self._connection, self._domain, step, deleted_later=deleted_later)
 
     # What an interrupted operation left
 
@@ -337,9 +338,15 @@ class _Run:
         expected = self._operation.plan.expected_chains
         if not expected:
             return
-        actual = {chain.target: chain.layers for chain in live_chains(self._connection, self._domain)}
+        actual = {chain.target: chain for chain in live_chains(self._connection, self._domain)}
         for target, layers in expected.items():
-            if actual.get(target) != layers:
+            chain = actual.get(target)
+            if chain is None or chain.layers != layers:
+                if chain is not None and chain.problem:
+                    raise SnapTreeError(
+                        f"The layers of disk {target} cannot be read any more: {chain.problem.rstrip('.')}.",
+                        hint="Nothing was done. Bring back what is missing, then plan again.",
+                    )
                 raise ChangedMeanwhileError(f"disk {target} now stands on other layers than when this was planned")
 
     def _check_current(self, expected: str | None) -> None:
@@ -503,7 +510,7 @@ class _Run:
             f"libvirt says that {step.name} was deleted, but still lists it.", hint="Refresh, and look at the machine."
         )
 
-    def _merge(self, step: MergeLayers, *, was_begun: bool) -> None:
+    def _merge(self, step: MergeLayers, deleted_later: Collection[str], *, was_begun: bool) -> None:
         def progress(how_far: MergeProgress) -> None:
             self._measured(how_far.done, how_far.total, can_cancel=True, can_limit=True, remark=how_far.remark)
 
@@ -515,6 +522,7 @@ class _Run:
                 on_progress=progress,
                 cancelled=self._cancelled,
                 bandwidth=self._bandwidth,
+                deleted_later=deleted_later,
                 was_begun=was_begun,
             )
         except CancelledError as cancel:
@@ -543,7 +551,9 @@ def _with_what_was_done(error: SnapTreeError, plan: Plan, steps_done: int) -> Sn
     if steps_done == 0:
         return error
     hint = f"{error.hint} {_done_before(plan, steps_done)}".strip()
-    return SnapTreeError(error.summary, hint=hint, details=error.details)
+    said = copy(error)
+    said.hint = hint
+    return said
 
 
 def _what_was_done(plan: Plan, steps_done: int) -> str:

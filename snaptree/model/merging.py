@@ -201,12 +201,16 @@ class LayerTree:
         return unknowns, held
 
     def _with_empty(self, gone: set[ImageKey], kept: Collection[ImageKey], selected: frozenset[str]) -> set[ImageKey]:
-        """Add the layers above that hold nothing any more and carry others: they are merged along."""
+        """Add the layers above that hold nothing any more: those that carry others are merged along.
+
+        One that carries none has been left by the machine, and was kept for internal snapshots that go.
+        """
         waiting = list(gone)
         while waiting:
             for overlay in self.above.get(waiting.pop(), ()):
                 is_new = overlay not in gone and overlay not in kept
-                if is_new and overlay in self.above and self._goes(overlay, selected):
+                is_known = overlay in self.above or overlay in self.holders
+                if is_new and is_known and self._goes(overlay, selected):
                     gone.add(overlay)
                     waiting.append(overlay)
         return gone
@@ -257,7 +261,21 @@ class LayerTree:
             alone = next(iter(paths)) if len(paths) == 1 else None
             reasons = [no_pull[top] for top in paths if no_pull[top]]
             return Pile(gone, stuck=no_commit[alone] if alone is not None else reasons[0])
-        return Pile(gone, min(choices, key=lambda merges: sum(map(self._effort, merges))))
+        kept = self._returned_to(selected)
+        return min(
+            (Pile(gone, merges) for merges in choices),
+            key=lambda pile: (len(pile.removed & kept), sum(map(self._effort, pile.merges))),
+        )
+
+    def _returned_to(self, selected: frozenset[str]) -> frozenset[ImageKey]:
+        """Layers to which a revert puts disks that a snapshot left out: whatever they show by then, they must exist."""
+        return frozenset(
+            self.layers.key(disk.frozen)
+            for snapshot in self.tree
+            if snapshot.name not in selected
+            for disk in snapshot.disks
+            if disk.how is DiskSnapshot.NO and disk.frozen
+        )
 
     def _down_to(self, lowest: ImageKey, key: ImageKey) -> Iterator[ImageKey]:
         yield key

@@ -21,7 +21,7 @@ from snaptree.plans.rule import QEMU
 from snaptree.plans.rules_merge import MERGE_LACKS_ROOM, lacks_room
 from snaptree.plans.rules_plan import LEFTOVER_STAYS
 from snaptree.plans.situation import Situation
-from snaptree.plans.wording import machines_named, plain
+from snaptree.plans.wording import files_named, machines_named, plain
 
 
 def plan_delete(intention: Delete, situation: Situation) -> Plan:
@@ -80,15 +80,41 @@ def add_deletions(
         gone = sum(layer_tree.allocated(key).bytes or 0 for pile in part.piles for key in pile.removed)
         if extra.bytes is not None:
             extra = Figure(max(0, extra.bytes - gone), extra.confidence, extra.how)
+    emptied = [] if draft.is_refused else _remove_emptied(draft, names)
     cost = cost_of_deleting(layer_tree, names, costs.kept)
     copies = cost.copies if cost.copies.is_known else total(costs.copies)
     return Forecast(
         copies=copies,
-        frees=cost.frees if cost.frees.is_known else total(costs.frees),
+        frees=total([cost.frees if cost.frees.is_known else total(costs.frees), *emptied]),
         peak_extra=peak,
         seconds=start.speed.seconds(len(names), copies),
         pause_seconds=None if start.layers.is_running else 0.0,
     )
+
+
+def _remove_emptied(draft: Draft, names: tuple[str, ...]) -> list[Figure]:
+    """Remove overlays that the machine left, and that held nothing any more but internal snapshots deleted now.
+
+    Returns what they take, of which a part is counted with these snapshots already.
+    """
+    start = Facts(draft.start)
+    emptied = []
+    for layer, inside in sorted(start.internal_in.items()):
+        is_overlay = layer in start.made_by_snapshots or start.below.get(layer) in start.frozen_by
+        if not is_overlay or not set(inside) <= set(names) or layer not in draft.situation.existing_files:
+            continue
+        if (why_kept := still_needed(draft, layer)) is None:
+            if remove_leftover(draft, layer, "all that it held was deleted"):
+                emptied.append(_at_most(_allocated(start, layer)))
+        elif why_kept:
+            draft.warn(leftover_stays(draft, layer, why_kept))
+    return emptied
+
+
+def _at_most(figure: Figure) -> Figure:
+    if figure.bytes is None:
+        return figure
+    return Figure(figure.bytes, Confidence.UPPER_BOUND, "files of internal snapshots that go, and what is inside")
 
 
 def _bytes_or_all(figure: Figure) -> float:
@@ -250,10 +276,13 @@ def leftover_stays(draft: Draft, path: str, problem: str) -> Finding:
 def still_needed(draft: Draft, layer: str) -> str | None:
     """None if nothing refers to a layer; else why it has to stay, empty where that goes without saying."""
     facts = draft.facts
-    if layer in facts.live or layer in facts.frozen_by or layer in facts.internal_in or facts.above.get(layer):
+    holders = (facts.live, facts.frozen_by, facts.internal_in, facts.returned_to)
+    if any(layer in held for held in holders) or facts.above.get(layer):
         return ""
     if machines := facts.dependants.get(layer):
         return f"{machines_named(machines)} reads it."
+    if facts.silent:
+        return f"{files_named(facts.silent)} can't be read, so nobody knows whether it stands on it."
     if unreadable := draft.situation.unreadable_domains:
         return f"the disks of {machines_named(unreadable)} can't be followed, so nobody knows whether they stand on it."
     return None

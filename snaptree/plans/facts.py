@@ -193,7 +193,22 @@ class Facts:
             if image.problem and not image.is_missing
         }
 
+    @cached_property
+    def silent(self) -> frozenset[str]:
+        """Layers of the machine and its snapshots that don't say what they stand on: they are gone, or unreadable."""
+        return (self.missing | self.unreadable.keys()) & (self.live | self.frozen_by.keys())
+
     # Who needs an image
+
+    @cached_property
+    def returned_to(self) -> Mapping[str, tuple[str, ...]]:
+        """Image -> snapshots that left its disk out, and to which a revert puts the machine on it all the same."""
+        found: dict[str, list[str]] = {}
+        for snapshot in self.situation.tree:
+            for disk in snapshot.disks:
+                if disk.how is DiskSnapshot.NO and disk.frozen:
+                    found.setdefault(self.key(disk.frozen), []).append(snapshot.name)
+        return {image: tuple(names) for image, names in found.items()}
 
     @cached_property
     def frozen_by(self) -> Mapping[str, tuple[str, ...]]:

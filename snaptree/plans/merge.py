@@ -72,7 +72,9 @@ def batches(layer_tree: LayerTree, deletion: Deletion, names: Sequence[str]) -> 
     """Put snapshots together that share a pile of layers: neighbours, and those whose other disks are neighbours."""
     groups: list[tuple[set[str], list[Pile]]] = [({name}, []) for name in names]
     for pile in deletion.piles:
-        holders = {name for key in pile.gone for name in layer_tree.holders.get(key, ())}
+        # What is inside an image that takes others in has to be deleted before.
+        keys = pile.gone.union(*(merge.layers for merge in pile.merges))
+        holders = {name for key in keys for name in layer_tree.holders.get(key, ())}
         touched = [group for group in groups if group[0] & holders]
         groups = [group for group in groups if group not in touched]
         together = set().union(*(group[0] for group in touched))
@@ -385,10 +387,14 @@ class _Writer:
             return f"{plain(situation.domain.name)} stands on it."
         if holders := {*facts.frozen_by.get(path, ()), *facts.internal_in.get(path, ())} - set(self._names):
             return f"it holds {snapshots_named(sorted(holders))}."
+        if users := set(facts.returned_to.get(path, ())) - set(self._names):
+            return f"a revert to {snapshots_named(sorted(users))}, which left this disk out, goes back to it."
         if overlays := facts.others_above(path):
             return f"{files_named(overlays)} stands on it."
         if machines := facts.dependants.get(path):
             return f"{machines_named(machines)} reads it."
+        if facts.silent:
+            return f"{files_named(facts.silent)} can't be read, so nobody knows whether it stands on it."
         if situation.unreadable_domains and path not in self._before.made_by_snapshots:
             unreadable = machines_named(situation.unreadable_domains)
             return f"the disks of {unreadable} can't be followed, so nobody knows whether they stand on it."

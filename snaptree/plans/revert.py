@@ -112,9 +112,10 @@ def _remove_what_was_left(draft: Draft, before: Facts) -> None:
     frozen it, and what is left then is empty.
     """
     for layer in sorted(before.active - draft.facts.live):
-        if before.below.get(layer) not in before.frozen_by:
-            continue
-        if (why_kept := still_needed(draft, layer)) is None:
+        why_kept = still_needed(draft, layer)
+        if why_kept is None and before.below.get(layer) not in before.frozen_by:
+            why_kept = "it stands on no layer of a snapshot, so it holds more than what was written since one."
+        if why_kept is None:
             remove_leftover(draft, layer, "nothing stands on it since the revert")
         elif why_kept:
             draft.warn(leftover_stays(draft, layer, why_kept))

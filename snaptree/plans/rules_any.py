@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 
-from snaptree.model.estate import DomainState, MemorySnapshot, SnapshotKind
+from snaptree.model.estate import DomainState, MemorySnapshot, Snapshot, SnapshotKind
 from snaptree.plans.facts import QEMU_10
 from snaptree.plans.operation import interruption
 from snaptree.plans.plan import Action
@@ -12,6 +13,7 @@ from snaptree.plans.rule import QEMU, TEST, Case, Evidence, Rule, Verdict, actio
 from snaptree.plans.situation import Known
 from snaptree.plans.wording import listed, plain, quoted
 
+_REVERT_OVERLAY = re.compile(r"\.[0-9]{9,}$")
 _ANY_DRIVER: frozenset[str] = frozenset()
 _CHANGES = actions(Action.TAKE, Action.REVERT, Action.DELETE)
 
@@ -93,14 +95,24 @@ def _images_let_go(case: Case) -> Evidence | None:
 
 
 def _images_maybe_let_go(case: Case) -> Evidence | None:
-    """Paused, and paused already when its memory was saved; nobody can say whether it was resumed between."""
-    situation = case.situation
+    """Paused, and perhaps since its memory was saved or loaded; nobody can say whether it was resumed between."""
+    situation, tree = case.situation, case.situation.tree
     if situation.domain.state is not DomainState.PAUSED or case.current is None or situation.images_let_go:
         return None
-    saved_paused = case.current.memory is MemorySnapshot.EXTERNAL and case.current.state is DomainState.PAUSED
-    if not saved_paused or not _touches_images(case):
+    # Snapshots of the disks alone, taken since, leave it as it is, and don't say whether it ran.
+    line = (case.current.name, *tree.ancestors(case.current.name))
+    last = next((tree[name] for name in line if tree[name].memory is not MemorySnapshot.NO), None)
+    if last is None or last.memory is not MemorySnapshot.EXTERNAL or not _touches_images(case):
         return None
-    return found(current=quoted(case.current.name))
+    if last.state is not DomainState.PAUSED and not _was_reverted_to(last):
+        return None
+    return found(current=quoted(last.name))
+
+
+def _was_reverted_to(snapshot: Snapshot) -> bool:
+    """Whether the layer in use after a revert is noted in it, which is named by the second."""
+    overlays = [disk.overlay or "" for disk in snapshot.disks]
+    return bool(snapshot.revert_overlays) or any(_REVERT_OVERLAY.search(overlay) for overlay in overlays)
 
 
 RULES = (
@@ -207,8 +219,8 @@ RULES = (
         actions=actions(Action.TAKE, Action.DELETE),
         verdict=Verdict.WARN,
         condition=_images_maybe_let_go,
-        reason="{vm} was paused when {current} saved its memory. If it was not resumed since, its QEMU does not"
-        " touch the images, and this fails without doing harm.",
+        reason="{vm} is paused, perhaps since the memory of {current} was saved or loaded. If it was not resumed since,"
+        " its QEMU does not touch the images, and this fails without doing harm.",
         remedy="Resume {vm} for a moment first.",
         source="lab on QEMU 10.0: 'Inactive node can't be a backing child of active'; on 7.2, after saving: 'Block node"
         " is read-only' and 'Can't migrate the vm that was paused due to previous migration'",

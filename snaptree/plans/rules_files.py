@@ -52,6 +52,10 @@ def _holds_frozen_snapshot(case: Case) -> Evidence | None:
     for layer in case.unlinks:
         if names := _survivors_frozen_in(case, layer, frozenset(spared)):
             return found(file=plain(layer), holders=snapshots_named(names))
+        users = set(case.facts.returned_to.get(layer, ())) - spared
+        if users and case.action is Action.DELETE:
+            named = snapshots_named(sorted(users))
+            return found(file=plain(layer), holders=f"{named} (which left this disk out, and goes back to it)")
     return None
 
 

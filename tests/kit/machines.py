@@ -29,6 +29,7 @@ from snaptree.hosts.embedded import kill_machines, place_on_cpus, prepare_root, 
 from snaptree.hosts.reading import read_tree
 from snaptree.hosts.running import run_plan
 from snaptree.hosts.situation import read_situation
+from snaptree.images.files import ImageReader
 from snaptree.model.estate import DiskSnapshot
 from snaptree.model.tree import SnapshotTree
 from snaptree.plans.intention import Intention
@@ -118,7 +119,7 @@ class EmbeddedHost(RealHost):
 
 def make_image(path: Path, image_format: str = "qcow2", backing: Path | None = None) -> Path:
     """Make an empty image of 8 MiB, or an overlay on `backing`."""
-    based = [] if backing is None else ["-b", str(backing), "-F", "qcow2"]
+    based = [] if backing is None else ["-b", str(backing), "-F", "raw" if backing.suffix == ".raw" else "qcow2"]
     size = [] if backing is not None else [str(DISK_SIZE)]
     run_tool("qemu-img", "create", "-q", "-f", image_format, *based, str(path), *size)
     return path
@@ -164,11 +165,16 @@ def _accepting(code: int) -> Iterator[None]:
             raise
 
 
-def run_tool(*command: str) -> str:
+def run_tool(*command: str, accepting: Sequence[int] = (0,)) -> str:
     """Run one of QEMU's tools and return what it printed; its own words if it fails."""
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, f"{' '.join(command)}: {done.stderr}"
+    assert done.returncode in accepting, f"{' '.join(command)}: {done.stdout}{done.stderr}"
     return done.stdout
+
+
+def _is_qcow2(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(4) == b"QFI\xfb"
 
 
 @dataclass
@@ -228,9 +234,14 @@ class Machine:
 
     # What the disks hold
 
-    def write(self, seed: int, *, target: str = "vda", offset: int = 0, length: int = 64 * 1024) -> None:
-        """Fill a part of a disk with a byte that `seed` chooses: through QEMU if it runs, else into the image."""
-        command = f"write -P {seed % 255 + 1} {offset} {length}"
+    def write(
+        self, seed: int, *, target: str = "vda", offset: int = 0, length: int = 64 * 1024, zeros: bool = False
+    ) -> None:
+        """Fill a part of a disk with a byte that `seed` chooses: through QEMU if it runs, else into the image.
+
+        `zeros` lets it read as zeros without having any.
+        """
+        command = f"write {'-z' if zeros else f'-P {seed % 255 + 1}'} {offset} {length}"
         if self.is_running:
             self._qemu_io(target, command)
             self._qemu_io(target, "flush")
@@ -246,6 +257,14 @@ class Machine:
         )
         assert "rror" not in answer, answer
 
+    def _flush(self) -> None:
+        """Let QEMU write down all it holds. One that is paused may have let go of its images: it does what it can."""
+        if self.handle.state()[0] == libvirt.VIR_DOMAIN_PAUSED:
+            libvirt_qemu.qemuMonitorCommand(self.handle, '{"execute": "stop"}', 0)
+        else:
+            for target in self.active_layers():
+                self._qemu_io(target, "flush")
+
     def _format(self, target: str) -> str:
         definition = read_definition(parse(self.handle.XMLDesc()))
         return next(disk.format for disk in definition.disks if disk.target == target)
@@ -253,8 +272,7 @@ class Machine:
     def contents(self) -> dict[str, dict[str, str]]:
         """The oracle: a digest of every disk of every snapshot and of *Now*, as QEMU's own tool reads them."""
         if self.is_running:
-            for target in self.active_layers():
-                self._qemu_io(target, "flush")
+            self._flush()
         found: dict[str, dict[str, str]] = {
             NOW: {target: digest(path, self._format(target)) for target, path in self.active_layers().items()}
         }
@@ -270,15 +288,40 @@ class Machine:
             }
         return found
 
-    def check_images(self) -> None:
-        """Fail unless QEMU finds every image of this machine consistent."""
+    def check_images(self, *, leaks: bool = False) -> None:
+        """Fail unless QEMU finds every image of this machine consistent.
+
+        One that was killed leaves `leaks`: clusters that belong to nobody.
+        """
         for path in self.directory.iterdir():
-            if path.read_bytes()[:4] == b"QFI\xfb":
-                run_tool("qemu-img", "check", "-q", "-U", "-f", "qcow2", str(path))
+            if _is_qcow2(path):
+                run_tool("qemu-img", "check", "-q", "-U", "-f", "qcow2", str(path), accepting=(0, 3) if leaks else (0,))
+
+
+_digests: dict[tuple[str | None, object], str] = {}
+"""By internal snapshot, and the images with their times of change."""
 
 
 def digest(path: Path, image_format: str, internal_snapshot: str | None = None) -> str:
-    """SHA-256 of what a guest would read from an image, or from an internal snapshot in it."""
+    """SHA-256 of what a guest would read from an image, or from an internal snapshot in it.
+
+    Images that did not change are not read again.
+    """
+    chain = ImageReader().read_chain(str(path), image_format)
+    stats = [(Path(image.path).stat(), image.format) for image in chain.images if not image.is_missing]
+    key = (
+        internal_snapshot,
+        tuple(
+            (each.st_dev, each.st_ino, each.st_mtime_ns, each.st_ctime_ns, each.st_size, each.st_blocks, given)
+            for each, given in stats
+        ),
+    )
+    if key not in _digests:
+        _digests[key] = _read_digest(path, image_format, internal_snapshot)
+    return _digests[key]
+
+
+def _read_digest(path: Path, image_format: str, internal_snapshot: str | None) -> str:
     descriptor, copy = tempfile.mkstemp(prefix="snaptree-digest-")
     os.close(descriptor)
     try:

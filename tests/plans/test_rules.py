@@ -178,6 +178,20 @@ ANY = [
         ("web-01", "“a”"),
         a_machine(state=RUNNING).external("a", memory=True).state(PAUSED),
     ),
+    Row(
+        "images-maybe-let-go",
+        external(),
+        a_machine(state=PAUSED).external("a", memory=True).external("b").having(images_let_go=False),
+        ("web-01", "“a”"),
+        a_machine(state=PAUSED).external("a").external("b"),
+    ),
+    Row(
+        "images-maybe-let-go",
+        external(),
+        a_machine(state=RUNNING).external("a", memory=True).revert("a").state(PAUSED).having(images_let_go=False),
+        ("web-01", "“a”"),
+        a_machine(state=RUNNING).external("a").revert("a").state(PAUSED),
+    ),
     Row("transient-machine", external(), a_machine().domain(is_persistent=False), ("web-01",), a_machine()),
     Row(
         "unreadable-snapshot",
