@@ -292,18 +292,20 @@ class _Writer:
         current = self._current_after()
         for snapshot in survivors:
             in_use = {target: self._now(path) for target, path in snapshot.revert_overlays}
-            changed = {}
-            for disk in external_disks(snapshot):
-                overlay = self._overlay_of(disk)
-                active = self._active_on(disk)
-                if snapshot.name == current and active is not None and disk.target not in in_use and active != overlay:
-                    # libvirt removes what it has noted here when it leaves this snapshot.
+            noted = {disk.target: self._overlay_of(disk) for disk in external_disks(snapshot)}
+            if snapshot.name == current:
+                # libvirt removes what it has noted here when it leaves this snapshot, for all disks in the same place.
+                active = {disk.target: top for disk in external_disks(snapshot) if (top := self._active_on(disk))}
+                if any(target not in in_use and noted[target] != top for target, top in active.items()):
                     if self._notes_reverts() and self._has_other_children(snapshot.name):
-                        in_use[disk.target] = active
+                        in_use |= active
                     else:
-                        overlay = active
-                if overlay is not None and overlay != disk.overlay:
-                    changed[disk.target] = overlay
+                        noted |= active
+            changed = {
+                disk.target: overlay
+                for disk in external_disks(snapshot)
+                if (overlay := noted[disk.target]) not in (None, disk.overlay, in_use.get(disk.target))
+            }
             if changed:
                 overlays[snapshot.name] = MappingProxyType(changed)
             if in_use != dict(snapshot.revert_overlays):

@@ -35,6 +35,20 @@ def _held(case: Case, how: DiskSnapshot) -> Iterator[Disk]:
                 yield disk
 
 
+def _broken_chain(case: Case) -> Evidence | None:
+    """While the machine runs, QEMU has such a file open, and what it holds can be saved still."""
+    if case.take is None or case.is_active:
+        return None
+    missing = {
+        layer
+        for target, how in case.take.disks.items()
+        if how is not DiskSnapshot.NO
+        for top in case.facts.chains.get(target, ())[:1]
+        for layer in case.facts.missing_in_stack(top)
+    }
+    return found(files=files_named(missing)) if missing else None
+
+
 def _left_out(case: Case) -> tuple[Disk, ...]:
     """Disks that a guest can change and the step does not hold."""
     return tuple(disk for disk in _held(case, DiskSnapshot.NO) if takes_writes(disk))
@@ -242,6 +256,16 @@ def _excluded(case: Case) -> Evidence | None:
 
 
 RULES = (
+    Rule(
+        id="nothing-to-take",
+        actions=_TAKE,
+        verdict=Verdict.REFUSE,
+        condition=_broken_chain,
+        reason="{vm} stands on {files}, which is missing: a snapshot would hold disks that nobody can read.",
+        remedy="Bring the file back from a backup, or remove the disk from {vm}.",
+        source="qemu-img makes an overlay on a chain that is broken further down, and libvirt records it",
+        needs=Known.LAYERS,
+    ),
     Rule(
         id="name-not-allowed",
         actions=_TAKE,

@@ -218,6 +218,13 @@ ANY = [
 ]
 
 TAKE = [
+    Row(
+        "nothing-to-take",
+        external(),
+        a_machine().external("a").missing(BASE),
+        (BASE, "web-01"),
+        a_machine(state=RUNNING).external("a").missing(BASE),
+    ),
     Row("name-not-allowed", external("a b"), a_machine(), ("“a b”",), a_machine(), external("a-b")),
     Row("name-not-allowed", external("x" * 101), a_machine(), ("101",), a_machine(), external("x" * 100)),
     Row("name-not-allowed", internal("17"), a_machine(), ("“17”", "number"), a_machine(), external("17")),
