@@ -208,7 +208,7 @@ def _helper_xml(connection: Connection, domain: Any, step: MergeLayers) -> str:
     devices = ET.SubElement(root, "devices")
     if emulator := own.findtext("devices/emulator"):
         ET.SubElement(devices, "emulator").text = emulator
-    devices.append(_disk(step.stack))
+    devices.append(_disk(step.stack, _caching(own, step.target)))
     ET.SubElement(devices, "controller", {"type": "usb", "model": "none"})
     ET.SubElement(devices, "memballoon", {"model": "none"})
     root.extend(_security_label(label) for label in own.findall("seclabel"))
@@ -217,10 +217,19 @@ def _helper_xml(connection: Connection, domain: Any, step: MergeLayers) -> str:
     return ET.tostring(root, encoding="unicode")
 
 
-def _disk(stack: Sequence[Layer]) -> ET.Element:
+def _caching(domain: ET.Element, target: str) -> dict[str, str]:
+    """How the machine's own QEMU reads and writes that disk: whoever chose it had a reason, as with O_DIRECT."""
+    for disk in domain.findall("devices/disk"):
+        named, driver = disk.find("target"), disk.find("driver")
+        if named is not None and driver is not None and named.get("dev") == target:
+            return {name: value for name in ("cache", "io") if (value := driver.get(name))}
+    return {}
+
+
+def _disk(stack: Sequence[Layer], caching: dict[str, str]) -> ET.Element:
     """A disk whose chain is said to the bottom, so that no format is guessed and no header believed."""
     disk = ET.Element("disk", {"device": "disk"})
-    ET.SubElement(disk, "driver", {"name": "qemu", "type": stack[0].format})
+    ET.SubElement(disk, "driver", {"name": "qemu", "type": stack[0].format, **caching})
     set_source(disk, stack[0].path)
     upper = disk
     for layer in stack[1:]:
