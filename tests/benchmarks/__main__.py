@@ -31,9 +31,11 @@ class Sizes:
     """MiB."""
     disk: int = 100
     """GiB, of the images that are analysed."""
+    trees: int = 200
+    """Of layers, from each of which snapshots are deleted."""
 
 
-QUICK = Sizes(runs=1, snapshots=(100,), machines=10, snapshots_each=5, merged=16, disk=1)
+QUICK = Sizes(runs=1, snapshots=(100,), machines=10, snapshots_each=5, merged=16, disk=1, trees=8)
 
 
 def _show(sizes: Sizes) -> Iterable[Comparison]:
@@ -52,6 +54,12 @@ def _change(sizes: Sizes) -> Iterable[Comparison]:
     from tests.benchmarks import change
 
     return change.measure(sizes.runs, sizes.merged)
+
+
+def _merges(sizes: Sizes) -> Iterable[Comparison]:
+    from tests.benchmarks import merges
+
+    return merges.measure(sizes.runs, sizes.trees, sizes.merged)
 
 
 def _costs(sizes: Sizes) -> Iterable[Comparison]:
@@ -81,6 +89,7 @@ BENCHES: dict[str, tuple[str, Callable[[Sizes], Iterable[Comparison]]]] = {
     "show": ("Load and show one machine", _show),
     "stalls": ("The window's longest stalls", _stalls),
     "change": ("Take, revert and delete, connected already", _change),
+    "merges": ("What merges copy, and how long they take", _merges),
     "costs": ("What layers hold, from their tables", _costs),
     "far": ("What layers hold, over a link of 20 ms", _far),
     "start": ("Cold start and peak memory", _start),

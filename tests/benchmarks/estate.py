@@ -120,7 +120,7 @@ def add_internal(daemon: LibvirtDaemon, name: str, count: int) -> None:
     domain = define_machine(daemon, name, image)
     recorded = domain.XMLDesc(libvirt.VIR_DOMAIN_XML_SECURE | libvirt.VIR_DOMAIN_XML_INACTIVE)
     for number in range(count):
-        _redefine(
+        redefine(
             domain, number, _parent_in_tree(number), state="running", memory="internal",
             disk="<disk name='vda' snapshot='internal'/>", recorded=recorded, current=number == count - 1,
         )  # fmt: skip
@@ -131,12 +131,12 @@ def add_external(daemon: LibvirtDaemon, name: str, count: int) -> None:
     layers = [_create_image(daemon, f"{name}.qcow2")]
     overlays = _Overlays(daemon, layers[0])
     for number in range(count):
-        layers.append(overlays.create(layers[0].with_suffix(f".{_name(number)}"), backing=layers[-1]))
+        layers.append(overlays.create(layers[0].with_suffix(f".{snapshot_name(number)}"), backing=layers[-1]))
     domain = define_machine(daemon, name, layers[-1])
     recorded = domain.XMLDesc(libvirt.VIR_DOMAIN_XML_SECURE | libvirt.VIR_DOMAIN_XML_INACTIVE)
     for number in range(count):
         overlay = escape(str(layers[number + 1]))
-        _redefine(
+        redefine(
             domain, number, number - 1 if number else None, state="shutoff", memory="no", current=number == count - 1,
             disk="<disk name='vda' snapshot='external' type='file'><driver type='qcow2'/>"
             f"<source file='{overlay}'/></disk>",
@@ -144,14 +144,15 @@ def add_external(daemon: LibvirtDaemon, name: str, count: int) -> None:
         )  # fmt: skip
 
 
-def _redefine(
+def redefine(
     domain: Any, number: int, parent: int | None, *, state: str, memory: str, disk: str, recorded: str, current: bool
 ) -> None:
+    """Let libvirt know of a snapshot; `disk` is what is in its `<disks>`, `recorded` the machine as it was."""
     xml = _SNAPSHOT.format(
-        name=_name(number),
+        name=snapshot_name(number),
         description=f"Automatic, before the nightly update number {number}",
         state=state,
-        parent="" if parent is None else f"<parent><name>{_name(parent)}</name></parent>",
+        parent="" if parent is None else f"<parent><name>{snapshot_name(parent)}</name></parent>",
         created=FIRST_SNAPSHOT + 3600 * number,
         memory=memory,
         disk=disk,
@@ -161,7 +162,8 @@ def _redefine(
     domain.snapshotCreateXML(xml, flags | (libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_CURRENT if current else 0))
 
 
-def _name(number: int) -> str:
+def snapshot_name(number: int) -> str:
+    """What the snapshot of that number is called."""
     return f"auto-{number + 1:05}"
 
 
@@ -181,7 +183,7 @@ def _write_snapshot_table(image: Path, count: int) -> None:
         start = -(-end >> cluster_bits) << cluster_bits
         table = bytearray()
         for number in range(count):
-            identifier, name = str(number + 1).encode(), _name(number).encode()
+            identifier, name = str(number + 1).encode(), snapshot_name(number).encode()
             extra = struct.pack(">QQQ", 32 * 2**20, virtual_size, 0)
             table += _SNAPSHOT_ENTRY.pack(
                 l1_offset, l1_size, len(identifier), len(name), FIRST_SNAPSHOT + 3600 * number, 0, 0, 0, len(extra)
