@@ -57,9 +57,11 @@ def _change(sizes: Sizes) -> Iterable[Comparison]:
 
 
 def _merges(sizes: Sizes) -> Iterable[Comparison]:
-    from tests.benchmarks import merges
+    from tests.benchmarks import merge_copies, merge_times
 
-    return merges.measure(sizes.runs, sizes.trees, sizes.merged)
+    yield from merge_copies.measure(sizes.trees)
+    for mebibytes in sorted({16, sizes.merged}):
+        yield from merge_times.measure(sizes.runs, mebibytes)
 
 
 def _costs(sizes: Sizes) -> Iterable[Comparison]:

@@ -1,51 +1,43 @@
-"""What SnapTree's merges copy, against libvirt's own deletes of the same snapshots; and how long, against bare jobs.
+"""What SnapTree's merges copy, against libvirt's own deletes of the same snapshots.
 
-Copies: trees of layers are made up, with one or two disks, 4 to 20 snapshots, and forks as reverts leave them. What a
-layer holds lies anywhere on the disk in part, and in part where the machine writes again and again: how much, is drawn
-for each tree. libvirt is told of the snapshots, SnapTree reads and plans as ever; half of the machines are planned for
-as if they ran, in which less is possible. Then both sides' merges are carried out by QEMU, one after the other, each on
-what the one before left: a commit copies what the job says, a pull what its image grows by.
+Trees of layers are made up: one or two disks, 4 to 20 snapshots, forks as reverts leave them. What a layer holds lies
+anywhere on the disk in part, and in part where the machine writes again and again; how much, is drawn for each tree.
+libvirt is told of the snapshots, and SnapTree reads and plans as ever, but for two things: as if this was libvirt 11.3,
+and half of the machines as if they ran, in which less is possible. Then both sides' merges are carried out by QEMU, one
+after the other, each on what those before left. A commit copies what its job says, a pull what its image grows by.
 
-libvirt deletes one by one, by committing the layer above into the one that the snapshot froze; it refuses fork points,
-and all but leaves on branches that are not in use (LIBVIRT.md, 9, as of 11.3: 9.0 can less). Its order here is leaves
-first on these, and on the line in use root first. None is better for it: a layer that goes is copied at least as it is,
-once, whatever it took in before; root first, that is all. From the leaf down it is what most would do by hand.
-
-Times: our merge of a running machine's layers, as `run_plan` does it, against the same job begun through libvirt's API
-and polled, on a twin of the machine.
+libvirt deletes one by one: it commits the layer above into the one that the snapshot froze, or unlinks that of a leaf
+that is not in use. It refuses fork points and other snapshots on branches that are not in use; taken while the machine
+was off, also those that such a branch descends from (its daemon crashes). What it refuses is not compared: of the rest,
+it gets the leaves that are not in use first, then the line in use from the root up. No order is better for it: each
+layer that goes is copied once at least, with what it holds itself, and so it is never copied with more than that.
 """
 
 from __future__ import annotations
 
 import shutil
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import libvirt
 import numpy as np
 
-from snaptree.hosts.connection import Connection
 from snaptree.hosts.layers import analysed
-from snaptree.hosts.running import run_plan
 from snaptree.hosts.situation import read_situation
 from snaptree.model.estate import DomainState
 from snaptree.model.figures import Confidence
 from snaptree.plans.intention import Delete
-from snaptree.plans.operation import Operation, OperationState
-from snaptree.plans.plan import DeleteSnapshot, Layer, MergeLayers, MergeWay, Plan
+from snaptree.plans.plan import DeleteSnapshot, MergeLayers, MergeWay, Plan
 from snaptree.plans.planner import make_plan
-from tests.benchmarks.comparison import Comparison, Unit, in_turn
-from tests.benchmarks.estate import define_machine, redefine, running_daemon, snapshot_name, write_as_guest
+from tests.benchmarks.comparison import Comparison, Unit
+from tests.benchmarks.estate import redefine, running_daemon, snapshot_name
 from tests.images.block_jobs import Daemon, grown
 from tests.images.conftest import run
 from tests.kit.daemon import LibvirtDaemon
 from tests.kit.machines import machine_xml
 
-AIM_COPIES = 0.5
-AIM_TIME = 1.05
+AIM = 0.5
 
 _CLUSTER = 64 << 10
 _CLUSTERS = 256
@@ -53,19 +45,10 @@ _CLUSTERS = 256
 _MOST_WRITTEN = 96
 """Clusters in one layer."""
 _HOT = _CLUSTERS // 8
+"""Where machines write again and again."""
 _REVERTS = 0.1
-_POLL_SECONDS = 0.01
-
-
-def measure(runs: int, trees: int, merged: int) -> Iterator[Comparison]:
-    """Yield comparisons over so many trees, and for merges of 16 MiB and of `merged` MiB."""
-    yield from _measure_copies(trees)
-    for mebibytes in sorted({16, merged}):
-        with running_daemon() as daemon:
-            yield from _measure_times(daemon, runs, mebibytes)
-
-
-# ---- copies ----
+"""How many of a machine's changes."""
+_LIBVIRT = 11_003_000
 
 
 @dataclass
@@ -74,6 +57,8 @@ class History:
 
     parents: dict[int, int | None]
     current: int | None
+    was_running: bool
+    """All snapshots were taken while the machine ran: then libvirt has recorded which layers each stands on."""
 
     def children(self, number: int | None) -> list[int]:
         return [each for each, parent in self.parents.items() if parent == number]
@@ -89,10 +74,20 @@ class History:
 
     def can_delete(self, number: int) -> bool:
         """Whether libvirt 11.3 does."""
-        children = self.children(number)
-        if number == self.current:
+        children, line = self.children(number), self.line()
+        if number not in line:
             return not children
-        return not children or (len(children) == 1 and number in self.line())
+        if len(children) != (0 if number == self.current else 1):
+            return False
+        return self.was_running or all(each in line for each in self._descendants(number))
+
+    def _descendants(self, number: int) -> Iterator[int]:
+        for child in self.children(number):
+            yield child
+            yield from self._descendants(child)
+
+    def copy(self) -> History:
+        return History(dict(self.parents), self.current, self.was_running)
 
     def delete(self, number: int) -> None:
         parent = self.parents.pop(number)
@@ -102,7 +97,7 @@ class History:
 
     def order(self, numbers: Sequence[int], *, root_first: bool) -> list[int] | None:
         """An order in which libvirt deletes these; None if there is none."""
-        left = History(dict(self.parents), self.current)
+        left = self.copy()
         line = [number for number in self.line() if number in numbers]
         waiting = [
             *sorted(set(numbers) - set(line), reverse=True),
@@ -137,11 +132,20 @@ class Stacks:
         return Stacks(
             self.jobs,
             directory,
-            History(dict(self.history.parents), self.history.current),
+            self.history.copy(),
             {number: list(images) for number, images in self.frozen.items()},
             list(self.active),
             dict(self.below),
         )
+
+    def sources(self, image: str) -> str:
+        """What libvirt records of a disk on this image: of a machine that runs, what that stands on too."""
+        own, base = f"<source file='{self.directory / image}'/>", self.below[image]
+        if not self.history.was_running:
+            return own
+        if base is None:
+            return f"{own}<backingStore/>"
+        return f"{own}<backingStore type='file'><format type='qcow2'/>{self.sources(base)}</backingStore>"
 
     def merge(self, way: MergeWay, names: Sequence[str]) -> None:
         """Merge layers, from the top down, and count what QEMU copies."""
@@ -186,21 +190,24 @@ class Stacks:
 class _Copied:
     """In bytes."""
 
+    snapshots: int
+    """How many were deleted at once."""
     ours: int
     libvirts: int
     from_the_leaf: int
     forecast: int | None
 
 
-def _measure_copies(trees: int) -> Iterator[Comparison]:
+def measure(trees: int) -> Iterator[Comparison]:
+    """Yield comparisons over so many trees."""
     random = np.random.default_rng(9)
     copied: list[_Copied] = []
-    not_by_libvirt = 0
+    not_by_libvirt, refused = 0, 0
     with running_daemon() as daemon:
         images = daemon.directory / "images"
         jobs = Daemon(images)
         try:
-            while len(copied) < trees:
+            while len(copied) + refused < trees:
                 history, below, frozen = _grow(random)
                 numbers = _choose(random, history)
                 root_first, leaf_first = (history.order(numbers, root_first=way) for way in (True, False))
@@ -208,32 +215,38 @@ def _measure_copies(trees: int) -> Iterator[Comparison]:
                     not_by_libvirt += 1
                     continue
                 stacks = _make(random, daemon, jobs, images / "ours", history, below, frozen)
-                is_running = bool(random.random() < 0.5)
-                copied.append(_compare(daemon, stacks, numbers, root_first, leaf_first, is_running=is_running))
+                if (compared := _compare(daemon, stacks, numbers, (root_first, leaf_first))) is None:
+                    refused += 1
+                else:
+                    copied.append(compared)
                 shutil.rmtree(images / "ours")
         finally:
             jobs.close()
     what = f"{trees} deletes"
-    ours, libvirts, from_the_leaf = (
-        tuple(float(getattr(each, which)) for each in copied) for which in ("ours", "libvirts", "from_the_leaf")
-    )
+    yield _all_together(f"copied by {what}, all together", copied, AIM)
+    one, several = ([each for each in copied if (each.snapshots > 1) is several] for several in (False, True))
+    for those, which in ((one, "one snapshot"), (several, "several")):
+        if any(each.libvirts for each in those):
+            yield _all_together(f"by those of {which}", those)
     yield Comparison(
-        f"copied by {what}, all together", (sum(ours),), (sum(libvirts),), "libvirt", AIM_COPIES, Unit.MEMORY
+        "by all, if libvirt begins at the leaf",
+        (sum(each.ours for each in copied),),
+        (sum(each.from_the_leaf for each in copied),),
+        "libvirt",
+        unit=Unit.MEMORY,
     )
+    where_libvirt_copies = [each for each in copied if each.libvirts]
     yield Comparison(
-        "the same, libvirt from the leaf down", (sum(ours),), (sum(from_the_leaf),), "libvirt", unit=Unit.MEMORY
-    )
-    pairs = [(our, theirs) for our, theirs in zip(ours, libvirts, strict=True) if theirs]
-    yield Comparison(
-        "copied by each, where libvirt copies",
-        tuple(our for our, _ in pairs),
-        tuple(theirs for _, theirs in pairs),
+        "by each, where libvirt copies",
+        tuple(each.ours for each in where_libvirt_copies),
+        tuple(each.libvirts for each in where_libvirt_copies),
         "libvirt",
         aim=1,
         unit=Unit.MEMORY,
     )
-    more = sum(our > theirs for our, theirs in zip(ours, libvirts, strict=True))
+    more = sum(each.ours > each.libvirts for each in copied)
     yield Comparison("deletes that copied more than libvirt's", (more,), aim=0, unit=Unit.COUNT)
+    yield Comparison("deletes that SnapTree refused", (refused,), aim=0, unit=Unit.COUNT)
     wrong = sum(each.forecast is not None and each.forecast != each.ours for each in copied)
     unsure = sum(each.forecast is None for each in copied)
     yield Comparison("exact forecasts that QEMU did not copy to the byte", (wrong,), aim=0, unit=Unit.COUNT)
@@ -241,11 +254,16 @@ def _measure_copies(trees: int) -> Iterator[Comparison]:
     yield Comparison(f"others drawn, which libvirt refuses, for {what}", (not_by_libvirt,), unit=Unit.COUNT)
 
 
+def _all_together(what: str, copied: Sequence[_Copied], aim: float | None = None) -> Comparison:
+    ours, libvirts = sum(each.ours for each in copied), sum(each.libvirts for each in copied)
+    return Comparison(what, (ours,), (libvirts,), "libvirt", aim, Unit.MEMORY)
+
+
 def _grow(random: np.random.Generator) -> tuple[History, dict[int, int | None], dict[int, int]]:
     """Take snapshots, and now and then go back to one. Layers by number: what each stands on, who froze which."""
     below: dict[int, int | None] = {0: None}
     frozen: dict[int, int] = {}
-    history = History({}, None)
+    history = History({}, None, was_running=bool(random.random() < 0.5))
     active, layers = 0, 1
     count = int(random.integers(4, 21))
     while len(frozen) < count:
@@ -328,17 +346,14 @@ def _writes(random: np.random.Generator, hot: float, *, is_base: bool) -> Iterat
 
 
 def _compare(
-    daemon: LibvirtDaemon,
-    stacks: Stacks,
-    numbers: Sequence[int],
-    root_first: Sequence[int],
-    leaf_first: Sequence[int],
-    *,
-    is_running: bool,
-) -> _Copied:
-    plan = _plan(daemon, stacks, numbers, is_running=is_running)
+    daemon: LibvirtDaemon, stacks: Stacks, numbers: Sequence[int], orders: Sequence[Sequence[int]]
+) -> _Copied | None:
+    """Copy as each side does; None if SnapTree refuses."""
+    plan = _plan(daemon, stacks, numbers)
+    if plan.is_refused:
+        return None
     counts = []
-    for order in (root_first, leaf_first):
+    for order in orders:
         theirs = stacks.copy(stacks.directory.with_name("theirs"))
         for number in order:
             theirs.delete_as_libvirt(number)
@@ -347,11 +362,11 @@ def _compare(
     stacks.carry_out(plan)
     copies = plan.forecast.copies
     forecast = copies.bytes if copies.confidence in (Confidence.EXACT, Confidence.LIVE) else None
-    return _Copied(stacks.copied, counts[0], counts[1], forecast)
+    return _Copied(len(numbers), stacks.copied, counts[0], counts[1], forecast)
 
 
-def _plan(daemon: LibvirtDaemon, stacks: Stacks, numbers: Sequence[int], *, is_running: bool) -> Plan:
-    """Plan as SnapTree does, from what it reads of a machine that libvirt is told of."""
+def _plan(daemon: LibvirtDaemon, stacks: Stacks, numbers: Sequence[int]) -> Plan:
+    """Plan as SnapTree does, from what it reads of a machine that libvirt is told of; as if that were libvirt 11.3."""
     connection = daemon.connection
 
     def definition(images: Sequence[str]) -> str:
@@ -363,161 +378,28 @@ def _plan(daemon: LibvirtDaemon, stacks: Stacks, numbers: Sequence[int], *, is_r
     history = stacks.history
     for number, images in stacks.frozen.items():
         took_over = stacks.frozen[min(children)] if (children := history.children(number)) else stacks.active
-        disks = zip(images, took_over, stacks.active, strict=True)
         was, overlays = recorded, ""
-        for disk, (image, overlay, active) in enumerate(disks):
-            was = was.replace(f"{stacks.directory / active}'", f"{stacks.directory / image}'")
+        for disk, (image, overlay, active) in enumerate(zip(images, took_over, stacks.active, strict=True)):
+            source = f"<source file='{stacks.directory / active}'/>"
+            assert source in was
+            was = was.replace(source, stacks.sources(image))
             overlays += (
                 f"<disk name='vd{'ab'[disk]}' snapshot='external' type='file'><driver type='qcow2'/>"
                 f"<source file='{stacks.directory / overlay}'/></disk>"
             )
         redefine(
-            domain, number, history.parents[number], state="running" if is_running else "shutoff", memory="no",
-            disk=overlays, recorded=was, current=number == history.current,
+            domain, number, history.parents[number], state="disk-snapshot" if history.was_running else "shutoff",
+            memory="no", disk=overlays, recorded=was, current=number == history.current,
         )  # fmt: skip
     try:
         situation = read_situation(connection, uuid)
         situation = replace(situation, layers=analysed(connection, situation.layers))
-        if is_running:
-            situation = replace(
-                situation,
-                domain=replace(situation.domain, state=DomainState.RUNNING),
-                layers=replace(situation.layers, is_running=True),
-            )
-        plan = make_plan(Delete(tuple(snapshot_name(number) for number in numbers)), situation)
-        if plan.is_refused:
-            raise RuntimeError(f"refused: {plan.refusals}")
-        return plan
+        situation = replace(
+            situation,
+            host=replace(situation.host, libvirt_version=_LIBVIRT, external_snapshots=True),
+            domain=replace(situation.domain, state=DomainState.RUNNING if history.was_running else DomainState.OFF),
+            layers=replace(situation.layers, is_running=history.was_running),
+        )
+        return make_plan(Delete(tuple(snapshot_name(number) for number in numbers)), situation)
     finally:
         domain.undefineFlags(libvirt.VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA)
-
-
-# ---- times ----
-
-
-class _Merging:
-    """A running machine, of which the same layer is merged again and again. Subclasses say how."""
-
-    def __init__(self, daemon: LibvirtDaemon, name: str, way: MergeWay, mebibytes: int) -> None:
-        self._daemon = daemon
-        self._way = way
-        self._mebibytes = mebibytes
-        self.domain = define_machine(daemon, name)
-        self.domain.create()
-        if way is MergeWay.PULL:
-            write_as_guest(self.domain, mebibytes)
-        self._cycles = 0
-
-    def cycle(self) -> tuple[float, float]:
-        """Seconds that a merge takes, and what belongs to it."""
-        self._cycles += 1
-        snapshot = f"before-{self._cycles}"
-        before = self._active()
-        self.domain.snapshotCreateXML(
-            f"<domainsnapshot><name>{snapshot}</name></domainsnapshot>", libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_DISK_ONLY
-        )
-        overlay = self._active()
-        if self._way is MergeWay.COMMIT:
-            write_as_guest(self.domain, self._mebibytes)
-        seconds = self.merge(snapshot, overlay, before)
-        if snapshot in self.domain.snapshotListNames():
-            self.domain.snapshotLookupByName(snapshot).delete(libvirt.VIR_DOMAIN_SNAPSHOT_DELETE_METADATA_ONLY)
-        (overlay if self._way is MergeWay.COMMIT else before).unlink(missing_ok=True)
-        return seconds
-
-    def merge(self, snapshot: str, overlay: Path, base: Path) -> tuple[float, float]:
-        raise NotImplementedError
-
-    def _active(self) -> Path:
-        return Path(self._read()[0])
-
-    def _read(self) -> tuple[str, ...]:
-        (chain,) = read_situation(self._daemon.connection, self.domain.UUIDString()).layers.chains
-        return chain.layers
-
-    def close(self) -> None:
-        self.domain.destroy()
-
-
-class _Ours(_Merging):
-    """By our runner: a delete's plan; of a pull only the merge, since no plan would choose it here."""
-
-    def __init__(self, daemon: LibvirtDaemon, way: MergeWay, mebibytes: int) -> None:
-        super().__init__(daemon, f"o{way.value}", way, mebibytes)
-        self._ours = Connection(daemon.uri)
-        self._ours.open()
-
-    def merge(self, snapshot: str, overlay: Path, base: Path) -> tuple[float, float]:
-        situation = read_situation(self._ours, self.domain.UUIDString())
-        plan = make_plan(Delete((snapshot,), by_own_jobs=True), situation)
-        if self._way is MergeWay.PULL:
-            layers = (str(overlay), str(base))
-            stack = tuple(Layer(path, "qcow2") for path in layers)
-            plan = replace(plan, steps=(MergeLayers("vda", MergeWay.PULL, layers, stack, is_live=True),), refusals=())
-        assert isinstance(plan.steps[0], MergeLayers)
-        merged: list[float] = []
-
-        def note(operation: Operation) -> None:
-            if operation.steps_done and not merged:
-                merged.append(time.perf_counter())
-
-        began = time.perf_counter()
-        operation = run_plan(self._ours, plan, on_progress=note)
-        ended = time.perf_counter()
-        if operation.state is not OperationState.DONE:
-            raise RuntimeError(f"{operation.error}")
-        return merged[0] - began, ended - began
-
-    def close(self) -> None:
-        super().close()
-        self._ours.close()
-
-
-class _Bare(_Merging):
-    """By libvirt's API alone."""
-
-    def __init__(self, daemon: LibvirtDaemon, way: MergeWay, mebibytes: int) -> None:
-        super().__init__(daemon, f"b{way.value}", way, mebibytes)
-
-    def merge(self, snapshot: str, overlay: Path, base: Path) -> tuple[float, float]:
-        began = time.perf_counter()
-        if self._way is MergeWay.PULL:
-            self.domain.blockPull("vda", 0, 0)
-            while self.domain.blockJobInfo("vda"):
-                time.sleep(_POLL_SECONDS)
-        else:
-            self.domain.blockCommit("vda", None, None, 0, libvirt.VIR_DOMAIN_BLOCK_COMMIT_ACTIVE)
-            while not _pivoted(self.domain):
-                time.sleep(_POLL_SECONDS)
-        seconds = time.perf_counter() - began
-        return seconds, seconds
-
-
-def _pivoted(domain: Any) -> bool:
-    info = domain.blockJobInfo("vda")
-    if info["cur"] < info["end"]:
-        return False
-    try:
-        domain.blockJobAbort("vda", libvirt.VIR_DOMAIN_BLOCK_JOB_ABORT_PIVOT)
-    except libvirt.libvirtError as error:
-        if error.get_error_code() != libvirt.VIR_ERR_BLOCK_COPY_ACTIVE:
-            raise
-        return False  # it is not ready yet
-    return True
-
-
-def _measure_times(daemon: LibvirtDaemon, runs: int, mebibytes: int) -> Iterator[Comparison]:
-    aim = AIM_TIME if mebibytes >= 512 else None
-    for way in MergeWay:
-        ours, bare = _Ours(daemon, way, mebibytes), _Bare(daemon, way, mebibytes)
-        try:
-            our_samples, bare_samples = in_turn(ours.cycle, bare.cycle, runs)
-        finally:
-            ours.close()
-            bare.close()
-        peer = tuple(seconds for seconds, _ in bare_samples)
-        what = f"{way.value} {mebibytes} MiB, running"
-        merges, wholes = zip(*our_samples, strict=True)
-        yield Comparison(what, merges, peer, "the bare job", aim)
-        if way is MergeWay.COMMIT:
-            yield Comparison(f"{what}: with records and files", wholes, peer, "the bare job", aim)
