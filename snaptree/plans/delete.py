@@ -148,8 +148,8 @@ def _add_batch(
     if can_name_layers and any(is_external(tree[name]) for name in part.names):
         has_merges = bool(part.merges)
         ways = [add_libvirts, add_ours] if is_libvirts and not (by_own_jobs and has_merges) else [add_ours]
-        if add_libvirts not in ways and (is_libvirts or is_all):  # else it might merge what other batches are about
-            ways.append(add_libvirts)
+        if add_libvirts not in ways and (is_all or part.keeps_no_layer(layer_tree)):
+            ways.append(add_libvirts)  # else it might merge what other batches are about
     problems: dict[Callable[[Draft], None], tuple[Finding, ...]] = {}
     for add in ways:
         trial = draft.copy()

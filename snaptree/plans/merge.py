@@ -36,11 +36,15 @@ class Batch:
         """All merges, in their order."""
         return tuple(merge for pile in self.piles for merge in pile.merges)
 
-    def is_done_well_by_libvirt(self, layer_tree: LayerTree) -> bool:
-        """Whether libvirt's own delete does just this: one layer down into the next, or nothing but files to remove."""
+    def keeps_no_layer(self, layer_tree: LayerTree) -> bool:
+        """Whether all their layers go, so that libvirt's own delete would not merge into one that stays."""
         gone = frozenset[ImageKey]().union(*(pile.gone for pile in self.piles))
         held = [disk.frozen for name in self.names for disk in external_disks(layer_tree.tree[name]) if disk.frozen]
-        return all(layer_tree.layers.key(path) in gone for path in held) and all(
+        return all(layer_tree.layers.key(path) in gone for path in held)
+
+    def is_done_well_by_libvirt(self, layer_tree: LayerTree) -> bool:
+        """Whether libvirt's own delete does just this: one layer down into the next, or nothing but files to remove."""
+        return self.keeps_no_layer(layer_tree) and all(
             not pile.stuck
             and len(pile.merges) <= 1
             and all(merge.way is MergeWay.COMMIT and len(merge.layers) == 2 for merge in pile.merges)

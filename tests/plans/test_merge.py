@@ -191,3 +191,16 @@ def test_what_others_stand_on_stays() -> None:
         assert not any(isinstance(step, RemoveLeftover) for step in plan.steps)
         (stays,) = [warning.reason for warning in plan.warnings if warning.rule == "layer-stays"]
         assert "clone" in stays
+
+
+def test_what_only_libvirt_can_merge_is_left_to_it_beside_other_merges() -> None:
+    """A fork stands on a layer in use: QEMU tells the branch in use, and libvirt 9.9 and later the other one too."""
+    machine = a_machine(state=RUNNING).external("a").external("b").external("c").external("fork").external("left")
+    machine.revert("fork").state(RUNNING).external("right")
+    recorded = MappingProxyType({"left": (disk(records_chain=True),)})
+    situation = machine.having(recorded_disks=recorded).build()
+    plan = make_plan(Delete(("a", "c")), situation)
+    assert not plan.is_refused, plan.refusals
+    assert any(isinstance(step, DeleteSnapshot) and step.name == "c" for step in plan.steps)
+    afterwards = carried_out(plan, situation)
+    assert set(afterwards.tree.snapshots) == {"b", "fork", "left", "right"}
