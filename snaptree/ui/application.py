@@ -380,7 +380,8 @@ def _signals_close(session: Session) -> Iterator[None]:
         if asked:
             QApplication.quit()
         asked.append(number)
-        session.window.close()
+        # Not at once: a signal may come while the window is being painted, which must not lose it meanwhile.
+        QTimer.singleShot(0, session.window, session.window.close)
 
     before = {number: signal.signal(number, close) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     # Python handles signals only when it runs: wake it up now and then.
