@@ -33,7 +33,7 @@ from snaptree.plans.intention import Capture, Take
 from snaptree.plans.operation import Operation, OperationState
 from snaptree.plans.plan import Action, Layer, MergeLayers, MergeWay, Plan, RecordLayers, RemoveLeftover, Step
 from tests.kit.daemon import LibvirtDaemon
-from tests.kit.machines import MIB, NOW, EmbeddedHost, Machine, RealHost, run_tool, unchanged
+from tests.kit.machines import MIB, NOW, EmbeddedHost, Machine, RealHost, run_tool, unchanged, wait_for_the_next_second
 from tests.kit.relay import Relay, far_away
 
 pytestmark = pytest.mark.qemu
@@ -208,12 +208,6 @@ def check_with_libvirt(machine: Machine, before: dict[str, dict[str, str]]) -> N
             handle.snapshotLookupByName(name).delete()
             assert unchanged(expected, machine.contents(), name), f"libvirt's own deletion of {name}"
             tree = machine.tree()
-
-
-def wait_for_the_next_second() -> None:
-    """libvirt names the layer of a revert after the second: two in one would be one."""
-    second = int(time.time())
-    until(lambda: int(time.time()) > second)
 
 
 def until(happened: Callable[[], bool]) -> None:

@@ -22,7 +22,7 @@ from tests.hosts.test_refusals import (
     wait_for_block_job,
 )
 from tests.kit.daemon import LibvirtDaemon
-from tests.kit.machines import NOW, EmbeddedHost, Machine, run_tool
+from tests.kit.machines import NOW, EmbeddedHost, Machine, run_tool, wait_for_the_next_second
 
 pytestmark = pytest.mark.qemu
 
@@ -37,6 +37,7 @@ def reverts_external(host: EmbeddedHost) -> EmbeddedHost:
 
 
 def virsh_revert(machine: Machine, name: str, flags: int = 0) -> None:
+    wait_for_the_next_second()
     machine.handle.revertToSnapshot(machine.handle.snapshotLookupByName(name), flags)
 
 

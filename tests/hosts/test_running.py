@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 
 import libvirt
@@ -139,7 +140,9 @@ def test_undoing_a_take_leaves_the_machine_as_it_was(host: EmbeddedHost, capture
     if state == "paused" and capture is Capture.DISKS_AND_MEMORY:
         assert undo is None, "QEMU lets go of the images of a machine that it saved while it was paused"
         assert "images-maybe-let-go" in {finding.rule for finding in machine.plan(Delete(("tried",))).warnings}
-        with pytest.raises(libvirt.libvirtError):
+        # Seen to work with QEMU 11.1; nobody says since when.
+        fails = host.connection.host.hypervisor_version < 11_000_000
+        with pytest.raises(libvirt.libvirtError) if fails else nullcontext():
             machine.handle.snapshotLookupByName("tried").delete()
         assert unchanged(machine.contents(), before, "tried")
         return

@@ -13,6 +13,8 @@ import os
 import shutil
 import subprocess
 import tempfile
+import threading
+import time
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -300,6 +302,13 @@ class Machine:
 
 _digests: dict[tuple[str | None, object], str] = {}
 """By internal snapshot, and the images with their times of change."""
+
+
+def wait_for_the_next_second() -> None:
+    """libvirt names the layer of an external revert after the second: two in one would be one."""
+    second = int(time.time())
+    while int(time.time()) == second:
+        threading.Event().wait(0.02)
 
 
 def digest(path: Path, image_format: str, internal_snapshot: str | None = None) -> str:
