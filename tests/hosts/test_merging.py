@@ -416,7 +416,9 @@ def check_fork(machine: Machine, before: dict[str, dict[str, str]]) -> None:
 
 def is_in_the_middle(operation: Operation) -> bool:
     progress = operation.progress
-    return progress is not None and bool(progress.done) and bool(progress.total) and progress.done < progress.total  # type: ignore[operator]  # both are there
+    if progress is None or not progress.done or not progress.total:
+        return False
+    return progress.done < progress.total
 
 
 LAYERS = [
@@ -952,7 +954,7 @@ def test_nothing_else_that_is_on_record_changes(host: EmbeddedHost) -> None:
     machine = host.make_machine(running=False, extra_devices="<graphics type='vnc' passwd='secret'/>")
     machine.handle.setMetadata(
         libvirt.VIR_DOMAIN_METADATA_ELEMENT,
-        "<os id='http://debian.org/debian/12'/>",
+        "<os id='http://example.org/os/12'/>",
         "libosinfo",
         "http://libosinfo.org",
     )
