@@ -14,7 +14,7 @@ from rich.console import Console
 
 from snaptree import words
 from snaptree.model.costs import domain_costs, selection_cost
-from snaptree.model.estate import Annotations, DiskChain, Domain, DomainLayers, DomainState, Snapshot
+from snaptree.model.estate import Annotations, DiskChain, Domain, DomainLayers, DomainState, Mark, Snapshot
 from snaptree.model.figures import Confidence, Figure, exact
 from snaptree.model.tree import SnapshotTree
 from snaptree.plans.plan import Action, DeleteSnapshot, Finding, Forecast, Plan
@@ -143,8 +143,8 @@ def test_a_list_never_cuts_figures_states_and_headers(width: int) -> None:
 
 MARKED = (
     snapshot("plain", days=20),
-    snapshot("kept", "plain", days=19, annotations=Annotations(pinned=True)),
-    snapshot("good", "kept", days=18, annotations=Annotations(pinned=True, known_good=True)),
+    snapshot("kept", "plain", days=19, annotations=Annotations(pinned=Mark())),
+    snapshot("good", "kept", days=18, annotations=Annotations(pinned=Mark(), known_good=Mark())),
     snapshot("saved", "good", days=17, annotations=Annotations(safety=True)),
     snapshot("inside", "saved", days=16, internal=True),
     snapshot("bad", "inside", days=15, problem="bad XML"),
@@ -177,7 +177,7 @@ def test_a_tree_of_one_kind_without_marks_has_no_column_for_them() -> None:
 
 @pytest.mark.parametrize("width", WIDTHS)
 def test_marks_are_cut_after_names_and_before_figures(width: int) -> None:
-    marks = Annotations(pinned=True, known_good=True, safety=True)
+    marks = Annotations(pinned=Mark(), known_good=Mark(), safety=True)
     many = snapshot(f"{LONG}-3", STORY[-1].name, days=1, internal=True, annotations=marks)
     lines = printed(width, lambda out: print_tree(out, reading([*STORY[1:], many], sizes=SIZES)))
     assert max(map(cell_len, lines)) <= width

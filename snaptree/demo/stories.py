@@ -11,7 +11,7 @@ from pathlib import Path
 from snaptree.demo.guest import READY, READY_ADDRESS, boot_sector
 from snaptree.hosts.connection import Connection
 from snaptree.hosts.workshop import MIB, Machine, NewDisk, create_image, noise, run_tool
-from snaptree.model.estate import Annotations, DiskSnapshot
+from snaptree.model.estate import Annotations, DiskSnapshot, Mark
 
 DISK_SIZE = 512 * MIB
 _FILL = 6 * MIB
@@ -137,7 +137,7 @@ def _web_server(site: Site) -> None:
                 "Before the upgrade to PHP 8.3, with memory. If the shop is slow afterwards, go back to this one first "
                 "and read the slow log then: last time we looked for three days at the wrong machine.",
                 memory=True,
-                annotations=Annotations(pinned=True, known_good=True, taken_by="amina"),
+                annotations=Annotations(pinned=Mark(), known_good=Mark(), taken_by="amina"),
             )
             web.write(9)
 
@@ -150,7 +150,7 @@ def _database(site: Site) -> None:
     db.internal("initial-import", timedelta(days=210), "Imported from the old server, machine off")
     db.start()
     db.write(6, "vdb")
-    db.internal("before-upgrade-to-16", timedelta(days=95), "Before the upgrade to 16", Annotations(pinned=True))
+    db.internal("before-upgrade-to-16", timedelta(days=95), "Before the upgrade to 16", Annotations(pinned=Mark()))
     db.write(14)
     db.write(8, "vdb")
     db.internal("upgraded-to-16", timedelta(days=94), "First attempt. Extensions are missing.")
@@ -163,7 +163,7 @@ def _database(site: Site) -> None:
         "upgraded-to-16-again",
         timedelta(days=88),
         "二回目。拡張機能を先に入れてから移行した。問題なし。",
-        Annotations(known_good=True),
+        Annotations(known_good=Mark()),
     )
     db.write(8, "vdb")
     db.internal(
@@ -213,7 +213,7 @@ def _build_runner(site: Site) -> None:
         DiskSnapshot.EXTERNAL,
         timedelta(days=2),
         "What was shipped. Support needs exactly this one.",
-        annotations=Annotations(pinned=True, taken_by="release"),
+        annotations=Annotations(pinned=Mark(), taken_by="release"),
     )
     ci.write(5)
 
@@ -225,7 +225,7 @@ def _golden_template(site: Site) -> None:
     golden.internal("installed", timedelta(days=75), "Debian, nothing else")
     golden.write(8)
     golden.internal(
-        "sealed", timedelta(days=74), "Template for clones: do not start, do not change", Annotations(pinned=True)
+        "sealed", timedelta(days=74), "Template for clones: do not start, do not change", Annotations(pinned=Mark())
     )
 
     first = _Author(site, "clone-01", "Linked clone", backing=golden.image)

@@ -6,6 +6,7 @@ import xml.etree.ElementTree as ET
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from math import inf
 
 from snaptree.hosts.domain_xml import image_format, memory_bytes, parse, read_definition, source_path
 from snaptree.model.errors import SnapTreeError
@@ -14,6 +15,8 @@ from snaptree.model.estate import (
     Consistency,
     DiskSnapshot,
     DomainState,
+    Impact,
+    Mark,
     MemorySnapshot,
     Snapshot,
     SnapshotDisk,
@@ -197,26 +200,72 @@ def _annotations(attributes: Mapping[str, str] | None, name: str) -> Annotations
         return _NO_ANNOTATIONS
     consistency = attributes.get("consistency")
     return Annotations(
-        pinned=attributes.get("pinned") == "yes",
-        known_good=attributes.get("known-good") == "yes",
+        pinned=_mark(attributes, "pinned"),
+        known_good=_mark(attributes, "known-good"),
         consistency=Consistency(consistency) if consistency in set(Consistency) else None,
         taken_by=attributes.get("taken-by", ""),
         safety=attributes.get("safety") == "yes",
+        impact=_impact(attributes),
+        group=attributes.get("group", ""),
+        schedule=attributes.get("schedule", ""),
     )
 
 
+def _mark(attributes: Mapping[str, str], key: str) -> Mark | None:
+    if attributes.get(key) != "yes":
+        return None
+    return Mark(attributes.get(f"{key}-by", ""), max(0, _integer(attributes.get(f"{key}-at"))))
+
+
+def _impact(attributes: Mapping[str, str]) -> Impact | None:
+    seconds = _seconds(attributes.get("took"))
+    if seconds is None:
+        return None
+    wrote = attributes.get("wrote")
+    return Impact(
+        seconds,
+        paused=_seconds(attributes.get("paused")),
+        frozen=_seconds(attributes.get("frozen")),
+        wrote=None if wrote is None else max(0, _integer(wrote)),
+    )
+
+
+def _seconds(text: str | None) -> float | None:
+    """A time that somebody may have written by hand."""
+    try:
+        seconds = float(text or "")
+    except ValueError:
+        return None
+    return seconds if 0 <= seconds < inf else None
+
+
 def _annotations_element(annotations: Annotations, name: str) -> ET.Element:
-    element = ET.Element(f"{_NS}snapshot", {"of": name})
-    for key, value in (
-        ("pinned", "yes" if annotations.pinned else ""),
-        ("known-good", "yes" if annotations.known_good else ""),
-        ("consistency", annotations.consistency.value if annotations.consistency else ""),
-        ("taken-by", annotations.taken_by),
-        ("safety", "yes" if annotations.safety else ""),
-    ):
-        if value:
-            element.set(key, value)
-    return element
+    attributes = {
+        "of": name,
+        **_mark_attributes("pinned", annotations.pinned),
+        **_mark_attributes("known-good", annotations.known_good),
+        "consistency": annotations.consistency.value if annotations.consistency else "",
+        "taken-by": annotations.taken_by,
+        "safety": "yes" if annotations.safety else "",
+        **_impact_attributes(annotations.impact),
+        "group": annotations.group,
+        "schedule": annotations.schedule,
+    }
+    return ET.Element(f"{_NS}snapshot", {key: value for key, value in attributes.items() if value})
+
+
+def _mark_attributes(key: str, mark: Mark | None) -> dict[str, str]:
+    if mark is None:
+        return {}
+    return {key: "yes", f"{key}-by": mark.by, f"{key}-at": str(mark.at) if mark.at else ""}
+
+
+def _impact_attributes(impact: Impact | None) -> dict[str, str]:
+    if impact is None:
+        return {}
+    seconds = {"took": impact.seconds, "paused": impact.paused, "frozen": impact.frozen}
+    attributes = {key: f"{value:.3f}" for key, value in seconds.items() if value is not None}
+    return attributes if impact.wrote is None else attributes | {"wrote": str(impact.wrote)}
 
 
 def with_annotations(snapshot_xml: str, annotations: Annotations) -> str:

@@ -117,15 +117,44 @@ class SnapshotDisk:
 
 
 @dataclass(frozen=True, slots=True)
+class Mark:
+    """That somebody marked a snapshot: who, and when, in seconds since 1970, UTC. Empty and 0 if nobody knows."""
+
+    by: str = ""
+    at: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Impact:
+    """What taking a snapshot did to the machine, as measured. Seconds and bytes; None where it was not measured."""
+
+    seconds: float
+    """From the first step to the last."""
+    paused: float | None = None
+    """How long the guest stood still."""
+    frozen: float | None = None
+    """How long its file systems were frozen."""
+    wrote: int | None = None
+    """Bytes that new layers and saved memory took on the host's disk."""
+
+
+@dataclass(frozen=True, slots=True)
 class Annotations:
     """What SnapTree itself wrote into a snapshot's XML (DESIGN, section 5)."""
 
-    pinned: bool = False
-    known_good: bool = False
+    pinned: Mark | None = None
+    """To be kept, whatever is pruned."""
+    known_good: Mark | None = None
+    """Somebody saw the machine work well at this point."""
     consistency: Consistency | None = None
     taken_by: str = ""
     safety: bool = False
     """Taken by SnapTree before a revert, so that the revert can be undone."""
+    impact: Impact | None = None
+    group: str = ""
+    """What snapshots of several machines have in common that were taken together; empty for one by itself."""
+    schedule: str = ""
+    """The schedule that took it; empty for one that a person took."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -101,8 +101,8 @@ def fold(
 def is_worth_a_row(snapshot: Snapshot) -> bool:
     """Whether a person marked it, or there is something wrong with it."""
     return (
-        snapshot.annotations.pinned
-        or snapshot.annotations.known_good
+        snapshot.annotations.pinned is not None
+        or snapshot.annotations.known_good is not None
         or snapshot.delete_in_progress
         or bool(snapshot.problem)
     )

@@ -41,7 +41,7 @@ def _snapshot_json(snapshot: Snapshot, reading: DomainReading) -> dict[str, Any]
         "state": snapshot.state.value,
         "created": iso_time(snapshot.created),
         "consistency": snapshot.consistency.value,
-        "pinned": snapshot.annotations.pinned,
+        "pinned": snapshot.annotations.pinned is not None,
         "written": cost.written.bytes,
         "frees": cost.frees.bytes,
         "memory": cost.memory.bytes,

@@ -14,6 +14,8 @@ from snaptree.model.estate import (
     Consistency,
     DiskSnapshot,
     DomainState,
+    Impact,
+    Mark,
     MemorySnapshot,
     SnapshotDisk,
     SnapshotKind,
@@ -113,7 +115,14 @@ def test_xml_with_anything_cut_out_is_read_or_has_a_problem(data: st.DataObject)
 
 
 ANNOTATIONS = Annotations(
-    pinned=True, known_good=True, consistency=Consistency.FILESYSTEM, taken_by="björn <b>", safety=True
+    pinned=Mark("björn <b>", 1_790_000_000),
+    known_good=Mark(),
+    consistency=Consistency.FILESYSTEM,
+    taken_by="björn <b>",
+    safety=True,
+    impact=Impact(1.5, paused=0.312, wrote=0),
+    group="nightly & co",
+    schedule="nightly",
 )
 
 
@@ -138,6 +147,12 @@ def test_metadata_of_other_programs_is_kept() -> None:
     annotated = with_annotations(EXTERNAL.replace("<memory unit='KiB'>16384</memory>", theirs), ANNOTATIONS)
     assert ET.fromstring(annotated).findtext("domain/metadata/{urn:a}b") == "c"
     assert read_snapshot("before-upgrade", annotated).annotations == ANNOTATIONS
+
+
+@pytest.mark.parametrize("took", ["soon", "-1", "inf", "nan", ""])
+def test_an_impact_that_says_nothing_is_none(took: str) -> None:
+    annotated = with_annotations(EXTERNAL, ANNOTATIONS).replace('took="1.500"', f'took="{took}"')
+    assert read_snapshot("before-upgrade", annotated).annotations.impact is None
 
 
 def test_annotations_that_a_revert_carried_into_the_next_snapshot_are_not_believed() -> None:

@@ -9,14 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from snaptree.model.estate import Annotations, DomainState, Snapshot
+from snaptree.model.estate import Annotations, DomainState, Mark, Snapshot
 from snaptree.model.folding import NOW, Fold, Row, VisibleRows, fold
 from snaptree.model.lanes import lay_out
 from snaptree.model.tree import SnapshotTree
 
 KEPT_FOR_THEMSELVES: list[dict[str, Any]] = [
-    {"annotations": Annotations(pinned=True)},
-    {"annotations": Annotations(known_good=True)},
+    {"annotations": Annotations(pinned=Mark())},
+    {"annotations": Annotations(known_good=Mark())},
     {"delete_in_progress": True},
     {"problem": "its XML has no disks"},
 ]

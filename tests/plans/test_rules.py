@@ -12,6 +12,7 @@ from snaptree.model.estate import (
     DiskSnapshot,
     DomainState,
     InternalSnapshot,
+    Mark,
     SnapshotDisk,
 )
 from snaptree.plans.facts import Facts
@@ -718,14 +719,14 @@ DELETE = [
     Row(
         "pinned",
         delete("a", "b"),
-        a_machine().internal("a").internal("b").snapshot("a", annotations=Annotations(pinned=True)),
+        a_machine().internal("a").internal("b").snapshot("a", annotations=Annotations(pinned=Mark())),
         ("“a”",),
         a_machine().internal("a").internal("b"),
     ),
     Row(
         "pinned-alone",
         delete("a"),
-        a_machine().internal("a").snapshot("a", annotations=Annotations(pinned=True)),
+        a_machine().internal("a").snapshot("a", annotations=Annotations(pinned=Mark())),
         ("“a”",),
         a_machine().internal("a"),
     ),

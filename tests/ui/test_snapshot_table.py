@@ -13,7 +13,7 @@ from PySide6.QtTest import QAbstractItemModelTester, QSignalSpy, QTest
 from pytestqt.qtbot import QtBot
 
 from snaptree.model.errors import SnapTreeError
-from snaptree.model.estate import Annotations, DomainLayers, DomainState, Image
+from snaptree.model.estate import Annotations, DomainLayers, DomainState, Image, Mark
 from snaptree.model.figures import Confidence, Figure, exact, unknown
 from snaptree.model.folding import Fold
 from snaptree.ui import snapshot_delegate
@@ -196,7 +196,7 @@ def test_now_is_marked_when_it_was_certainly_written_to(model: SnapshotModel) ->
 
 
 def test_badges_say_what_is_out_of_the_ordinary(model: SnapshotModel) -> None:
-    marked = Annotations(pinned=True, known_good=True, safety=True)
+    marked = Annotations(pinned=Mark(), known_good=Mark(), safety=True)
     snapshots = [
         *chain(3),
         snapshot("marked", "s3", days=0.5, annotations=marked),
