@@ -280,7 +280,7 @@ class _Qcow2Reader:
         has_place = offsets != 0
         if self._header.data_file is not None:  # there, place 0 is one like others
             has_place |= (words & np.uint64(COPIED)) != 0
-        kinds: Kinds = np.left_shift(has_place.view(np.uint8), 1, dtype=np.uint8)  # DATA
+        kinds: Kinds = has_place.view(np.uint8) * np.uint8(DATA)
         has_data = has_place
         if seen & COMPRESSED:
             compressed = (words & np.uint64(COMPRESSED)) != 0
@@ -315,7 +315,7 @@ class _Qcow2Reader:
         offsets = entries & np.uint64(OFFSET_BITS)
         offsets[~has_place] = 0
         self._count(entries, offsets, OFFSET_BITS, has_place, data != 0)
-        kinds: Kinds = _bits(data) << np.uint8(1)  # DATA
+        kinds: Kinds = _bits(data) * np.uint8(DATA)
         kinds |= _bits(zeros)  # ZERO_KIND
         return kinds
 
