@@ -1,0 +1,249 @@
+"""Which snapshots a policy keeps, and why. Pure: the words and their meaning are restic's, which users know.
+
+Rules that count (`keep_last`, `keep_daily`, ...) look at the snapshots in the policy's scope from the newest to the
+oldest: `keep_daily=7` keeps the newest of each of the last seven days that have any, and where fewer days than that
+have any, the oldest of all as well. Calendars are local. A snapshot that any rule keeps is kept.
+Source: restic's documentation, "Removing backup snapshots", and its `ApplyPolicy`.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from fnmatch import fnmatchcase
+from types import MappingProxyType
+from typing import Final
+
+from dateutil import tz
+from dateutil.relativedelta import relativedelta
+
+from snaptree.model.errors import SnapTreeError
+from snaptree.model.estate import Snapshot
+from snaptree.model.tree import SnapshotTree
+from snaptree.plans.wording import quoted
+
+ALL: Final = -1
+"""As a count: as many as there are."""
+
+_TAG: Final = re.compile(r"(?<![\w#])#(\w[\w-]*)")
+"""A word of a snapshot's note, like `#release`: whoever can read the note sees it, and every tool can write it."""
+_DURATION: Final = re.compile(r"(?:(\d{1,20})y)?(?:(\d{1,20})m)?(?:(\d{1,20})w)?(?:(\d{1,20})d)?(?:(\d{1,20})h)?", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class Duration:
+    """A time as calendars count it: `1y6m` is a year and six months, `2w` two weeks, `36h` a day and a half."""
+
+    years: int = 0
+    months: int = 0
+    days: int = 0
+    hours: int = 0
+
+    @classmethod
+    def parse(cls, text: str) -> Duration:
+        """Read `1y6m2w3d12h`, any of these in this order. Raises SnapTreeError for anything else, and for no time."""
+        match = _DURATION.fullmatch(text.strip().lower())
+        years, months, weeks, days, hours = (int(part or 0) for part in match.groups()) if match else (0,) * 5
+        found = cls(years, months, 7 * weeks + days, hours)
+        if found == cls():
+            raise SnapTreeError(
+                f"{quoted(text)} is not a time.", hint="Write years, months, weeks, days and hours: 1y6m2w3d12h."
+            )
+        return found
+
+    def before(self, moment: dt.datetime) -> dt.datetime:
+        """So long before a moment, by the calendar of its time zone; at the beginning of time at the earliest."""
+        try:
+            day = moment - relativedelta(years=self.years, months=self.months, days=self.days)
+            # Days may be longer or shorter when clocks are changed. Hours are not.
+            return (day.astimezone(dt.UTC) - dt.timedelta(hours=self.hours)).astimezone(moment.tzinfo)
+        except (OverflowError, ValueError):
+            return dt.datetime.min.replace(tzinfo=dt.UTC)
+
+    def __str__(self) -> str:
+        units = ((self.years, "y"), (self.months, "m"), (self.days, "d"), (self.hours, "h"))
+        return "".join(f"{number}{unit}" for number, unit in units if number)
+
+
+class Period(StrEnum):
+    """The parts of a calendar of which one snapshot each is kept; the values stand in options and policy files."""
+
+    LAST = "last"
+    HOURLY = "hourly"
+    DAILY = "daily"
+    WEEKLY = "weekly"
+    MONTHLY = "monthly"
+    YEARLY = "yearly"
+
+
+_PARTS: Final[Mapping[Period, Callable[[dt.datetime], tuple[object, ...]]]] = MappingProxyType(
+    {
+        # One hour comes twice when clocks go back: its distance from UTC tells which.
+        Period.HOURLY: lambda at: (at.date(), at.hour, at.utcoffset()),
+        Period.DAILY: lambda at: (at.date(),),
+        Period.WEEKLY: lambda at: at.isocalendar()[:2],
+        Period.MONTHLY: lambda at: (at.year, at.month),
+        Period.YEARLY: lambda at: (at.year,),
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """Which snapshots a policy speaks of at all. Those out of its scope are kept, and are not counted."""
+
+    names: tuple[str, ...] = ()
+    """Patterns like those of files: `auto-*`. Empty for any name."""
+    tags: tuple[str, ...] = ()
+    """Words that stand in the note behind a `#`; one of them is enough. Empty for any."""
+    owners: tuple[str, ...] = ()
+    """Who took them. Empty for anybody."""
+    schedules: tuple[str, ...] = ()
+    """The schedules that took them. Empty for any."""
+    by_hand: bool = False
+    """Those too that no schedule took."""
+
+    def why_not(self, snapshot: Snapshot) -> str:
+        """Why a snapshot is out of scope; empty if it is not."""
+        marks = snapshot.annotations
+        if marks.safety and not self.names:
+            return "a safety snapshot"
+        if not self.by_hand and not self.names and not marks.schedule:
+            return "not made by a schedule"
+        if self.schedules and marks.schedule not in self.schedules:
+            return "made by another schedule" if marks.schedule else "not made by a schedule"
+        if self.names and not any(fnmatchcase(snapshot.name, pattern) for pattern in self.names):
+            return "its name is not asked for"
+        if self.owners and marks.taken_by not in self.owners:
+            return "taken by somebody else"
+        if self.tags and tags_of(snapshot).isdisjoint(self.tags):
+            return "not tagged so"
+        return ""
+
+
+def tags_of(snapshot: Snapshot) -> frozenset[str]:
+    """The words in a snapshot's note that stand behind a `#`."""
+    return frozenset(_TAG.findall(snapshot.description))
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """What to keep. With nothing said it keeps all."""
+
+    counts: Mapping[Period, int] = field(default_factory=lambda: MappingProxyType({}))
+    """How many of each period to keep; `ALL` for no end."""
+    within: Duration | None = None
+    """Keep all that are not so much older than the newest one in scope."""
+    keep_forks: bool = True
+    """Keep those from which several others descend."""
+    minimum_age: Duration | None = None
+    """Keep those that are younger."""
+    maximum_depth: int | None = None
+    """Let no more go than it takes for each disk to stand on so many layers at most."""
+    free_at_least: int | None = None
+    """Let no more go than it takes to get so many bytes back, the cheapest first."""
+    scope: Scope = Scope()
+
+    @property
+    def lets_go(self) -> bool:
+        """Whether it says anything by which snapshots go. What is only to be kept, keeps all."""
+        limits = (self.within, self.maximum_depth, self.free_at_least)
+        return any(self.counts.values()) or any(limit is not None for limit in limits)
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """Whether a snapshot stays, and by which rules, in words that follow "kept: " or "goes: "."""
+
+    name: str
+    keeps: bool
+    reasons: tuple[str, ...]
+
+    @property
+    def reason(self) -> str:
+        """All reasons in one line."""
+        return ", ".join(self.reasons)
+
+
+def decide(
+    policy: Policy,
+    tree: SnapshotTree,
+    now: int,
+    *,
+    kept_by_hand: Collection[str] = (),
+    zone: dt.tzinfo | None = None,
+) -> dict[str, Decision]:
+    """Decide on each snapshot of a machine, in the tree's order. `now` is in seconds since 1970, UTC.
+
+    `zone` is whose calendar counts: this computer's by default. What `maximum_depth` and `free_at_least` keep depends
+    on what layers hold: `plans/prune.py` knows.
+    """
+    zone = zone or tz.gettz() or dt.UTC
+    reasons: dict[str, list[str]] = {snapshot.name: [] for snapshot in tree}
+    in_scope: list[Snapshot] = []
+    for snapshot in tree:
+        if why_not := policy.scope.why_not(snapshot):
+            reasons[snapshot.name].append(why_not)
+        elif not 0 < snapshot.created <= now:
+            reasons[snapshot.name].append("of unknown age" if snapshot.created <= 0 else "from the future")
+        else:
+            in_scope.append(snapshot)
+        reasons[snapshot.name] += _whatever_is_said(policy, snapshot, tree)
+        if snapshot.name in kept_by_hand:
+            reasons[snapshot.name].append("kept by hand")
+    newest_first = sorted(in_scope, key=lambda each: (each.created, each.name), reverse=True)
+    moments = {each.name: _moment(each.created, zone) for each in newest_first}
+    for name, reason in _by_calendar(policy, moments):
+        reasons[name].append(reason)
+    if policy.minimum_age is not None:
+        limit = policy.minimum_age.before(_moment(now, zone))
+        for name, moment in moments.items():
+            if moment > limit:
+                reasons[name].append(f"younger than {policy.minimum_age}")
+    if not policy.lets_go:
+        for name in moments:
+            reasons[name].append("no rule lets it go")
+    return {name: Decision(name, bool(found), tuple(found) or ("no rule keeps it",)) for name, found in reasons.items()}
+
+
+def _whatever_is_said(policy: Policy, snapshot: Snapshot, tree: SnapshotTree) -> Iterator[str]:
+    """Why a snapshot is kept by what it is."""
+    if snapshot.annotations.pinned is not None:
+        yield "pinned"
+    if snapshot.annotations.known_good is not None:
+        yield "known good"
+    if policy.keep_forks and len(tree.children(snapshot.name)) > 1:
+        yield "a fork"
+    if snapshot.problem:
+        yield "damaged"
+
+
+def _by_calendar(policy: Policy, moments: dict[str, dt.datetime]) -> Iterator[tuple[str, str]]:
+    """Snapshots that rules of time keep, each with the reason; `moments` has them from the newest to the oldest."""
+    if not moments:
+        return
+    if policy.within is not None:
+        limit = policy.within.before(max(moments.values()))
+        yield from ((name, f"within {policy.within}") for name, moment in moments.items() if moment > limit)
+    oldest = next(reversed(moments))
+    for period, left in policy.counts.items():
+        last: tuple[object, ...] | None = None
+        for name, moment in moments.items():
+            if left == 0:
+                break
+            part = _PARTS[period](moment) if period in _PARTS else (name,)
+            if part == last and name != oldest:
+                continue
+            yield name, f"oldest {period.value}" if part == last else period.value
+            last = part
+            left -= left > 0
+
+
+def _moment(seconds: int, zone: dt.tzinfo) -> dt.datetime:
+    try:
+        return dt.datetime.fromtimestamp(seconds, zone)
+    except (OverflowError, OSError, ValueError):  # a clock gone mad
+        return dt.datetime.fromtimestamp(0, zone)
