@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
+from types import MappingProxyType
 
 from snaptree.plans.plan import StateAfter
+from snaptree.plans.policy import Policy
 
 
 class Capture(StrEnum):
@@ -57,6 +60,16 @@ class Delete:
 
 
 @dataclass(frozen=True, slots=True)
+class Prune:
+    """Delete what a policy lets go. `kept` are snapshots that stay all the same, each with the reason."""
+
+    policy: Policy
+    kept: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    by_own_jobs: bool = False
+    """As in `Delete`."""
+
+
+@dataclass(frozen=True, slots=True)
 class TakeBack:
     """Undo a finished plan, as its `Undo` says: first revert, then delete what had been taken for it."""
 
@@ -71,4 +84,4 @@ class Recover:
     leave: bool = False
 
 
-Intention = Take | Revert | Delete | TakeBack | Recover
+Intention = Take | Revert | Delete | Prune | TakeBack | Recover

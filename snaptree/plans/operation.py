@@ -127,6 +127,7 @@ _NAMES = {
     Action.TAKE: "Taking a snapshot",
     Action.REVERT: "A revert",
     Action.DELETE: "A delete",
+    Action.PRUNE: "Pruning",
     Action.UNDO: "Taking a change back",
     Action.FINISH: "Finishing what had been interrupted",
     Action.LEAVE: "Leaving things as they are",

@@ -21,6 +21,8 @@ class Action(StrEnum):
     TAKE = "take"
     REVERT = "revert"
     DELETE = "delete"
+    PRUNE = "prune"
+    """Delete what a policy lets go."""
     UNDO = "undo"
     FINISH = "finish"
     """What an interrupted operation had left to do."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from snaptree.plans.delete import plan_delete
-from snaptree.plans.intention import Delete, Intention, Recover, Revert, Take, TakeBack
+from snaptree.plans.intention import Delete, Intention, Prune, Recover, Revert, Take, TakeBack
 from snaptree.plans.plan import Plan
+from snaptree.plans.prune import plan_prune
 from snaptree.plans.recovery import plan_recovery
 from snaptree.plans.revert import plan_revert, plan_take_back
 from snaptree.plans.situation import Situation
@@ -24,6 +25,8 @@ def make_plan(intention: Intention, situation: Situation) -> Plan:
             return plan_revert(intention, situation)
         case Delete():
             return plan_delete(intention, situation)
+        case Prune():
+            return plan_prune(intention, situation)
         case TakeBack():
             return plan_take_back(intention, situation)
         case Recover():

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import datetime as dt
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from fnmatch import fnmatchcase
@@ -30,7 +30,7 @@ ALL: Final = -1
 
 _TAG: Final = re.compile(r"(?<![\w#])#(\w[\w-]*)")
 """A word of a snapshot's note, like `#release`: whoever can read the note sees it, and every tool can write it."""
-_DURATION: Final = re.compile(r"(?:(\d{1,20})y)?(?:(\d{1,20})m)?(?:(\d{1,20})w)?(?:(\d{1,20})d)?(?:(\d{1,20})h)?", re.ASCII)
+_DURATION: Final = re.compile("".join(rf"(?:(\d{{1,20}}){unit})?" for unit in "ymwdh"), re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,13 +173,13 @@ def decide(
     tree: SnapshotTree,
     now: int,
     *,
-    kept_by_hand: Collection[str] = (),
+    kept: Mapping[str, str] | None = None,
     zone: dt.tzinfo | None = None,
 ) -> dict[str, Decision]:
     """Decide on each snapshot of a machine, in the tree's order. `now` is in seconds since 1970, UTC.
 
-    `zone` is whose calendar counts: this computer's by default. What `maximum_depth` and `free_at_least` keep depends
-    on what layers hold: `plans/prune.py` knows.
+    `kept` are others that are to be kept, each with the reason. `zone` is whose calendar counts: this computer's by
+    default. What `maximum_depth` and `free_at_least` keep depends on what layers hold: `plans/prune.py` knows.
     """
     zone = zone or tz.gettz() or dt.UTC
     reasons: dict[str, list[str]] = {snapshot.name: [] for snapshot in tree}
@@ -192,8 +192,8 @@ def decide(
         else:
             in_scope.append(snapshot)
         reasons[snapshot.name] += _whatever_is_said(policy, snapshot, tree)
-        if snapshot.name in kept_by_hand:
-            reasons[snapshot.name].append("kept by hand")
+        if kept is not None and snapshot.name in kept:
+            reasons[snapshot.name].append(kept[snapshot.name])
     newest_first = sorted(in_scope, key=lambda each: (each.created, each.name), reverse=True)
     moments = {each.name: _moment(each.created, zone) for each in newest_first}
     for name, reason in _by_calendar(policy, moments):

@@ -128,7 +128,7 @@ def _judged(draft: Draft, step: Step, plan: Plan) -> Case:
     forgotten = {name for each in plan.steps if isinstance(each, RecordLayers) for name in each.forgotten}
     return draft.case(
         step,
-        batch=plan.snapshots if plan.action is Action.DELETE else (),
+        batch=plan.snapshots if plan.action in (Action.DELETE, Action.PRUNE) else (),
         safety=_safety(plan),
         obsolete=frozenset(removed),
         deleting=frozenset(deleted | forgotten),

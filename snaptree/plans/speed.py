@@ -124,7 +124,7 @@ def measured(operations: Iterable[Operation]) -> Speed:
     much: list[tuple[int, int, float]] = []
     for operation in operations:
         plan, copies = operation.plan, operation.plan.forecast.copies.bytes
-        if plan.action is not Action.DELETE or not plan.snapshots:
+        if plan.action not in (Action.DELETE, Action.PRUNE) or not plan.snapshots:
             continue
         if copies is None or operation.finished is None:
             continue

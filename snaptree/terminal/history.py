@@ -96,6 +96,8 @@ def what(plan: Plan) -> str:
             return f"Revert to {names}"
         case Action.DELETE:
             return f"Delete {names}"
+        case Action.PRUNE:
+            return f"Prune {words.count(len(plan.snapshots), 'snapshot')}"
         case Action.UNDO:
             return "Undo"
         case Action.FINISH:

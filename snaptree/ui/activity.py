@@ -60,6 +60,8 @@ def title_of(plan: Plan) -> str:
             return f"Revert {machine} to {names}"
         case Action.DELETE:
             return f"Delete {names} of {machine}"
+        case Action.PRUNE:
+            return f"Prune {words.count(len(plan.snapshots), 'snapshot')} of {machine}"
         case Action.UNDO:
             return f"Undo on {machine}"
         case Action.FINISH:

@@ -51,7 +51,7 @@ def decisions(
 ) -> dict[str, Decision]:
     tree = SnapshotTree.build(snapshots, snapshots[-1].name if snapshots else None)
     now = max((each.created for each in snapshots), default=0) + later
-    return decide(rules, tree, now, zone=zone, kept_by_hand=by_hand)
+    return decide(rules, tree, now, zone=zone, kept=dict.fromkeys(by_hand, "kept by hand"))
 
 
 def kept(rules: Policy, snapshots: list[Snapshot], zone: dt.tzinfo = UTC, *, later: int = 60) -> dict[dt.date, str]:

@@ -16,7 +16,7 @@ from snaptree.model.estate import (
     SnapshotDisk,
 )
 from snaptree.plans.facts import Facts
-from snaptree.plans.intention import Capture, Delete, Intention, Recover, Revert, Take, TakeBack
+from snaptree.plans.intention import Capture, Delete, Intention, Prune, Recover, Revert, Take, TakeBack
 from snaptree.plans.plan import (
     Action,
     DeleteSnapshot,
@@ -68,7 +68,7 @@ def ask(rule: Rule, intention: Intention, situation: Situation) -> Finding | Non
             name = intention.snapshots[0]
             step = DeleteSnapshot(name, situation.tree.children(name), merges=False)
             return rule.judge(Case(situation, facts, Action.DELETE, name, step, batch=intention.snapshots))
-        case TakeBack() | Recover():
+        case Prune() | TakeBack() | Recover():
             raise AssertionError("not a single step")
 
 

@@ -1,0 +1,107 @@
+"""Pruning one machine: what a policy lets go, what that gives back, and the plan for it."""
+
+from __future__ import annotations
+
+import datetime as dt
+from bisect import bisect_left
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from snaptree.model.costs import SelectionCost, cost_of_deleting
+from snaptree.model.merging import LayerTree
+from snaptree.plans.delete import add_deletions
+from snaptree.plans.draft import Draft
+from snaptree.plans.intention import Prune
+from snaptree.plans.merge import layer_tree_of
+from snaptree.plans.plan import Action, Plan
+from snaptree.plans.policy import Decision, Policy, decide
+from snaptree.plans.situation import Situation
+
+
+@dataclass(frozen=True, slots=True)
+class Pruning:
+    """What a policy comes to on one machine."""
+
+    decisions: Mapping[str, Decision]
+    """By snapshot, in the tree's order."""
+    cost: SelectionCost
+    depth: int
+    """Layers that the deepest disk stands on, its active one included."""
+    depth_after: int
+    falls_short: str = ""
+    """Which limit is not met though all goes that may go, as a sentence; empty if all are met."""
+
+    @property
+    def goes(self) -> tuple[str, ...]:
+        """The snapshots that go, in the tree's order."""
+        return tuple(name for name, decision in self.decisions.items() if not decision.keeps)
+
+
+def prune(
+    policy: Policy,
+    layer_tree: LayerTree,
+    now: int,
+    *,
+    kept: Mapping[str, str] | None = None,
+    zone: dt.tzinfo | None = None,
+) -> Pruning:
+    """Work out what a policy lets go and what that comes to. As `decide`; `kept` are others to be kept, with why."""
+    decisions = decide(policy, layer_tree.tree, now, kept=kept, zone=zone)
+    candidates = [name for name, decision in decisions.items() if not decision.keeps]
+    chosen, falls_short = _within_limits(policy, layer_tree, candidates)
+    for name in set(candidates).difference(chosen):
+        decisions[name] = Decision(name, keeps=True, reasons=("enough goes without it",))
+    goes = [name for name in candidates if name in chosen]
+    return Pruning(
+        decisions, cost_of_deleting(layer_tree, goes), depth_of(layer_tree), depth_of(layer_tree, goes), falls_short
+    )
+
+
+def plan_prune(intention: Prune, situation: Situation) -> Plan:
+    """Plan to delete what a policy lets go, in one. There is no undo. If nothing goes, there are no steps."""
+    pruning = prune(intention.policy, layer_tree_of(situation), situation.now, kept=intention.kept)
+    draft = Draft(Action.PRUNE, situation)
+    forecast = add_deletions(draft, pruning.goes, batch=pruning.goes, by_own_jobs=intention.by_own_jobs)
+    return draft.plan(pruning.goes, forecast, None)
+
+
+def depth_of(layer_tree: LayerTree, deleted: Sequence[str] = ()) -> int:
+    """How many layers the deepest disk stands on, its active one included, once some snapshots are deleted."""
+    layers = layer_tree.layers
+    removed = {key for pile in layer_tree.deleting(deleted).piles for key in pile.removed} if deleted else set()
+    return max((sum(layers.key(path) not in removed for path in chain.layers) for chain in layers.chains), default=0)
+
+
+def _within_limits(policy: Policy, layer_tree: LayerTree, candidates: list[str]) -> tuple[frozenset[str], str]:
+    """Which of those that may go it takes to meet the policy's limits, the cheapest first; and what is not met then."""
+    limits = [*_limits(policy, layer_tree)]
+    if not limits:
+        return frozenset(candidates), ""
+    cheapest_first = sorted(candidates, key=lambda name: _price(layer_tree, name))
+    number = 0
+    for _, is_met in limits:
+        number = max(number, bisect_left(range(len(candidates)), True, key=lambda n: is_met(cheapest_first[:n])))
+    chosen = cheapest_first[:number]
+    short = [sentence for sentence, is_met in limits if not is_met(chosen)]
+    return frozenset(chosen), " ".join(short)
+
+
+def _limits(policy: Policy, layer_tree: LayerTree) -> list[tuple[str, Callable[[Sequence[str]], bool]]]:
+    """The limits of a policy: what to say if one is not met, and whether deleting some snapshots meets it."""
+    limits: list[tuple[str, Callable[[Sequence[str]], bool]]] = []
+    if (most := policy.maximum_depth) is not None:
+        sentence = f"More than {most} layers are left: what stands between them is kept by other rules."
+        limits.append((sentence, lambda names: depth_of(layer_tree, names) <= most))
+    if (least := policy.free_at_least) is not None:
+        sentence = "Less comes back than the policy asks for: all else is kept by other rules."
+        limits.append((sentence, lambda names: (cost_of_deleting(layer_tree, names).frees.bytes or 0) >= least))
+    return limits
+
+
+def _price(layer_tree: LayerTree, name: str) -> tuple[float, int]:
+    """Bytes copied for each that comes back, of one snapshot alone; what is not known comes last."""
+    cost = cost_of_deleting(layer_tree, (name,))
+    created = layer_tree.tree[name].created
+    if cost.frees.bytes is None or cost.copies.bytes is None or cost.frees.bytes <= 0:
+        return float("inf"), created
+    return cost.copies.bytes / cost.frees.bytes, created
