@@ -194,15 +194,13 @@ def decide(
         reasons[snapshot.name] += _whatever_is_said(policy, snapshot, tree)
         if kept is not None and snapshot.name in kept:
             reasons[snapshot.name].append(kept[snapshot.name])
-    newest_first = sorted(in_scope, key=lambda each: (each.created, each.name), reverse=True)
-    moments = {each.name: _moment(each.created, zone) for each in newest_first}
+    oldest_first = sorted(in_scope, key=lambda each: each.created)  # those of one second stay in the tree's order
+    moments = {each.name: _moment(each.created, zone) for each in reversed(oldest_first)}
     for name, reason in _by_calendar(policy, moments):
         reasons[name].append(reason)
     if policy.minimum_age is not None:
-        limit = policy.minimum_age.before(_moment(now, zone))
-        for name, moment in moments.items():
-            if moment > limit:
-                reasons[name].append(f"younger than {policy.minimum_age}")
+        for name in _since(policy.minimum_age.before(_moment(now, zone)), moments):
+            reasons[name].append(f"younger than {policy.minimum_age}")
     if not policy.lets_go:
         for name in moments:
             reasons[name].append("no rule lets it go")
@@ -226,8 +224,8 @@ def _by_calendar(policy: Policy, moments: dict[str, dt.datetime]) -> Iterator[tu
     if not moments:
         return
     if policy.within is not None:
-        limit = policy.within.before(max(moments.values()))
-        yield from ((name, f"within {policy.within}") for name, moment in moments.items() if moment > limit)
+        limit = policy.within.before(next(iter(moments.values())))
+        yield from ((name, f"within {policy.within}") for name in _since(limit, moments))
     oldest = next(reversed(moments))
     for period, left in policy.counts.items():
         last: tuple[object, ...] | None = None
@@ -240,6 +238,11 @@ def _by_calendar(policy: Policy, moments: dict[str, dt.datetime]) -> Iterator[tu
             yield name, f"oldest {period.value}" if part == last else period.value
             last = part
             left -= left > 0
+
+
+def _since(limit: dt.datetime, moments: Mapping[str, dt.datetime]) -> list[str]:
+    """Who is younger than a moment. In seconds: within one time zone, Python compares what clocks show."""
+    return [name for name, moment in moments.items() if moment.timestamp() > limit.timestamp()]
 
 
 def _moment(seconds: int, zone: dt.tzinfo) -> dt.datetime:
