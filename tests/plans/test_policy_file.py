@@ -1,0 +1,116 @@
+"""The file of policies: what people write, and every mistake by its line."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from snaptree.model.errors import SnapTreeError
+from snaptree.plans.policy import ALL, Duration, Period, Policy, Scope
+from snaptree.plans.policy_file import NamedPolicy, PolicyFileError, parse_size, read_policies
+
+GOOD = """
+# What the nights leave behind.
+[policy.nightly]
+machines = ["web-*", "db-01"]  # not the others
+names = ["auto-*"]
+keep-last = 5
+keep-daily = "all"
+keep-within = "2d"
+keep-forks = false
+minimum-age = "36h"
+maximum-depth = 20
+free-at-least = "1.5 GiB"
+
+[policy."by hand"]
+by-hand = true
+owners = "amina"
+keep-yearly = 3
+"""
+
+
+def test_a_file_is_read_as_it_is_meant() -> None:
+    file = read_policies(GOOD, "policies.toml")
+    assert file.policy("nightly") == NamedPolicy(
+        "nightly",
+        Policy(
+            {Period.LAST: 5, Period.DAILY: ALL},
+            Duration(days=2),
+            keep_forks=False,
+            minimum_age=Duration(hours=36),
+            maximum_depth=20,
+            free_at_least=3 << 29,
+            scope=Scope(names=("auto-*",)),
+        ),
+        ("web-*", "db-01"),
+    )
+    assert [name for name in ("web-01", "db-01", "db-012") if file.policy("nightly").is_for(name)] == [
+        "web-01",
+        "db-01",
+    ]
+    assert file.policy("by hand").policy.scope == Scope(owners=("amina",), by_hand=True)
+    assert file.policy("by hand").is_for("anything")
+
+
+def test_a_policy_that_is_not_there_is_guessed_at() -> None:
+    with pytest.raises(SnapTreeError, match=r"no policy “nigthly”\. Did you mean “nightly”"):
+        read_policies(GOOD, "policies.toml").policy("nigthly")
+
+
+@pytest.mark.parametrize(
+    ("text", "problems"),
+    [
+        (
+            "[policy.a]\nkeep-last = 5\nkeep-dayly = 3\n",
+            ["line 3: “keep-dayly” is nothing that a policy says. Did you"],
+        ),
+        ("[policy.a]\n\nkeep-last = -1\n", ["line 3: “keep-last” is a number of snapshots"]),
+        ("[policy.a]\nkeep-last = true\n", ["line 2: “keep-last” is a number of snapshots"]),
+        ('[policy.a]\nkeep-within = "2 days"\n', ["line 2: “2 days” is not a time."]),
+        ("[policy.a]\nkeep-last = 1\nmaximum-depth = 0\n", ["line 3: “maximum-depth” is a number of layers"]),
+        ('[policy.a]\nfree-at-least = "much"\n', ["line 2: “much” is not a size."]),
+        ("[policy.a]\nkeep-last = 1\nmachines = [1]\n", ["line 3: “machines” is a list of texts"]),
+        ('[policy.a]\nkeep-forks = "yes"\nkeep-last = 1', ["line 2: “keep-forks” is true or false."]),
+        ("[policy.a]\nminimum-age = '1d'\n", ["line 1: the policy “a” lets nothing go"]),
+        ("[polices.a]\nkeep-last = 1\n", ["line 1: there is no “polices” here"]),
+        ("keep-last = 1\n", ["line 1: there is no “keep-last” here"]),
+        ("policy = 3\n", ["line 1: policies are named [policy.NAME]."]),
+        ("[policy]\na = 3\n", ["line 1: policies are named [policy.NAME]."]),
+        ("[policy.a]\nkeep-last = 1\nkeep-last = 2\n", ["line 3: Cannot overwrite a value"]),
+        ("[policy.a]\nkeep-last = \n", ["line 2: Invalid value"]),
+        (
+            "[policy.a]\nkeep-last = 0.5\n[policy.'b']\n  'keep-daily' = []\nx = 1\n",
+            ["line 2: “keep-last”", "line 4: “keep-daily”", "line 5: “x”"],
+        ),
+    ],
+)
+def test_every_mistake_is_named_by_its_line(text: str, problems: list[str]) -> None:
+    with pytest.raises(PolicyFileError) as caught:
+        read_policies(text, "policies.toml")
+    found = [str(problem) for problem in caught.value.problems]
+    assert len(found) == len(problems), found
+    assert all(text.startswith(start) for text, start in zip(found, problems, strict=True)), found
+    assert caught.value.summary.startswith(f"policies.toml, {problems[0]}")
+
+
+@given(st.text(st.sampled_from("[]policy.a-keeplast=1\"'\n #{},x"), max_size=60))
+def test_no_text_does_more_harm_than_an_error(text: str) -> None:
+    with suppress(PolicyFileError):
+        read_policies(text, "policies.toml")
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("0", 0), ("1024", 1024), ("1 KiB", 1024), ("500m", 500 << 20), ("1.5 GiB", 3 << 29), ("2TB", 2 << 40)],
+)
+def test_sizes(text: str, size: int) -> None:
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "-1", "1 XiB", "GiB", "1,5 GiB", "1e3", "٣"])
+def test_what_is_no_size(text: str) -> None:
+    with pytest.raises(SnapTreeError, match="is not a size"):
+        parse_size(text)
