@@ -110,7 +110,7 @@ def _web_server(site: Site) -> None:
     web = _Author(site, "web-01", "Web server")
     web.write(18)
     web.start()
-    taken_by = Annotations(taken_by="timer")
+    by_schedule = Annotations(taken_by="timer", schedule="automatic")
     hour = site.now.replace(minute=0, second=0, microsecond=0)
     last_midnight = (hour - timedelta(hours=12)).replace(hour=3)
     if last_midnight > hour - timedelta(hours=12):
@@ -125,7 +125,7 @@ def _web_server(site: Site) -> None:
             DiskSnapshot.EXTERNAL,
             site.now - moment,
             f"{kind} automatic snapshot",
-            annotations=taken_by,
+            annotations=by_schedule,
         )
         # Sundays bring the logs of a week, hours bring little.
         web.write(1 if kind == "Hourly" else random_size.choice((1, 2, 2, 3, 5)) + (6 if moment.weekday() == 6 else 0))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import datetime as dt
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from fnmatch import fnmatchcase
@@ -205,6 +205,28 @@ def decide(
         for name in moments:
             reasons[name].append("no rule lets it go")
     return {name: Decision(name, bool(found), tuple(found) or ("no rule keeps it",)) for name, found in reasons.items()}
+
+
+def kept_with_groups(machines: Iterable[tuple[SnapshotTree, Mapping[str, Decision]]]) -> list[dict[str, str]]:
+    """What else has to be kept of each machine, with the reason, so that snapshots taken together stay together.
+
+    If one of a group is kept, on any of these machines, all of it is.
+    """
+    found = [(tree, decisions) for tree, decisions in machines]
+    kept = {
+        tree[name].annotations.group
+        for tree, decisions in found
+        for name, decision in decisions.items()
+        if decision.keeps and tree[name].annotations.group
+    }
+    return [
+        {
+            name: f"its group {quoted(tree[name].annotations.group)} is kept"
+            for name, decision in decisions.items()
+            if not decision.keeps and tree[name].annotations.group in kept
+        }
+        for tree, decisions in found
+    ]
 
 
 def _whatever_is_said(policy: Policy, snapshot: Snapshot, tree: SnapshotTree) -> Iterator[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from snaptree.model.errors import SnapTreeError
 from snaptree.model.estate import Annotations, DomainState, Mark, Snapshot
 from snaptree.model.tree import SnapshotTree
-from snaptree.plans.policy import ALL, Decision, Duration, Period, Policy, Scope, decide, tags_of
+from snaptree.plans.policy import ALL, Decision, Duration, Period, Policy, Scope, decide, kept_with_groups, tags_of
 
 BERLIN = ZoneInfo("Europe/Berlin")
 UTC = ZoneInfo("UTC")
@@ -160,6 +161,18 @@ def test_a_clock_that_went_mad_lets_nothing_go_and_counts_for_nothing() -> None:
     tree = SnapshotTree.build([*line, *strange], "far")
     found = decide(policy(last=1), tree, newest.created + 60, zone=UTC)
     assert [name for name, each in found.items() if each.keeps] == [newest.name, "future", "never", "far"]
+
+
+def test_what_was_taken_together_stays_together() -> None:
+    together = Annotations(schedule="nightly", group="before the move")
+    web, db = taken(SUNDAYS[:3]), taken(SUNDAYS[:3])
+    web[0], db[0] = (replace(line[0], annotations=together) for line in (web, db))
+    db[0] = replace(db[0], annotations=replace(together, pinned=Mark()))
+    machines = [(SnapshotTree.build(line, "s2"), decisions(policy(last=1), line)) for line in (web, db)]
+    assert kept_with_groups(machines) == [{"s0": "its group “before the move” is kept"}, {}]
+    db[0] = web[0]
+    machines = [(SnapshotTree.build(line, "s2"), decisions(policy(last=1), line)) for line in (web, db)]
+    assert kept_with_groups(machines) == [{}, {}]
 
 
 # Scope
