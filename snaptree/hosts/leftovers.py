@@ -31,10 +31,9 @@ def remove_leftover(
     Snapshots in `deleted_later` may still name it. Raises ChangedMeanwhileError if anything else does, SnapTreeError
     if that can't be found out, or the file not be removed.
     """
-    images = Images(connection)
     if connection.host.is_local and not _is_file_here(step.path):
         return
-    _prove_unneeded(images, domain, step.path, deleted_later)
+    prove_unneeded(connection, domain, step.path, except_for=deleted_later)
     if connection.host.is_local:
         try:
             Path(step.path).unlink(missing_ok=True)
@@ -96,8 +95,12 @@ def _in_a_pool(connection: Connection, path: str) -> bool:
     return True
 
 
-def _prove_unneeded(images: Images, domain: Any, path: str, deleted_later: Collection[str]) -> None:
-    connection = images.connection
+def prove_unneeded(connection: Connection, domain: Any, path: str, *, except_for: Collection[str] = ()) -> None:
+    """Look whether anything on the host needs a file, but for these snapshots of the machine.
+
+    Raises ChangedMeanwhileError if something does, SnapTreeError if that can't be found out.
+    """
+    images = Images(connection)
     removed = _Names(images, [path])
     for chain in live_chains(connection, domain, images):
         if removed.are_among(chain.layers):
@@ -107,7 +110,7 @@ def _prove_unneeded(images: Images, domain: Any, path: str, deleted_later: Colle
             if is_helper(other):
                 continue
             is_own = other.UUIDString() == domain.UUIDString()
-            _prove_unnamed(images, other, removed, path, deleted_later if is_own else (), is_other=not is_own)
+            _prove_unnamed(images, other, removed, path, except_for if is_own else (), is_other=not is_own)
     for neighbour in files_in(connection, str(Path(path).parent)):
         if images.apparent_format(neighbour) != "qcow2" or removed.are_among([neighbour]):
             continue

@@ -12,6 +12,7 @@ import libvirt
 
 from snaptree.hosts.connection import Connection
 from snaptree.hosts.errors import explained
+from snaptree.hosts.forgetting import find_forgotten
 from snaptree.hosts.journal import Journal
 from snaptree.hosts.layers import Images, live_chains
 from snaptree.hosts.merging import is_merged, is_stranded
@@ -26,6 +27,7 @@ from snaptree.plans.plan import (
     DeleteSnapshot,
     DropManagedSave,
     EndOrphanedMerge,
+    ForgetMemory,
     ForkAtSnapshot,
     Layer,
     MergeLayers,
@@ -112,6 +114,8 @@ def find_step(
                 return _find_merge(connection, domain, step, begun=begun)
             case RecordLayers():
                 return _find_record(connection, domain, step, begun=begun)
+            case ForgetMemory():
+                return find_forgotten(domain, step)
             case RemoveLeftover():
                 is_here = connection.host.is_local
                 return _DONE if is_here and not Path(step.path).exists() else _NOT_BEGUN

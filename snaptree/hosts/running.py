@@ -16,6 +16,7 @@ import libvirt
 from snaptree.hosts import reverting
 from snaptree.hosts.connection import Connection
 from snaptree.hosts.errors import explain, explained
+from snaptree.hosts.forgetting import forget_memory
 from snaptree.hosts.journal import Journal, this_user
 from snaptree.hosts.layers import live_chains
 from snaptree.hosts.leftovers import remove_leftover
@@ -37,6 +38,7 @@ from snaptree.plans.plan import (
     DeleteSnapshot,
     DropManagedSave,
     EndOrphanedMerge,
+    ForgetMemory,
     ForkAtSnapshot,
     MergeLayers,
     Plan,
@@ -197,6 +199,8 @@ class _Run:
                 self._merge(step, deleted_later, was_begun=goes_on or (self._was_begun and number == 0))
             case RecordLayers():
                 record_layers(self._connection, self._operation.plan.domain_uuid, step)
+            case ForgetMemory():
+                forget_memory(self._connection, self._domain, step)
             case RemoveLeftover():
                 remove_leftover(self._connection, self._domain, step, deleted_later=deleted_later)
 

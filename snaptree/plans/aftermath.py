@@ -12,6 +12,7 @@ from types import MappingProxyType
 
 from snaptree.model.estate import (
     Annotations,
+    Consistency,
     DiskChain,
     DiskSnapshot,
     DomainState,
@@ -38,6 +39,7 @@ from snaptree.plans.plan import (
     DeleteSnapshot,
     DropManagedSave,
     EndOrphanedMerge,
+    ForgetMemory,
     ForkAtSnapshot,
     MergeLayers,
     MergeWay,
@@ -86,6 +88,8 @@ def _after(situation: Situation, step: Step) -> Situation:
             return after_merge(situation, step)
         case RecordLayers():
             return after_record(situation, step)
+        case ForgetMemory():
+            return after_forgotten_memory(situation, step)
         case RemoveLeftover():
             return _without_files(situation, {step.path})
 
@@ -568,6 +572,24 @@ def _known_paths(facts: Facts, images: Iterable[str]) -> set[str]:
     """Every path under which these images are known."""
     wanted = set(images)
     return wanted | {path for path in facts.situation.layers.images if facts.key(path) in wanted}
+
+
+def after_forgotten_memory(situation: Situation, step: ForgetMemory) -> Situation:
+    """The situation once libvirt takes a snapshot for one of the disks only. The file is there still."""
+    tree = situation.tree
+    changed = [without_memory(each) if each.name == step.name else each for each in tree]
+    return replace(situation, tree=SnapshotTree.build(changed, tree.current))
+
+
+def without_memory(snapshot: Snapshot) -> Snapshot:
+    """A snapshot that keeps what it holds of the disks: what these were when the memory was saved, and not frozen."""
+    return replace(
+        snapshot,
+        state=DomainState.DISK_ONLY,
+        memory=MemorySnapshot.NO,
+        memory_file=None,
+        annotations=replace(snapshot.annotations, consistency=Consistency.CRASH),
+    )
 
 
 def _without_files(situation: Situation, paths: set[str]) -> Situation:

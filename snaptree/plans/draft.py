@@ -17,6 +17,7 @@ from snaptree.plans.plan import (
     DeleteSnapshot,
     Finding,
     Forecast,
+    ForgetMemory,
     ForkAtSnapshot,
     MergeLayers,
     Plan,
@@ -72,7 +73,7 @@ class Draft:
         deleting: frozenset[str] = frozenset(),
     ) -> Case:
         """What rules are asked about, if this were the next step. `name`: the snapshot, where the step names none."""
-        if isinstance(step, TakeSnapshot | RevertToSnapshot | ForkAtSnapshot | DeleteSnapshot):
+        if isinstance(step, TakeSnapshot | RevertToSnapshot | ForkAtSnapshot | DeleteSnapshot | ForgetMemory):
             name = step.name
         return Case(
             self.situation,
@@ -152,8 +153,9 @@ class Draft:
         )
 
     def _with_times(self, forecast: Forecast) -> Forecast:
-        """Add how long takes and reverts take, and how long the guest is away for them; deletes know for themselves."""
-        steps = [step for step in self._steps if not isinstance(step, DeleteSnapshot | MergeLayers | RecordLayers)]
+        """Add how long takes and reverts take, and how long the guest is away for them; others know for themselves."""
+        others = DeleteSnapshot | MergeLayers | RecordLayers | ForgetMemory
+        steps = [step for step in self._steps if not isinstance(step, others)]
         if not steps or all(isinstance(step, RemoveLeftover) for step in steps):
             return forecast
         speed = self.start.speed

@@ -70,6 +70,13 @@ class Prune:
 
 
 @dataclass(frozen=True, slots=True)
+class DropMemory:
+    """Keep what an external snapshot holds of the disks, and give up its saved memory."""
+
+    snapshot: str
+
+
+@dataclass(frozen=True, slots=True)
 class TakeBack:
     """Undo a finished plan, as its `Undo` says: first revert, then delete what had been taken for it."""
 
@@ -84,4 +91,4 @@ class Recover:
     leave: bool = False
 
 
-Intention = Take | Revert | Delete | Prune | TakeBack | Recover
+Intention = Take | Revert | Delete | Prune | DropMemory | TakeBack | Recover

@@ -50,9 +50,13 @@ def suggest_name(
     `is_free` can turn down more, such as names whose overlay file exists already.
     """
     moment = datetime.fromtimestamp(now, UTC).astimezone()
-    base = name = f"{prefix}-{moment:%Y-%m-%d-%H%M%S}"
-    number = 1
-    while name in taken or not is_free(name):
+    return free_name(f"{prefix}-{moment:%Y-%m-%d-%H%M%S}", lambda name: name not in taken and is_free(name))
+
+
+def free_name(base: str, is_free: Callable[[str], bool]) -> str:
+    """`base`, or with the first number behind it that makes a free name."""
+    name, number = base, 1
+    while not is_free(name):
         number += 1
         name = f"{base}-{number}"
     return name

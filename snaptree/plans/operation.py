@@ -128,6 +128,7 @@ _NAMES = {
     Action.REVERT: "A revert",
     Action.DELETE: "A delete",
     Action.PRUNE: "Pruning",
+    Action.DROP_MEMORY: "Dropping the memory of a snapshot",
     Action.UNDO: "Taking a change back",
     Action.FINISH: "Finishing what had been interrupted",
     Action.LEAVE: "Leaving things as they are",

@@ -23,6 +23,7 @@ class Action(StrEnum):
     DELETE = "delete"
     PRUNE = "prune"
     """Delete what a policy lets go."""
+    DROP_MEMORY = "drop-memory"
     UNDO = "undo"
     FINISH = "finish"
     """What an interrupted operation had left to do."""
@@ -92,6 +93,20 @@ class DeleteSnapshot:
     name: str
     expected_children: tuple[str, ...]
     merges: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ForgetMemory:
+    """Let libvirt take a snapshot for one of the disks only. Its memory file is not touched, but named no more.
+
+    libvirt does not let a snapshot change from one with memory to one without. So it is recorded anew, without, under
+    the name of a stand-in, which takes its place in the tree; and once more under its own name. At any moment libvirt
+    has one of the two on record.
+    """
+
+    name: str
+    stand_in: str
+    memory_file: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,6 +219,7 @@ Step = (
     | EndOrphanedMerge
     | MergeLayers
     | RecordLayers
+    | ForgetMemory
     | RemoveLeftover
 )
 

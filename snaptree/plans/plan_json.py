@@ -16,6 +16,7 @@ from snaptree.plans.plan import (
     EndOrphanedMerge,
     Finding,
     Forecast,
+    ForgetMemory,
     ForkAtSnapshot,
     Layer,
     MergeLayers,
@@ -47,6 +48,7 @@ _KINDS: Mapping[type[Step], str] = MappingProxyType(
         EndOrphanedMerge: "end-orphaned-merge",
         MergeLayers: "merge-layers",
         RecordLayers: "record-layers",
+        ForgetMemory: "forget-memory",
         RemoveLeftover: "remove-leftover",
     }
 )
@@ -84,6 +86,8 @@ def describe_step(step: Step) -> str:
         case RecordLayers():
             forget = f", and forget {snapshots_named(reversed(step.forgotten))}" if step.forgotten else ""
             return f"Record in libvirt where the layers are now{forget}"
+        case ForgetMemory():
+            return f"Record in libvirt that {quoted(step.name)} holds the disks only"
         case RemoveLeftover():
             return f"Remove {plain(step.path)}: {plain(step.why)}"
 
@@ -253,6 +257,8 @@ def _step_to_record(step: Step) -> dict[str, Any]:
                 "revert_overlays": {name: dict(overlays) for name, overlays in step.revert_overlays.items()},
                 "forgotten": list(step.forgotten),
             }
+        case ForgetMemory():
+            return kind | {"name": step.name, "stand_in": step.stand_in, "memory_file": step.memory_file}
         case RemoveLeftover():
             return kind | {"path": step.path, "why": step.why}
 
@@ -319,6 +325,8 @@ def _step_from_record(record: Mapping[str, Any]) -> Step:
                 ),
                 forgotten=tuple(record["forgotten"]),
             )
+        case "forget-memory":
+            return ForgetMemory(record["name"], record["stand_in"], record["memory_file"])
         case "remove-leftover":
             return RemoveLeftover(record["path"], record["why"])
         case kind:

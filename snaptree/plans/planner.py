@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from snaptree.plans.delete import plan_delete
-from snaptree.plans.intention import Delete, Intention, Prune, Recover, Revert, Take, TakeBack
+from snaptree.plans.drop_memory import plan_drop_memory
+from snaptree.plans.intention import Delete, DropMemory, Intention, Prune, Recover, Revert, Take, TakeBack
 from snaptree.plans.plan import Plan
 from snaptree.plans.prune import plan_prune
 from snaptree.plans.recovery import plan_recovery
@@ -27,6 +28,8 @@ def make_plan(intention: Intention, situation: Situation) -> Plan:
             return plan_delete(intention, situation)
         case Prune():
             return plan_prune(intention, situation)
+        case DropMemory():
+            return plan_drop_memory(intention, situation)
         case TakeBack():
             return plan_take_back(intention, situation)
         case Recover():

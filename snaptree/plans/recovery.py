@@ -17,6 +17,7 @@ from snaptree.plans.plan import (
     EndOrphanedMerge,
     Finding,
     Forecast,
+    ForgetMemory,
     MergeLayers,
     MergeWay,
     Plan,
@@ -104,7 +105,7 @@ def _finish(operation: Operation, situation: Situation) -> Plan:
                     draft.add_unjudged(instead)
             else:
                 _add_half_done(draft, step, plan)
-        elif isinstance(step, TakeSnapshot | RevertToSnapshot | DeleteSnapshot | MergeLayers):
+        elif isinstance(step, TakeSnapshot | RevertToSnapshot | DeleteSnapshot | MergeLayers | ForgetMemory):
             draft.add(_judged(draft, step, plan))
         else:
             draft.add_unjudged(step)
@@ -181,6 +182,8 @@ def _if_left(step: Step) -> str:
                 f"{quoted(step.name)} may be damaged: do not revert to it. All other snapshots are what they were;"
                 " deleting it again completes it."
             )
+        case ForgetMemory():
+            return f"{quoted(step.name)} may be listed as {quoted(step.stand_in)}; its disks are what they were."
         case EndOrphanedMerge():
             return "Do not resume the machine: its QEMU was started for the merge only."
         case MergeLayers(way=MergeWay.PULL):

@@ -17,6 +17,7 @@ from snaptree.plans.plan import (
     DropManagedSave,
     EndOrphanedMerge,
     Finding,
+    ForgetMemory,
     ForkAtSnapshot,
     MergeLayers,
     RecordLayers,
@@ -256,6 +257,8 @@ def action_of(step: Step) -> Action:
             return Action.TAKE
         case RevertToSnapshot() | StopMachine() | DropManagedSave() | ForkAtSnapshot():
             return Action.REVERT
+        case ForgetMemory():
+            return Action.DROP_MEMORY
         case DeleteSnapshot() | EndOrphanedMerge() | MergeLayers() | RecordLayers() | RemoveLeftover():
             return Action.DELETE
 

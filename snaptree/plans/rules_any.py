@@ -15,7 +15,7 @@ from snaptree.plans.wording import listed, plain, quoted
 
 _REVERT_OVERLAY = re.compile(r"\.[0-9]{9,}$")
 _ANY_DRIVER: frozenset[str] = frozenset()
-_CHANGES = actions(Action.TAKE, Action.REVERT, Action.DELETE)
+_CHANGES = actions(Action.TAKE, Action.REVERT, Action.DELETE, Action.DROP_MEMORY)
 
 
 def _read_only(case: Case) -> Evidence | None:
@@ -193,7 +193,7 @@ RULES = (
     ),
     Rule(
         id="managed-save",
-        actions=_CHANGES,
+        actions=_CHANGES - {Action.DROP_MEMORY},
         verdict=Verdict.REFUSE,
         condition=_managed_save,
         reason="{vm} was put to sleep by a managed save. Started again, its saved memory would meet disks that it"
@@ -238,7 +238,7 @@ RULES = (
     ),
     Rule(
         id="unreadable-snapshot",
-        actions=actions(Action.REVERT, Action.DELETE),
+        actions=actions(Action.REVERT, Action.DELETE, Action.DROP_MEMORY),
         verdict=Verdict.REFUSE,
         condition=_unreadable_snapshot,
         reason="What libvirt recorded about {snapshot} can't be understood ({problem}), so nobody can say what would"
@@ -250,7 +250,7 @@ RULES = (
     ),
     Rule(
         id="mixed-snapshot",
-        actions=actions(Action.REVERT, Action.DELETE),
+        actions=actions(Action.REVERT, Action.DELETE, Action.DROP_MEMORY),
         verdict=Verdict.REFUSE,
         condition=_mixed,
         reason="{snapshot} is partly inside an image and partly a frozen layer. libvirt treats it as if it were all"

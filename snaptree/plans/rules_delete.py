@@ -287,7 +287,7 @@ RULES = (
     ),
     Rule(
         id="finish-interrupted-delete",
-        actions=_DELETE,
+        actions=actions(Action.DELETE, Action.DROP_MEMORY),
         verdict=Verdict.REFUSE,
         condition=_half_deleted_child,
         reason="An earlier deletion below {snapshot} was cut short and has to be completed first.",

@@ -28,6 +28,7 @@ _TITLES = {
     Action.TAKE: "Taking a snapshot",
     Action.REVERT: "Reverting to a snapshot",
     Action.DELETE: "Deleting snapshots",
+    Action.DROP_MEMORY: "Dropping the memory of a snapshot",
 }
 
 

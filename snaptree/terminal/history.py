@@ -98,6 +98,8 @@ def what(plan: Plan) -> str:
             return f"Delete {names}"
         case Action.PRUNE:
             return f"Prune {words.count(len(plan.snapshots), 'snapshot')}"
+        case Action.DROP_MEMORY:
+            return f"Drop the memory of {names}"
         case Action.UNDO:
             return "Undo"
         case Action.FINISH:

@@ -62,6 +62,8 @@ def title_of(plan: Plan) -> str:
             return f"Delete {names} of {machine}"
         case Action.PRUNE:
             return f"Prune {words.count(len(plan.snapshots), 'snapshot')} of {machine}"
+        case Action.DROP_MEMORY:
+            return f"Drop the memory of {names} of {machine}"
         case Action.UNDO:
             return f"Undo on {machine}"
         case Action.FINISH:
