@@ -185,6 +185,12 @@ def _parser() -> argparse.ArgumentParser:
         "--limit", metavar="MIB", type=_rate, help="copy so many MiB per second at most; merges can then be stopped too"
     )
 
+    drop = command(
+        "drop-memory", "remove the saved memory of a snapshot, and keep its disks", _drop_memory, changes=True
+    )
+    drop.add_argument("vm", metavar="VM")
+    drop.add_argument("snapshot", metavar="SNAPSHOT")
+
     history = command("history", "what was done, by whom, and what came of it", _history)
     history.add_argument("vm", metavar="VM", nargs="?")
     undo = command(
@@ -434,6 +440,12 @@ def _delete(options: argparse.Namespace) -> int:
 
     by_own_jobs = options.limit is not None
     return _change(options, Delete(tuple(options.snapshots), subtree=options.subtree, by_own_jobs=by_own_jobs))
+
+
+def _drop_memory(options: argparse.Namespace) -> int:
+    from snaptree.plans.intention import DropMemory
+
+    return _change(options, DropMemory(options.snapshot))
 
 
 def _history(options: argparse.Namespace) -> int:

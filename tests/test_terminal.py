@@ -249,10 +249,41 @@ def analysed(shown: DomainReading) -> DomainReading:
 def test_layers_show_what_is_visible_and_covered_at_any_width(width: int) -> None:
     lines = printed(width, lambda out: print_layers(out, analysed(reading(STORY, sizes=SIZES))))
     assert max(map(cell_len, lines)) <= width
-    base = lines[-1]
-    assert "1000.0 MiB" in base
+    (base,) = [line for line in lines if "1000.0 MiB" in line]
     assert base.count("512.0 KiB") == 2, "half of it shows, half is covered"
     assert "start" in base or width < 132
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_saved_memory_is_listed_with_what_it_is_of(width: int) -> None:
+    saved = [replace(each, nominal_memory=40 * MIB) if each.memory_file else each for each in STORY]
+    shown = reading(saved, sizes=SIZES)
+    first, second = saved[1].memory_file or "", saved[2].memory_file or ""
+    written = replace(shown.layers, memory_compressions={first: "raw", second: "zstd"})
+    shown = replace(shown, layers=written)
+    lines = printed(width, lambda out: print_layers(out, shown))
+    assert max(map(cell_len, lines)) <= width
+    assert [line.split()[1:5] for line in lines[-2:]] == [["5.0", "MiB", "40.0", "MiB"]] * 2
+    assert "zstd" in lines[-1]
+    assert layers_json(shown)["memories"] == [
+        {
+            "snapshot": name,
+            "file": file,
+            "nominal": 40 * MIB,
+            "disk": 5 * MIB,
+            "confidence": "exact",
+            "zeros": zeros,
+            "compression": compression,
+        }
+        for name, file, zeros, compression in (
+            (saved[1].name, first, 35 * MIB, "raw"),
+            (saved[2].name, second, None, "zstd"),  # zeros are not all that takes little room then
+        )
+    ]
+    documents = {each["name"]: each for each in tree_json(shown)["snapshots"]}
+    assert documents[saved[1].name]["memory_zeros"] == 35 * MIB
+    assert documents[saved[2].name]["memory_compression"] == "zstd"
+    assert documents["start"]["memory_nominal"] is None
 
 
 def test_layers_that_were_not_analysed_are_unknown() -> None:

@@ -126,4 +126,6 @@ def _without_memory(text: str, old: str, new: str) -> str:
     if memory is not None:
         memory.attrib.clear()
         memory.set("snapshot", snapshot.memory.value)
+    for cookie in root.findall("cookie"):
+        root.remove(cookie)  # what QEMU needs to know to load that memory
     return with_annotations(ET.tostring(root, encoding="unicode"), snapshot.annotations)

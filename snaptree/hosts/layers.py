@@ -19,7 +19,7 @@ from snaptree.hosts.volumes import VolumeImages, side_by_side
 from snaptree.images.analyses import Analyses
 from snaptree.images.files import ImageReader, LocalPlace, read_chain
 from snaptree.images.read_at import BadImageError
-from snaptree.images.saved_memory import read_memory_file
+from snaptree.images.saved_memory import read_compression, read_memory_file
 from snaptree.model.estate import DiskChain, DomainLayers, Image, MemorySnapshot
 from snaptree.model.figures import Confidence, Figure, unknown
 from snaptree.model.tree import SnapshotTree
@@ -118,6 +118,10 @@ class Images:
             return read_memory_file(path)
         image = self._volume_images().read_image(path, "raw")
         return unknown(image.problem) if image.problem else image.allocated
+
+    def memory_compression(self, path: str) -> str:
+        """How a saved-memory file is written; empty where nobody can look into it from here."""
+        return read_compression(path) if self.connection.host.is_local else ""
 
     def is_missing(self, path: str) -> bool:
         """Whether a file certainly does not exist; of one that can't be looked for, nobody says so."""
@@ -265,17 +269,13 @@ def layers_of(connection: Connection, domain: Any, tree: SnapshotTree, images: I
         found = {image.path: image for image in chain.images} | found
     if is_active:
         found |= {path: _being_written(found[path]) for path in tops if path in found}
+    memory_files = [snapshot.memory_file for snapshot in tree if snapshot.memory_file is not None]
     return DomainLayers(
         chains=chains,
         images=MappingProxyType(found),
         drops_memory=drops_memory,
-        memory_files=MappingProxyType(
-            {
-                snapshot.memory_file: images.memory_file(snapshot.memory_file)
-                for snapshot in tree
-                if snapshot.memory_file is not None
-            }
-        ),
+        memory_files=MappingProxyType({path: images.memory_file(path) for path in memory_files}),
+        memory_compressions=MappingProxyType({path: images.memory_compression(path) for path in memory_files}),
         is_running=is_active,
     )
 

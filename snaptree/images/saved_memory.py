@@ -49,6 +49,15 @@ def read_memory_file(path: str | Path) -> Figure:
     return exact(allocated.bytes, "of a save that did not finish: it cannot be reverted to")
 
 
+def read_compression(path: str | Path) -> str:
+    """How saved memory is written, by libvirt's name; empty if that can't be found out. Never raises."""
+    try:
+        with open_local(str(path)) as file:
+            return read_memory_header(file).compression
+    except (OSError, BadImageError):
+        return ""
+
+
 def _is_complete(path: str) -> bool:
     """Whether the save ran to its end, as far as this user may know."""
     try:

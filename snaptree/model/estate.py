@@ -340,6 +340,8 @@ class DomainLayers:
     images: Mapping[str, Image] = field(default_factory=lambda: MappingProxyType({}))
     memory_files: Mapping[str, Figure] = field(default_factory=lambda: MappingProxyType({}))
     """Saved-RAM files of external snapshots: bytes allocated, by path."""
+    memory_compressions: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    """How each of these files is written, by libvirt's names (`raw`, `zstd`, ...), where they could be looked into."""
     sharing: Mapping[str, ClusterSharing] = field(default_factory=lambda: MappingProxyType({}))
     """By path, for images with internal snapshots, if their clusters were analysed."""
     drops_memory: bool = False

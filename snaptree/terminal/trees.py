@@ -14,6 +14,7 @@ from snaptree import words
 from snaptree.model.estate import DomainLayers, Snapshot, SnapshotKind
 from snaptree.model.folding import NOW, RowId, fold
 from snaptree.model.lanes import LaneRow, draw_row, lay_out
+from snaptree.model.saved_memory import saved_memory
 from snaptree.terminal.console import iso_time, plain
 from snaptree.terminal.reading import DomainReading, print_troubles, troubles_json
 from snaptree.terminal.table import Column, Cut, add_row, print_table
@@ -34,6 +35,7 @@ def tree_json(reading: DomainReading) -> dict[str, Any]:
 
 def _snapshot_json(snapshot: Snapshot, reading: DomainReading) -> dict[str, Any]:
     cost = reading.costs.snapshots[snapshot.name]
+    memory = saved_memory(snapshot, cost.memory, reading.layers)
     return {
         "name": snapshot.name,
         "parent": reading.tree.parents[snapshot.name],
@@ -48,6 +50,10 @@ def _snapshot_json(snapshot: Snapshot, reading: DomainReading) -> dict[str, Any]
         "confidence": cost.written.confidence.value,
         "frees_confidence": cost.frees.confidence.value,
         "memory_confidence": cost.memory.confidence.value,
+        "memory_nominal": None if memory is None else memory.nominal,
+        "memory_zeros": None if memory is None else memory.zeros,
+        "memory_compression": None if memory is None else memory.compression or None,
+        "memory_file": None if memory is None else memory.file,
         "disks": [{"target": disk.target, "layer": disk.frozen} for disk in snapshot.disks],
         "note": snapshot.description,
     }

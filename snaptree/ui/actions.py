@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 from PySide6.QtCore import QObject, Qt
 from PySide6.QtGui import QAction, QKeySequence
 
+from snaptree import words
+from snaptree.model.estate import MemorySnapshot
 from snaptree.plans.plan import Action
 from snaptree.ui import icons
 from snaptree.ui.availability import Selection, why_off
@@ -40,6 +42,9 @@ class Actions(QObject):
         self.delete = self._add(
             "&Delete…", "delete", "Delete the selected snapshots and merge what they hold", standard.Delete
         )
+        self.drop_memory = self._add(
+            "Drop Its &Memory…", "", "Remove the saved memory of this snapshot, and keep what it holds of the disks"
+        )
         self.undo = self._add("&Undo", "undo", "Take back what was done last", standard.Undo)
         self.refresh = self._add("Re&fresh", "refresh", "Read everything again", standard.Refresh)
         self.find = self._add("F&ind…", "find", "Search machines and snapshots", standard.Find)
@@ -57,7 +62,12 @@ class Actions(QObject):
         self.about = self._add("&About SnapTree", "", "Version and licence")
         # Del belongs to the tree: in the search box it deletes a letter.
         self.delete.setShortcutContext(Qt.ShortcutContext.WidgetWithChildrenShortcut)
-        self._changing = {Action.TAKE: self.take, Action.REVERT: self.revert, Action.DELETE: self.delete}
+        self._changing = {
+            Action.TAKE: self.take,
+            Action.REVERT: self.revert,
+            Action.DELETE: self.delete,
+            Action.DROP_MEMORY: self.drop_memory,
+        }
         self.dress()
         self.offer(Selection())
         self.offer_undo("")
@@ -79,6 +89,9 @@ class Actions(QObject):
             else:
                 self._explain(action, " ".join(part for part in (reason.reason, reason.remedy) if part))
         self.revert_with_choices.setEnabled(self.revert.isEnabled())
+        frees = _frees_by_memory(selection)
+        self.drop_memory.setText(f"Drop Its &Memory…{frees}")
+        self.drop_memory.setIconText(f"Drop Its Memory{frees}")
 
     def offer_undo(self, what: str) -> None:
         """Offer to take back the last operation; `what` says what that does, empty if there is none."""
@@ -102,3 +115,14 @@ class Actions(QObject):
         keys = action.shortcut().toString(QKeySequence.SequenceFormat.NativeText)
         first = self._purposes[action] + (f" ({keys})" if keys else "")
         action.setToolTip(tooltip("\n".join(part for part in (first, more) if part)))
+
+
+def _frees_by_memory(selection: Selection) -> str:
+    """What the file takes that goes with a snapshot's memory; empty where there is none."""
+    machine, names = selection.machine, selection.snapshots
+    if machine is None or machine.tree is None or machine.costs is None or len(names) != 1:
+        return ""
+    cost = machine.costs.costs.snapshots.get(names[0])
+    if cost is None or cost.memory.bytes is None or machine.tree[names[0]].memory is not MemorySnapshot.EXTERNAL:
+        return ""
+    return f" (frees {words.figure(cost.memory)})"

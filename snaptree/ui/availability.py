@@ -40,6 +40,8 @@ def _nothing_to_act_on(action: Action, selection: Selection) -> Finding | None:
         return Finding("no-snapshot", "No snapshot is selected.", "Select one in the tree.")
     if action is Action.REVERT and len(selection.snapshots) > 1:
         return Finding("one-only", "A machine can be reverted to one snapshot only.", "Select just that one.")
+    if action is Action.DROP_MEMORY and len(selection.snapshots) > 1:
+        return Finding("one-only", "Memory is dropped of one snapshot at a time.", "Select just that one.")
     return None
 
 

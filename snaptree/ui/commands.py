@@ -10,7 +10,7 @@ from PySide6.QtCore import QObject
 from snaptree import words
 from snaptree.model.errors import SnapTreeError
 from snaptree.model.estate import SnapshotKind
-from snaptree.plans.intention import Delete, Intention, Recover, Revert, TakeBack
+from snaptree.plans.intention import Delete, DropMemory, Intention, Recover, Revert, TakeBack
 from snaptree.plans.plan import StateAfter
 from snaptree.ui.error_dialog import show_error
 from snaptree.ui.plan_dialog import Alternatives, Choice, PlanDialog
@@ -112,6 +112,18 @@ class Commands(QObject):
                 title=f"Delete {which} of {name}",
                 verb="&Delete",
                 choices=choices,
+                parent=self._window,
+            )
+        )
+
+    def drop_memory(self, machine: Machine, snapshot: str) -> None:
+        """Give up a snapshot's memory after a preview: that can't be undone."""
+        self._open(
+            PlanDialog(
+                self._planner(machine),
+                DropMemory(snapshot),
+                title=f"Drop the memory of “{in_sentence(snapshot)}” of {in_sentence(machine.domain.name)}",
+                verb="D&rop the Memory",
                 parent=self._window,
             )
         )

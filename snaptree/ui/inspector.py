@@ -18,7 +18,9 @@ from PySide6.QtWidgets import (
 
 from snaptree import words
 from snaptree.model.costs import SelectionCost
+from snaptree.model.estate import MemorySnapshot
 from snaptree.model.figures import NOTHING, Figure, total, unknown
+from snaptree.model.saved_memory import UNCOMPRESSED, SavedMemory, saved_memory
 from snaptree.model.troubles import Severity, Trouble
 from snaptree.plans.plan import Action
 from snaptree.plans.wording import listed, plain, version
@@ -27,7 +29,10 @@ from snaptree.ui.layer_stack import LayerStack, stacks_of
 from snaptree.ui.plan_view import Notice
 
 if TYPE_CHECKING:
+    from PySide6.QtGui import QAction
+
     from snaptree.model.estate import Snapshot
+    from snaptree.model.tree import SnapshotTree
     from snaptree.ui.actions import Actions
     from snaptree.ui.availability import Selection
     from snaptree.ui.estate import HostEntry
@@ -36,6 +41,8 @@ if TYPE_CHECKING:
 MEANT_WIDTH = 320
 _MARGIN = 12
 _TROUBLES_SHOWN = 3
+_GO_WITHOUT_SAYING = ("no-machine", "no-snapshot", "now", "no-memory")
+"""Rules whose reason can be seen."""
 
 
 class Fact(NamedTuple):
@@ -112,19 +119,15 @@ class Inspector(QScrollArea):
         buttons = QHBoxLayout()
         buttons.setSpacing(6)
         for action in (actions.take, actions.revert, actions.delete):
-            button = QToolButton(page)
-            button.setDefaultAction(action)
-            button.setToolButtonStyle(Qt.ToolButtonStyle.ToolButtonTextBesideIcon)
-            button.setObjectName("framed")
-            button.setFocusPolicy(Qt.FocusPolicy.TabFocus)
-            button.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Fixed)
-            buttons.addWidget(button)
+            buttons.addWidget(_button(action, page))
+        self.drop_memory = _button(actions.drop_memory, page)
         layout = QVBoxLayout(page)
         layout.setContentsMargins(_MARGIN, _MARGIN, _MARGIN, _MARGIN)
         layout.setSpacing(8)
         layout.addWidget(self.title)
         layout.addWidget(self.subtitle)
         layout.addLayout(buttons)
+        layout.addWidget(self.drop_memory)
         layout.addLayout(self._troubles_page)
         layout.addWidget(self._note_title)
         layout.addWidget(self.note)
@@ -145,6 +148,7 @@ class Inspector(QScrollArea):
             return
         self.title.set_text(title)
         self.subtitle.set_text(host.uri)
+        self.drop_memory.hide()
         self._show_note("")
         self._show_reasons()
         self._show_troubles(())
@@ -174,6 +178,7 @@ class Inspector(QScrollArea):
             return
         tree, names = machine.tree, selection.snapshots
         self._show_reasons()
+        self.drop_memory.setVisible(_holds_memory(tree, names))
         if tree is not None and len(names) == 1 and names[0] in tree:
             self._show_snapshot(machine, tree[names[0]])
         elif len(names) > 1:
@@ -193,15 +198,16 @@ class Inspector(QScrollArea):
             Fact("Consistency", words.consistency(consistency), words.consistency_in_full(consistency)),
             Fact("Memory", words.memory(snapshot.memory)),
         ]
-        cost = None if machine.costs is None else machine.costs.costs.snapshots.get(snapshot.name)
-        if cost is None:
+        costs = machine.costs
+        cost = None if costs is None else costs.costs.snapshots.get(snapshot.name)
+        if costs is None or cost is None:
             facts.append(Fact("Costs", words.UNKNOWN, "Not read yet."))
         else:
             facts += [_bytes("Written", cost.written), _bytes("Frees", cost.frees)]
             if cost.copies != NOTHING:
                 facts.append(_bytes("Copies", cost.copies))
-            if cost.memory != NOTHING:
-                facts.append(_bytes("Saved memory", cost.memory))
+            if (memory := saved_memory(snapshot, cost.memory, costs.layers)) is not None:
+                facts.append(_memory(memory))
         if machine.tree is not None:
             parent = machine.tree.parents[snapshot.name]
             children = machine.tree.children(snapshot.name)
@@ -255,10 +261,11 @@ class Inspector(QScrollArea):
     def _show_reasons(self) -> None:
         """Say why actions are off, those with the same reason together."""
         by_reason: dict[str, list[str]] = {}
-        for kind in (Action.TAKE, Action.REVERT, Action.DELETE):
+        for kind in (Action.TAKE, Action.REVERT, Action.DELETE, Action.DROP_MEMORY):
             finding = self._actions.reasons.get(kind)
-            if finding is not None and finding.rule not in ("no-machine", "no-snapshot", "now"):
-                by_reason.setdefault(f"{finding.reason} {finding.remedy}".strip(), []).append(kind.value)
+            if finding is not None and finding.rule not in _GO_WITHOUT_SAYING:
+                does = kind.value.replace("-", " ")
+                by_reason.setdefault(f"{finding.reason} {finding.remedy}".strip(), []).append(does)
         self.reasons.set_text(
             "\n".join(f"{listed(kinds).capitalize()}: {reason}" for reason, kinds in by_reason.items())
         )
@@ -302,6 +309,38 @@ def selection_sums(machine: Machine, names: tuple[str, ...]) -> list[tuple[str, 
         ("Written", total([*(cost.written for cost in costs), *missing])),
         ("Memory", total([*(cost.memory for cost in costs), *missing])),
     ]
+
+
+def _button(action: QAction, parent: QWidget) -> QToolButton:
+    button = QToolButton(parent)
+    button.setDefaultAction(action)
+    button.setToolButtonStyle(Qt.ToolButtonStyle.ToolButtonTextBesideIcon)
+    button.setObjectName("framed")
+    button.setFocusPolicy(Qt.FocusPolicy.TabFocus)
+    button.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Fixed)
+    return button
+
+
+def _holds_memory(tree: SnapshotTree | None, names: tuple[str, ...]) -> bool:
+    """Whether one snapshot is selected, and holds memory."""
+    if tree is None or len(names) != 1 or names[0] not in tree:
+        return False
+    return tree[names[0]].memory is not MemorySnapshot.NO
+
+
+def _memory(memory: SavedMemory) -> Fact:
+    """What saved memory takes, of how much, and why."""
+    size = words.figure(memory.on_disk)
+    of = "" if memory.nominal is None else f" of {words.size(memory.nominal)}"
+    how = f", {memory.compression}" if memory.compression not in ("", *UNCOMPRESSED) else ""
+    explanation = [words.figure_in_full(memory.on_disk)]
+    if memory.nominal is not None:
+        explanation.append(f"The guest had {words.size(memory.nominal)} of RAM.")
+    if memory.zeros:
+        explanation.append(f"At least {words.size(memory.zeros)} of that were zeros, which take no room.")
+    if how:
+        explanation.append(f"It is compressed with {memory.compression}.")
+    return Fact("Saved memory", f"{size}{of}{how}", "\n".join(explanation))
 
 
 def _bytes(title: str, figure: Figure) -> Fact:

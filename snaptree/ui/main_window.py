@@ -145,6 +145,7 @@ class MainWindow(QMainWindow):
         host.addAction(actions.quit)
         snapshot = self._menu("&Snapshot")
         snapshot.addActions([actions.take, actions.revert, actions.revert_with_choices, actions.delete])
+        snapshot.addAction(actions.drop_memory)
         snapshot.addSeparator()
         snapshot.addAction(actions.undo)
         snapshot.addSeparator()
@@ -197,6 +198,7 @@ class MainWindow(QMainWindow):
         actions.revert.triggered.connect(self._revert)
         actions.revert_with_choices.triggered.connect(self._revert_with_choices)
         actions.delete.triggered.connect(self._delete)
+        actions.drop_memory.triggered.connect(self._drop_memory)
         actions.undo.triggered.connect(self._undo)
         actions.refresh.triggered.connect(self._estate.refresh)
         actions.find.triggered.connect(self.estate_view.start_search)
@@ -385,6 +387,11 @@ class MainWindow(QMainWindow):
         if selection.machine is not None and selection.snapshots:
             self.commands.delete(selection.machine, selection.snapshots)
 
+    def _drop_memory(self) -> None:
+        selection = self.selection()
+        if selection.machine is not None and len(selection.snapshots) == 1:
+            self.commands.drop_memory(selection.machine, selection.snapshots[0])
+
     def _undo(self) -> None:
         machine = self.machine
         operation = last_undoable(self.activity.operations, None if machine is None else machine.id.uuid)
@@ -450,7 +457,7 @@ class MainWindow(QMainWindow):
 
     def _snapshot_menu(self, place: QPoint) -> None:
         actions = self.actions_
-        changes = [actions.take, actions.revert, actions.revert_with_choices, actions.delete]
+        changes = [actions.take, actions.revert, actions.revert_with_choices, actions.delete, actions.drop_memory]
         self._pop_up([*changes, None, actions.undo, None, actions.refresh], place)
 
     def _estate_menu(self, place: QPoint) -> None:

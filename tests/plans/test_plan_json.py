@@ -21,6 +21,7 @@ from snaptree.plans.plan import (
     EndOrphanedMerge,
     Finding,
     Forecast,
+    ForgetMemory,
     ForkAtSnapshot,
     Layer,
     MergeLayers,
@@ -103,6 +104,7 @@ _steps: st.SearchStrategy[Step] = st.one_of(
         revert_overlays=_mappings(_mappings(_texts)),
         forgotten=_names,
     ),
+    st.builds(ForgetMemory, _texts, _texts, _texts),
     st.builds(RemoveLeftover, _texts, _texts),
 )
 _plans = st.builds(
@@ -194,6 +196,7 @@ def test_documents_of_real_plans() -> None:
         ),
         (DeleteSnapshot("a", (), merges=True), "Delete “a” and merge its layer"),
         (DeleteSnapshot("a", (), merges=False), "Delete “a”"),
+        (ForgetMemory("a", "b", "/images/a.mem"), "Record in libvirt that “a” holds the disks only"),
         (RemoveLeftover("/images/a.mem", "nobody needs it"), "Remove /images/a.mem: nobody needs it"),
     ],
 )

@@ -15,12 +15,14 @@ from snaptree.model.estate import (
     Mark,
     SnapshotDisk,
 )
+from snaptree.model.figures import Figure, exact, unknown
 from snaptree.plans.facts import Facts
-from snaptree.plans.intention import Capture, Delete, Intention, Prune, Recover, Revert, Take, TakeBack
+from snaptree.plans.intention import Capture, Delete, DropMemory, Intention, Prune, Recover, Revert, Take, TakeBack
 from snaptree.plans.plan import (
     Action,
     DeleteSnapshot,
     Finding,
+    ForgetMemory,
     RecordLayers,
     RevertToSnapshot,
     StateAfter,
@@ -68,6 +70,9 @@ def ask(rule: Rule, intention: Intention, situation: Situation) -> Finding | Non
             name = intention.snapshots[0]
             step = DeleteSnapshot(name, situation.tree.children(name), merges=False)
             return rule.judge(Case(situation, facts, Action.DELETE, name, step, batch=intention.snapshots))
+        case DropMemory():
+            name = intention.snapshot
+            return rule.judge(Case(situation, facts, Action.DROP_MEMORY, name, ForgetMemory(name, "x", "/x")))
         case Prune() | TakeBack() | Recover():
             raise AssertionError("not a single step")
 
@@ -115,6 +120,15 @@ def branched() -> SituationBuilder:
 
 
 BASE = "/images/vda.qcow2"
+MEMORY_FILE = "/images/vda.a.mem"
+
+
+def saved(size: Figure | None = None) -> SituationBuilder:
+    """A running machine whose snapshot a has its memory in a file."""
+    machine = a_machine(state=RUNNING).external("a", memory=True)
+    layers = machine.build().layers
+    return machine.having(layers=replace(layers, memory_files={MEMORY_FILE: size or exact(200 * MIB)}))
+
 
 ANY = [
     Row("read-only-connection", external(), a_machine().host(read_only=True), ("read-only",), a_machine()),
@@ -916,7 +930,44 @@ FILES = [
     ),
 ]
 
-ROWS = [*ANY, *TAKE, *REVERT, *DELETE, *FILES]
+MEMORY = [
+    Row("no-memory", DropMemory("a"), a_machine().external("a"), ("“a”",), saved()),
+    Row("memory-inside-image", DropMemory("a"), a_machine(state=RUNNING).internal("a"), ("“a”", "inside"), saved()),
+    Row("nothing-but-memory", DropMemory("a"), saved().snapshot("a", disks=()), ("“a”",), saved()),
+    Row(
+        "memory-is-shared",
+        DropMemory("a"),
+        saved().external("b", memory=True).snapshot("b", memory_file=MEMORY_FILE),
+        (MEMORY_FILE, "“b”"),
+        saved().external("b", memory=True),
+    ),
+    Row(
+        "memory-out-of-reach",
+        DropMemory("a"),
+        saved(unknown("in no pool")).host(is_local=False),
+        (MEMORY_FILE,),
+        saved().host(is_local=False),
+    ),
+    Row(
+        "memory-missing-already",
+        DropMemory("a"),
+        saved().having(missing_files=frozenset({MEMORY_FILE})),
+        (MEMORY_FILE,),
+        saved(),
+    ),
+    Row(
+        "memory-of-marked",
+        DropMemory("a"),
+        saved().snapshot("a", annotations=Annotations(pinned=Mark("eve"), known_good=Mark())),
+        ("“a”", "pinned and known to be good"),
+        saved(),
+    ),
+    Row(
+        "finish-interrupted-delete", DropMemory("a"), saved().snapshot("a", delete_in_progress=True), ("“a”",), saved()
+    ),
+]
+
+ROWS = [*ANY, *TAKE, *REVERT, *DELETE, *FILES, *MEMORY]
 
 
 def _title(row: Row) -> str:
@@ -969,7 +1020,7 @@ MERGE_PARTS = {
 
 
 def test_every_rule_has_a_row() -> None:
-    always = {"delete-is-final"}  # speaks for every delete: see test_delete
+    always = {"delete-is-final", "memory-drop-is-final"}  # speak for every one: see test_delete, test_drop_memory
     assert {rule.id for rule in RULES} - {
         rule.id for rule in (*PLANNERS_OWN, *BY_THE_PLANNER)
     } - always - MERGE_PARTS == {row.rule for row in ROWS}
@@ -994,10 +1045,10 @@ def test_sentences_are_sentences(rule: Rule) -> None:
 def test_what_a_window_says_no_to_no_plan_allows(row: Row) -> None:
     """A greyed action is greyed for a reason that planning would give too, even with a safety snapshot first."""
     situation = row.speaks.build()
-    assert isinstance(row.intention, Revert | Delete)
-    name = row.intention.snapshot if isinstance(row.intention, Revert) else row.intention.snapshots[0]
-    action = Action.REVERT if isinstance(row.intention, Revert) else Action.DELETE
-    intention = row.intention if isinstance(row.intention, Revert) else Delete((name,))
+    assert isinstance(row.intention, Revert | Delete | DropMemory)
+    name = row.intention.snapshots[0] if isinstance(row.intention, Delete) else row.intention.snapshot
+    action = {Revert: Action.REVERT, Delete: Action.DELETE, DropMemory: Action.DROP_MEMORY}[type(row.intention)]
+    intention = Delete((name,)) if isinstance(row.intention, Delete) else row.intention
     for layers in (None, situation.layers):
         at_a_glance = glance(situation.host, situation.domain, situation.tree, layers)
         reason = why_not(action, at_a_glance, name)
