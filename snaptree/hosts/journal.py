@@ -70,15 +70,20 @@ UPDATE operations SET settled_by = (
 
 
 def journal_path(host_uri: str) -> Path:
-    """Where the journal of a host is: one for each user, `$XDG_STATE_HOME/snaptree/journal.sqlite3` on Linux.
+    """Where the journal of a host is: one for each user, `$XDG_STATE_HOME/snaptree/journal.sqlite3` on Linux."""
+    root = embedded_root(host_uri)
+    directory = user_state_path("snaptree") if root is None else root / "state"
+    return directory / "journal.sqlite3"
 
-    An embedded driver's machines live in its root only, and with the demo estate that goes: so does their journal.
+
+def embedded_root(host_uri: str) -> Path | None:
+    """The root of an embedded driver; None for any other host.
+
+    Its machines live there only, and with the demo estate that goes: so does what is known of them.
     """
     uri = urlsplit(host_uri)
     root = parse_qs(uri.query).get("root")
-    if uri.path == "/embed" and root:
-        return Path(root[0]) / "state" / "journal.sqlite3"
-    return user_state_path("snaptree") / "journal.sqlite3"
+    return Path(root[0]) if uri.path == "/embed" and root else None
 
 
 class Journal:

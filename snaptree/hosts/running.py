@@ -24,7 +24,9 @@ from snaptree.hosts.merging import Bandwidth, MergeProgress, merge_layers, unlim
 from snaptree.hosts.reading import current_name, never, read_domain
 from snaptree.hosts.records import record_layers
 from snaptree.hosts.recovery import block_job, files_made, find_next_step, find_step, is_orphaned, merging_disks
+from snaptree.hosts.screens import keep_picture, picture_of
 from snaptree.hosts.snapshot_xml import read_snapshot, take_xml, with_annotations
+from snaptree.hosts.thumbnails import Thumbnails
 from snaptree.model.errors import (
     CancelledError,
     ChangedMeanwhileError,
@@ -119,6 +121,8 @@ class _Run:
         self._resumed = resumed
         """The interrupted operation that this one finishes."""
         self._domain: Any = None
+        self._picture = b""
+        """The guest's screen before the first step; empty if there is none."""
         self._step_began = 0.0
         self._merging = False
         """libvirt was seen to merge, in the step that runs."""
@@ -130,6 +134,9 @@ class _Run:
         try:
             self._domain = self._connection.domain(plan.domain_uuid)
             self._check_chains()
+            if self._connection.host.driver == QEMU and any(isinstance(step, TakeSnapshot) for step in plan.steps):
+                # Before all else: no file system is frozen yet, and no guest stands still.
+                self._picture = picture_of(self._connection, self._domain)
             for number, step in enumerate(plan.steps):
                 if self._cancelled():
                     raise CancelledError(_what_was_done(plan, number))
@@ -144,6 +151,8 @@ class _Run:
             state = OperationState.INTERRUPTED
         if error is not None and not isinstance(error, CancelledError):
             error = _with_what_was_done(error, plan, self._operation.steps_done)
+        if gone := _deleted_by(plan.steps[: self._operation.steps_done]):
+            Thumbnails.of(self._connection.uri, plan.domain_uuid).forget(gone)
         self._operation = dataclasses.replace(
             self._operation, state=state, finished=time.time(), error=error, progress=None
         )
@@ -393,6 +402,7 @@ class _Run:
             self._blocking(lambda: self._domain.snapshotCreateXML(take_xml(step), flags), self._memory_progress)
         self._check_taken(step)
         self._annotate(step)
+        keep_picture(self._connection, self._domain, step.name, self._picture)
 
     def _memory_progress(self) -> None:
         """RAM written so far. It is the only phase of a snapshot that QEMU lets anybody stop (LIBVIRT.md, 3)."""

@@ -21,9 +21,11 @@ from snaptree.hosts.reading import list_domains, read_tree
 from snaptree.hosts.recovery import with_operations
 from snaptree.hosts.running import run_plan
 from snaptree.hosts.situation import read_situation
+from snaptree.hosts.thumbnails import Thumbnails
 from snaptree.hosts.watching import Changes
 from snaptree.jobs import garbage
 from snaptree.jobs.connecting import Connector, CredentialsRequest
+from snaptree.jobs.postman import Postman
 from snaptree.jobs.session import Session
 from snaptree.jobs.worker import Job, Priority, ShouldStop, Worker
 from snaptree.model.costs import DomainCosts, SelectionCost, domain_costs, selection_cost
@@ -123,16 +125,6 @@ class _Limit:
     bytes_per_second: int | None = None
 
 
-class _Postman(QObject):
-    """Brings calls from other threads to the window's. Those threads keep it alive, whatever becomes of its owner."""
-
-    posted = Signal(object)
-
-    def post(self, call: Callable[[], None]) -> None:
-        """Have `call` made on the window's thread, after those posted before it."""
-        self.posted.emit(call)
-
-
 class HostBackend(QObject):
     """Reads, watches and changes one host. Lives on the window's thread; nothing here blocks it.
 
@@ -200,7 +192,7 @@ class HostBackend(QObject):
         self._read_session: Session | None = None  # the read thread's own
         self._change_connection: Connection | None = None  # the change thread's own
 
-        self._postman = _Postman()
+        self._postman = Postman()
         self._postman.posted.connect(self._run_posted, Qt.ConnectionType.QueuedConnection)
         self._post = self._postman.post
         self._connector = Connector(uri, read_only=read_only, ask=self._ask)
@@ -532,7 +524,10 @@ class HostBackend(QObject):
             with session.using() as connection:
                 tree = read_tree(connection, uuid, on_part=part, cancelled=should_stop)
             known = self.tree(uuid)
-            return known if known == tree and known is not None else tree
+            if known == tree and known is not None:
+                return known
+            Thumbnails.of(self.uri, uuid).keep_only(tree)
+            return tree
 
         self._reader.submit(
             work,

@@ -184,6 +184,7 @@ class Session(QObject):
         if self._demo is not None:
             self._demo.cancel()
         self.estate.close()
+        self.window.thumbnails.close()
         deadline = monotonic() + _CLOSES_WITHIN_SECONDS
         for host in self.estate:
             host.backend.wait_until_closed(max(0.0, deadline - monotonic()))

@@ -24,9 +24,12 @@ from snaptree.model.saved_memory import UNCOMPRESSED, SavedMemory, saved_memory
 from snaptree.model.troubles import Severity, Trouble
 from snaptree.plans.plan import Action
 from snaptree.plans.wording import listed, plain, version
+from snaptree.ui.availability import Selection
 from snaptree.ui.labels import ElidedLabel, PlainLabel, SectionTitle
 from snaptree.ui.layer_stack import LayerStack, stacks_of
 from snaptree.ui.plan_view import Notice
+from snaptree.ui.text import in_sentence
+from snaptree.ui.thumbnails import Picture
 
 if TYPE_CHECKING:
     from PySide6.QtGui import QAction
@@ -34,9 +37,9 @@ if TYPE_CHECKING:
     from snaptree.model.estate import Snapshot
     from snaptree.model.tree import SnapshotTree
     from snaptree.ui.actions import Actions
-    from snaptree.ui.availability import Selection
     from snaptree.ui.estate import HostEntry
-    from snaptree.ui.machine import Machine
+    from snaptree.ui.machine import Machine, MachineId
+    from snaptree.ui.thumbnails import ThumbnailLibrary
 
 MEANT_WIDTH = 320
 _MARGIN = 12
@@ -93,9 +96,15 @@ class Facts(QWidget):
 class Inspector(QScrollArea):
     """Title, actions with the reasons why some are off, note, facts, troubles and layers of the selection."""
 
-    def __init__(self, actions: Actions, parent: QWidget | None = None) -> None:
+    def __init__(
+        self, actions: Actions, parent: QWidget | None = None, thumbnails: ThumbnailLibrary | None = None
+    ) -> None:
         super().__init__(parent)
         self._actions = actions
+        self._thumbnails = thumbnails
+        if thumbnails is not None:
+            thumbnails.arrived.connect(self._picture_arrived)
+        self._selection = Selection()
         self.setAccessibleName("Inspector")
         self.setWidgetResizable(True)
         self.setFrameShape(QFrame.Shape.NoFrame)
@@ -121,6 +130,7 @@ class Inspector(QScrollArea):
         for action in (actions.take, actions.revert, actions.delete):
             buttons.addWidget(_button(action, page))
         self.drop_memory = _button(actions.drop_memory, page)
+        self.picture = Picture(page)
         layout = QVBoxLayout(page)
         layout.setContentsMargins(_MARGIN, _MARGIN, _MARGIN, _MARGIN)
         layout.setSpacing(8)
@@ -128,6 +138,7 @@ class Inspector(QScrollArea):
         layout.addWidget(self.subtitle)
         layout.addLayout(buttons)
         layout.addWidget(self.drop_memory)
+        layout.addWidget(self.picture)
         layout.addLayout(self._troubles_page)
         layout.addWidget(self._note_title)
         layout.addWidget(self.note)
@@ -149,6 +160,7 @@ class Inspector(QScrollArea):
         self.title.set_text(title)
         self.subtitle.set_text(host.uri)
         self.drop_memory.hide()
+        self.picture.show_image(None)
         self._show_note("")
         self._show_reasons()
         self._show_troubles(())
@@ -179,12 +191,29 @@ class Inspector(QScrollArea):
         tree, names = machine.tree, selection.snapshots
         self._show_reasons()
         self.drop_memory.setVisible(_holds_memory(tree, names))
+        self._selection = selection
+        self._show_picture()
         if tree is not None and len(names) == 1 and names[0] in tree:
             self._show_snapshot(machine, tree[names[0]])
         elif len(names) > 1:
             self._show_several(machine, names)
         else:
             self._show_machine(machine)
+
+    def _show_picture(self) -> None:
+        """Show the screen of the one snapshot that is selected, if there is a picture of it."""
+        machine, names = self._selection.machine, self._selection.snapshots
+        tree = None if machine is None else machine.tree
+        if machine is None or tree is None or len(names) != 1 or names[0] not in tree or self._thumbnails is None:
+            self.picture.show_image(None)
+            return
+        says = f"The screen when “{in_sentence(names[0])}” was taken"
+        self.picture.show_image(self._thumbnails.picture(machine.id, tree[names[0]]), says)
+
+    def _picture_arrived(self, machine_id: MachineId, name: str) -> None:
+        machine = self._selection.machine
+        if machine is not None and machine.id == machine_id and self._selection.snapshots == (name,):
+            self._show_picture()
 
     def _show_snapshot(self, machine: Machine, snapshot: Snapshot) -> None:
         self.title.set_text(snapshot.name)

@@ -26,6 +26,7 @@ from snaptree.ui.inspector import MEANT_WIDTH, Inspector
 from snaptree.ui.machine import MachineId
 from snaptree.ui.settings import HostRequest, SafetySnapshot, Settings, ThemeChoice
 from snaptree.ui.text import window_title
+from snaptree.ui.thumbnails import ThumbnailLibrary
 from snaptree.ui.tree_page import TreePage
 
 if TYPE_CHECKING:
@@ -82,8 +83,9 @@ class MainWindow(QMainWindow):
         self.actions_ = Actions(self)
         self.model = EstateModel(estate, self)
         self.estate_view = EstateView(self.model, settings, self)
-        self.page = TreePage(self)
-        self.inspector = Inspector(self.actions_, self)
+        self.thumbnails = ThumbnailLibrary(self)
+        self.page = TreePage(self, self.thumbnails)
+        self.inspector = Inspector(self.actions_, self, self.thumbnails)
         self.activity = Activity(self)
         self.commands = Commands(estate, settings, self.activity, self)
         self._is_showing = False

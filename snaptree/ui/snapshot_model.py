@@ -17,14 +17,18 @@ from snaptree.model.lanes import LaneLayout, LaneRow, lay_out
 from snaptree.plans.wording import plain, quoted
 from snaptree.ui.estate_model import found, natural
 from snaptree.ui.text import tooltip
+from snaptree.ui.thumbnails import with_picture
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+
+    from PySide6.QtGui import QImage
 
     from snaptree.model.costs import SnapshotCost
     from snaptree.model.estate import Snapshot
     from snaptree.model.tree import SnapshotTree
     from snaptree.ui.machine import Machine
+    from snaptree.ui.thumbnails import ThumbnailLibrary
 
 Index = QModelIndex | QPersistentModelIndex
 RowKey = tuple[str, str]
@@ -104,8 +108,9 @@ def key_of(row_id: RowId) -> RowKey:
 class SnapshotModel(QAbstractTableModel):
     """Rows for what `fold` and `lay_out` say, in the order of the tree or of one column."""
 
-    def __init__(self, parent: QObject | None = None) -> None:
+    def __init__(self, parent: QObject | None = None, thumbnails: ThumbnailLibrary | None = None) -> None:
         super().__init__(parent)
+        self._thumbnails = thumbnails
         self._shown = Shown()
         self._rows: list[RowId] = []
         self._row_of: dict[RowKey, int] = {}
@@ -267,7 +272,8 @@ class SnapshotModel(QAbstractTableModel):
         if role == Qt.ItemDataRole.DisplayRole:
             return self.text(index.row(), column)
         if role == Qt.ItemDataRole.ToolTipRole:
-            return tooltip(self._explanation(index.row(), column))
+            text = tooltip(self._explanation(index.row(), column))
+            return with_picture(text, self._picture(index.row())) if column is Column.TREE else text
         if role == Qt.ItemDataRole.AccessibleTextRole and column is Column.TREE:
             return ", ".join([self.text(index.row(), column), *(badge.text for badge in self.badges(index.row()))])
         return None
@@ -332,6 +338,13 @@ class SnapshotModel(QAbstractTableModel):
         lines = [snapshot.name, f"{words.kind(snapshot.kind)}, {words.consistency(snapshot.consistency)}"]
         lines += [f"{badge.text}: {badge.meaning}" for badge in self.badges(row)]
         return "\n".join(lines)
+
+    def _picture(self, row: int) -> QImage | None:
+        """The guest's screen when a snapshot was taken, as far as it is known by now."""
+        machine, snapshot = self._shown.machine, self.snapshot(row)
+        if machine is None or snapshot is None or self._thumbnails is None:
+            return None
+        return self._thumbnails.picture(machine.id, snapshot)
 
     # Rows
 

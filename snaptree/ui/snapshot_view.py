@@ -6,8 +6,16 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from PySide6.QtCore import QItemSelection, QItemSelectionModel, QModelIndex, QPoint, Qt, Signal
-from PySide6.QtGui import QContextMenuEvent
-from PySide6.QtWidgets import QAbstractItemView, QHeaderView, QStyle, QStyleOptionViewItem, QTableView, QWidget
+from PySide6.QtGui import QContextMenuEvent, QCursor
+from PySide6.QtWidgets import (
+    QAbstractItemView,
+    QHeaderView,
+    QStyle,
+    QStyleOptionViewItem,
+    QTableView,
+    QToolTip,
+    QWidget,
+)
 
 from snaptree.model.folding import Fold, Now
 from snaptree.ui.snapshot_delegate import PADDING, SnapshotDelegate, row_height, width_of_lanes
@@ -19,6 +27,7 @@ if TYPE_CHECKING:
     from PySide6.QtGui import QKeyEvent, QMouseEvent, QResizeEvent
 
     from snaptree.ui.machine import Machine, MachineId
+    from snaptree.ui.thumbnails import ThumbnailLibrary
 
 _MEASURED_ROWS = 100
 _USUAL_AGE = "59 minutes"
@@ -49,9 +58,11 @@ class SnapshotView(QTableView):
     menu_wanted = Signal(object)
     """The place, on the screen, where the menu of the selection shall open."""
 
-    def __init__(self, parent: QWidget | None = None) -> None:
+    def __init__(self, parent: QWidget | None = None, thumbnails: ThumbnailLibrary | None = None) -> None:
         super().__init__(parent)
-        self._model = SnapshotModel(self)
+        self._model = SnapshotModel(self, thumbnails)
+        if thumbnails is not None:
+            thumbnails.arrived.connect(self._picture_arrived)
         self._places: dict[MachineId, _Place] = {}
         self._unfolded: dict[MachineId, frozenset[str]] = {}
         self._is_restoring = False
@@ -218,6 +229,16 @@ class SnapshotView(QTableView):
         """Names get what they need of the new width."""
         super().resizeEvent(event)
         self._fit_names()
+
+    def _picture_arrived(self, machine_id: MachineId, name: str) -> None:
+        """A tooltip that is on screen gets the picture that it lacked."""
+        machine, row = self._model.shown.machine, self._model.row_of(("snapshot", name))
+        if not QToolTip.isVisible() or machine is None or machine.id != machine_id or row is None:
+            return
+        index, place = self._model.index(row, Column.TREE), QCursor.pos()
+        if self.indexAt(self.viewport().mapFromGlobal(place)) == index:
+            text = index.data(Qt.ItemDataRole.ToolTipRole)
+            QToolTip.showText(place, text, self.viewport(), self.visualRect(index))
 
     def dress(self) -> None:
         """Take sizes and colours anew: font or theme changed."""

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from snaptree.model.errors import SnapTreeError
     from snaptree.ui.estate import HostEntry
     from snaptree.ui.machine import Machine
+    from snaptree.ui.thumbnails import ThumbnailLibrary
 
 _COUNTDOWN_MS = 500
 
@@ -41,7 +42,7 @@ class TreePage(QWidget):
     leave_wanted = Signal()
     """What was interrupted on the machine is to be finished, or left as it is."""
 
-    def __init__(self, parent: QWidget | None = None) -> None:
+    def __init__(self, parent: QWidget | None = None, thumbnails: ThumbnailLibrary | None = None) -> None:
         super().__init__(parent)
         self._machine: Machine | None = None
         self._status: HostStatus | None = None
@@ -53,7 +54,7 @@ class TreePage(QWidget):
         self.title = ElidedLabel("", self)
         self.title.setObjectName("heading")
         self.facts = ElidedLabel("", self, dim=True)
-        self.view = SnapshotView(self)
+        self.view = SnapshotView(self, thumbnails)
         self.view.selection_changed.connect(self._show_sums)
         self.message = MessagePage(self)
         self.message.pressed.connect(self._message_pressed)
