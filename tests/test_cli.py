@@ -102,7 +102,7 @@ def test_tree_as_json_has_the_keys_that_scripts_rely_on(terminal: Terminal) -> N
     for snapshot in tree["snapshots"]:
         assert set(snapshot) == {
             *("name", "parent", "kind", "state", "created", "consistency", "pinned", "written", "frees"),
-            *("memory", "confidence", "frees_confidence", "memory_confidence", "disks", "note"),
+            *("memory", "confidence", "frees_confidence", "memory_confidence", "saved_memory", "disks", "note"),
         }
         assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", snapshot["created"])
         assert isinstance(snapshot["written"], int)
@@ -224,6 +224,19 @@ def test_deleting_a_layer_of_a_long_chain_merges_it(terminal: Terminal) -> None:
 
 
 # Costs
+
+
+def test_the_memory_of_a_snapshot_is_told_and_dropped(terminal: Terminal) -> None:
+    (memory,) = terminal.json("cost", "clone-01")["memories"]
+    file = Path(memory["file"])
+    assert (memory["snapshot"], memory["compression"]) == ("deployed", "raw")
+    assert memory["disk"] == file.stat().st_blocks * 512
+    assert memory["zeros"] == memory["nominal"] - memory["disk"] > 0
+    done = terminal.json("drop-memory", "clone-01", "deployed", "--yes")
+    assert (done["forecast"]["frees"], done["result"]["state"]) == (memory["disk"], "done")
+    assert not file.exists()
+    (snapshot,) = [each for each in terminal.json("tree", "clone-01")["snapshots"] if each["name"] == "deployed"]
+    assert (snapshot["saved_memory"], snapshot["memory"], snapshot["consistency"]) == (None, 0, "crash")
 
 
 def test_cost_says_what_comes_back_to_the_byte(terminal: Terminal) -> None:

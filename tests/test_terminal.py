@@ -280,10 +280,10 @@ def test_saved_memory_is_listed_with_what_it_is_of(width: int) -> None:
             (saved[2].name, second, None, "zstd"),  # zeros are not all that takes little room then
         )
     ]
-    documents = {each["name"]: each for each in tree_json(shown)["snapshots"]}
-    assert documents[saved[1].name]["memory_zeros"] == 35 * MIB
-    assert documents[saved[2].name]["memory_compression"] == "zstd"
-    assert documents["start"]["memory_nominal"] is None
+    documents = {each["name"]: each["saved_memory"] for each in tree_json(shown)["snapshots"]}
+    assert documents["start"] is None
+    for memory in layers_json(shown)["memories"]:
+        assert documents[memory.pop("snapshot")] == memory
 
 
 def test_layers_that_were_not_analysed_are_unknown() -> None:

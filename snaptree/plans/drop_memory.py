@@ -9,6 +9,7 @@ from snaptree.plans.intention import DropMemory
 from snaptree.plans.naming import free_name
 from snaptree.plans.plan import Action, Forecast, ForgetMemory, Plan, RemoveLeftover
 from snaptree.plans.situation import Situation
+from snaptree.plans.speed import A_MOMENT
 from snaptree.plans.wording import quoted
 
 _STAND_IN = "without-memory"
@@ -25,4 +26,6 @@ def plan_drop_memory(intention: DropMemory, situation: Situation) -> Plan:
     if file not in situation.missing_files:
         draft.add_unjudged(RemoveLeftover(file, f"the saved memory of {quoted(snapshot.name)}"))
         frees = situation.layers.memory_files.get(file, unknown("the memory file was not looked at"))
-    return draft.plan((snapshot.name,), Forecast(NOTHING, frees, NOTHING, pause_seconds=0.0), None)
+    return draft.plan(
+        (snapshot.name,), Forecast(NOTHING, frees, NOTHING, seconds=2 * A_MOMENT, pause_seconds=0.0), None
+    )

@@ -27,7 +27,7 @@ _LEAST_SHARE: Final = 0.1
 """Of an operation's time, that copying much is believed to have taken."""
 
 
-_A_MOMENT: Final = 0.2
+A_MOMENT: Final = 0.2
 """Seconds for what is only a call: ending QEMU, removing a file."""
 
 
@@ -83,7 +83,7 @@ class Speed:
         """How long takes and reverts take with what belongs to them; None if that was not learned yet."""
         spent = 0.0
         for step in steps:
-            seconds = _A_MOMENT if isinstance(step, StopMachine | DropManagedSave | RemoveLeftover) else self._of(step)
+            seconds = A_MOMENT if isinstance(step, StopMachine | DropManagedSave | RemoveLeftover) else self._of(step)
             if seconds is None:
                 return None
             spent += seconds

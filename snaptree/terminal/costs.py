@@ -13,9 +13,9 @@ from snaptree.model.costs import SelectionCost, selection_cost
 from snaptree.model.estate import DiskChain, DiskSnapshot
 from snaptree.model.figures import Figure
 from snaptree.model.merging import LayerTree
-from snaptree.model.saved_memory import SavedMemory, saved_memory
 from snaptree.model.stacks import LayerUse, layer_use
 from snaptree.terminal.console import plain
+from snaptree.terminal.memory import memories, memory_json, print_memories
 from snaptree.terminal.reading import DomainReading, print_troubles, troubles_json
 from snaptree.terminal.table import Column, Cut, add_row, print_table
 
@@ -68,27 +68,7 @@ def layers_json(reading: DomainReading) -> dict[str, Any]:
             }
             for chain in reading.layers.chains
         ],
-        "memories": [_memory_json(name, memory) for name, memory in _memories(reading)],
-    }
-
-
-def _memories(reading: DomainReading) -> Iterator[tuple[str, SavedMemory]]:
-    """The snapshots with memory."""
-    for snapshot in reading.tree:
-        memory = saved_memory(snapshot, reading.costs.snapshots[snapshot.name].memory, reading.layers)
-        if memory is not None:
-            yield snapshot.name, memory
-
-
-def _memory_json(name: str, memory: SavedMemory) -> dict[str, Any]:
-    return {
-        "snapshot": name,
-        "file": memory.file,
-        "nominal": memory.nominal,
-        "disk": memory.on_disk.bytes,
-        "confidence": memory.on_disk.confidence.value,
-        "zeros": memory.zeros,
-        "compression": memory.compression or None,
+        "memories": [{"snapshot": name, **memory_json(memory)} for name, memory in memories(reading)],
     }
 
 
@@ -143,29 +123,8 @@ def print_layers(out: Console, reading: DomainReading) -> None:
                 ", ".join(_needed_by(use)),
             )
         print_table(out, [column for column in columns if not column.is_empty])
-    if memories := list(_memories(reading)):
-        _print_memories(out, memories)
-
-
-def _print_memories(out: Console, memories: Sequence[tuple[str, SavedMemory]]) -> None:
-    out.print(f"saved memory  ({words.count(len(memories), 'snapshot')})", style="bold")
-    columns = (
-        Column("Snapshot", turn=2, cut=Cut.MIDDLE, stays=True),
-        Column("On disk", right=True),
-        Column("Of RAM", right=True),
-        Column("Compression"),
-        Column("File", turn=1, cut=Cut.MIDDLE),
-    )
-    for name, memory in memories:
-        add_row(
-            columns,
-            plain(name),
-            words.figure(memory.on_disk),
-            words.UNKNOWN if memory.nominal is None else words.size(memory.nominal),
-            memory.compression or words.UNKNOWN,
-            "inside the image" if memory.file is None else plain(posixpath.basename(memory.file)),
-        )
-    print_table(out, columns)
+    if with_memory := list(memories(reading)):
+        print_memories(out, with_memory)
 
 
 def _uses(reading: DomainReading, chain: DiskChain) -> list[LayerUse]:

@@ -16,6 +16,7 @@ from snaptree.model.folding import NOW, RowId, fold
 from snaptree.model.lanes import LaneRow, draw_row, lay_out
 from snaptree.model.saved_memory import saved_memory
 from snaptree.terminal.console import iso_time, plain
+from snaptree.terminal.memory import memory_json
 from snaptree.terminal.reading import DomainReading, print_troubles, troubles_json
 from snaptree.terminal.table import Column, Cut, add_row, print_table
 
@@ -50,10 +51,7 @@ def _snapshot_json(snapshot: Snapshot, reading: DomainReading) -> dict[str, Any]
         "confidence": cost.written.confidence.value,
         "frees_confidence": cost.frees.confidence.value,
         "memory_confidence": cost.memory.confidence.value,
-        "memory_nominal": None if memory is None else memory.nominal,
-        "memory_zeros": None if memory is None else memory.zeros,
-        "memory_compression": None if memory is None else memory.compression or None,
-        "memory_file": None if memory is None else memory.file,
+        "saved_memory": None if memory is None else memory_json(memory),
         "disks": [{"target": disk.target, "layer": disk.frozen} for disk in snapshot.disks],
         "note": snapshot.description,
     }

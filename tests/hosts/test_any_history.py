@@ -32,7 +32,7 @@ from snaptree.images.files import ImageReader
 from snaptree.model.estate import DiskSnapshot
 from snaptree.model.figures import Confidence
 from snaptree.plans.aftermath import after
-from snaptree.plans.intention import Capture, Delete, Intention, Revert, Take
+from snaptree.plans.intention import Capture, Delete, DropMemory, Intention, Revert, Take
 from snaptree.plans.plan import MergeLayers, Plan, StateAfter
 from snaptree.plans.planner import make_plan
 from snaptree.plans.situation import Situation
@@ -106,6 +106,12 @@ class AnyHistory(RuleBasedStateMachine):
     @rule(pick=picks)
     def delete_subtree(self, pick: int) -> None:
         self.carry_out(Delete((self.name(pick),), subtree=True))
+
+    @precondition(lambda self: self.names)
+    @rule(pick=picks)
+    def drop_memory(self, pick: int) -> None:
+        """Also of one without memory, which is refused."""
+        self.carry_out(DropMemory(self.name(pick)))
 
     @precondition(lambda self: len(self.names) > 2)
     @rule(keep=st.integers(1, 2))

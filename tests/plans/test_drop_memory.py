@@ -27,7 +27,7 @@ def test_the_record_first_and_the_file_last() -> None:
     assert forget == ForgetMemory("a", "without-memory", FILE)
     assert isinstance(remove, RemoveLeftover)
     assert remove.path == FILE
-    assert plan.forecast == Forecast(NOTHING, exact(200 * MIB), NOTHING, None, 0.0)
+    assert plan.forecast == Forecast(NOTHING, exact(200 * MIB), NOTHING, 0.4, 0.0)
     assert (plan.action, plan.snapshots, plan.undo) == (Action.DROP_MEMORY, ("a",), None)
     (warning,) = plan.warnings
     assert warning.rule == "memory-drop-is-final"
