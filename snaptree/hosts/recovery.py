@@ -11,6 +11,7 @@ from typing import Any
 import libvirt
 
 from snaptree.hosts.connection import Connection
+from snaptree.hosts.describing import find_described, find_renamed
 from snaptree.hosts.errors import explained
 from snaptree.hosts.journal import Journal
 from snaptree.hosts.layers import Images, live_chains
@@ -24,6 +25,7 @@ from snaptree.model.estate import DiskChain, DiskSnapshot, Snapshot, SnapshotKin
 from snaptree.plans.operation import Operation, StepFound, StepState
 from snaptree.plans.plan import (
     DeleteSnapshot,
+    DescribeSnapshot,
     DropManagedSave,
     EndOrphanedMerge,
     ForkAtSnapshot,
@@ -31,6 +33,7 @@ from snaptree.plans.plan import (
     MergeLayers,
     RecordLayers,
     RemoveLeftover,
+    RenameSnapshot,
     RevertToSnapshot,
     Step,
     StopMachine,
@@ -112,6 +115,10 @@ def find_step(
                 return _find_merge(connection, domain, step, begun=begun)
             case RecordLayers():
                 return _find_record(connection, domain, step, begun=begun)
+            case DescribeSnapshot():
+                return find_described(domain, step)
+            case RenameSnapshot():
+                return find_renamed(connection, domain, step)
             case RemoveLeftover():
                 is_here = connection.host.is_local
                 return _DONE if is_here and not Path(step.path).exists() else _NOT_BEGUN

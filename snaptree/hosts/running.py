@@ -15,6 +15,7 @@ import libvirt
 
 from snaptree.hosts import reverting
 from snaptree.hosts.connection import Connection
+from snaptree.hosts.describing import describe, rename
 from snaptree.hosts.errors import explain, explained
 from snaptree.hosts.journal import Journal, this_user
 from snaptree.hosts.layers import live_chains
@@ -35,6 +36,7 @@ from snaptree.model.estate import Annotations, DiskSnapshot, DomainState, Memory
 from snaptree.plans.operation import Operation, OperationState, Progress, StepFound, StepState
 from snaptree.plans.plan import (
     DeleteSnapshot,
+    DescribeSnapshot,
     DropManagedSave,
     EndOrphanedMerge,
     ForkAtSnapshot,
@@ -42,6 +44,7 @@ from snaptree.plans.plan import (
     Plan,
     RecordLayers,
     RemoveLeftover,
+    RenameSnapshot,
     RevertToSnapshot,
     StateAfter,
     Step,
@@ -197,6 +200,10 @@ class _Run:
                 self._merge(step, deleted_later, was_begun=goes_on or (self._was_begun and number == 0))
             case RecordLayers():
                 record_layers(self._connection, self._operation.plan.domain_uuid, step)
+            case DescribeSnapshot():
+                describe(self._domain, step)
+            case RenameSnapshot():
+                rename(self._connection, self._domain, step)
             case RemoveLeftover():
                 remove_leftover(self._connection, self._domain, step, deleted_later=deleted_later)
 
@@ -268,7 +275,7 @@ class _Run:
                     or any(each.delete_in_progress for each in listed)
                     or bool(self._domain.isActive()) != self._operation.was_active
                 )
-            case TakeSnapshot():
+            case TakeSnapshot() | RenameSnapshot():
                 found = find_step(self._connection, self._domain, step, begun=True)
                 return found.state is StepState.HALF_WAY
             case _:

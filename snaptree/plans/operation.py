@@ -128,6 +128,8 @@ _NAMES = {
     Action.REVERT: "A revert",
     Action.DELETE: "A delete",
     Action.PRUNE: "Pruning",
+    Action.DESCRIBE: "A change of notes or marks",
+    Action.RENAME: "A rename",
     Action.UNDO: "Taking a change back",
     Action.FINISH: "Finishing what had been interrupted",
     Action.LEAVE: "Leaving things as they are",

@@ -7,7 +7,7 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from snaptree.model.estate import Consistency, DiskSnapshot, MemorySnapshot
+from snaptree.model.estate import Consistency, DiskSnapshot, MemorySnapshot, Remarks
 from snaptree.model.figures import Figure, unknown
 from snaptree.model.merging import MergeWay as MergeWay
 
@@ -23,6 +23,9 @@ class Action(StrEnum):
     DELETE = "delete"
     PRUNE = "prune"
     """Delete what a policy lets go."""
+    DESCRIBE = "describe"
+    """Its note and its marks."""
+    RENAME = "rename"
     UNDO = "undo"
     FINISH = "finish"
     """What an interrupted operation had left to do."""
@@ -194,6 +197,46 @@ class RecordLayers:
     """Snapshots whose content is gone, children before parents."""
 
 
+@dataclass(frozen=True, slots=True)
+class DescribeSnapshot:
+    """Say something else about a snapshot, by its note and marks. Nothing else about it changes."""
+
+    name: str
+    before: Remarks
+    """What was said when this was planned."""
+    after: Remarks
+
+    @property
+    def turned_round(self) -> DescribeSnapshot:
+        """The step that takes this one back."""
+        return DescribeSnapshot(self.name, self.after, self.before)
+
+
+@dataclass(frozen=True, slots=True)
+class RenameSnapshot:
+    """Give an external snapshot another name: libvirt learns of it under the new one, then forgets the old one."""
+
+    name: str
+    new_name: str
+    parent: str | None
+    children: tuple[str, ...]
+    revert_overlays: Mapping[str, Mapping[str, str]]
+    """Snapshot -> disk -> the layer in use since it was reverted to: of this one, by its new name, and of its parent.
+    libvirt may drop them meanwhile."""
+
+    @property
+    def records(self) -> RecordLayers:
+        """What libvirt shall have on record once it knows the new name."""
+        return RecordLayers(
+            moved=MappingProxyType({}),
+            removed=(),
+            parents=MappingProxyType(dict.fromkeys(self.children, self.new_name)),
+            overlays=MappingProxyType({}),
+            revert_overlays=self.revert_overlays,
+            forgotten=(self.name,),
+        )
+
+
 Step = (
     TakeSnapshot
     | RevertToSnapshot
@@ -205,6 +248,8 @@ Step = (
     | MergeLayers
     | RecordLayers
     | RemoveLeftover
+    | DescribeSnapshot
+    | RenameSnapshot
 )
 
 
@@ -234,11 +279,20 @@ class Forecast:
 
 @dataclass(frozen=True, slots=True)
 class Undo:
-    """How a finished plan is taken back: revert to `revert_to` and/or delete what was taken for it."""
+    """How a finished plan is taken back: revert to `revert_to`, delete what was taken for it, say what was said."""
 
     text: str
     revert_to: str | None = None
     delete: tuple[str, ...] = ()
+    describe: tuple[DescribeSnapshot, ...] = ()
+    """What was said before and since, to be said as before again. What others changed since is left alone."""
+    rename: tuple[str, str] | None = None
+    """The name that a snapshot has since, and the one it had before."""
+
+    @property
+    def loses_something(self) -> bool:
+        """Whether what it deletes is gone for good, and nothing that was goes back in its place."""
+        return bool(self.delete) and self.revert_to is None
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,6 +319,11 @@ class Plan:
     def is_refused(self) -> bool:
         """Whether a rule forbids running this."""
         return bool(self.refusals)
+
+    @property
+    def asks_first(self) -> bool:
+        """Whether somebody has to agree to it. What is said about a snapshot is taken back as easily as it was said."""
+        return self.action not in (Action.DESCRIBE, Action.RENAME) or self.undo is None
 
     @property
     def warns_of_finality(self) -> bool:

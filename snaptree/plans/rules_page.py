@@ -28,6 +28,8 @@ _TITLES = {
     Action.TAKE: "Taking a snapshot",
     Action.REVERT: "Reverting to a snapshot",
     Action.DELETE: "Deleting snapshots",
+    Action.DESCRIBE: "Changing a note or a mark",
+    Action.RENAME: "Renaming a snapshot",
 }
 
 

@@ -21,7 +21,7 @@ from PySide6.QtWidgets import (
 from snaptree import words
 from snaptree.plans.operation import OperationState, last_undoable
 from snaptree.plans.plan import Action
-from snaptree.plans.plan_json import describe_step
+from snaptree.plans.plan_json import describe_step, what_is_said
 from snaptree.plans.wording import listed
 from snaptree.ui import icons
 from snaptree.ui.labels import ElidedLabel, PlainLabel
@@ -62,6 +62,10 @@ def title_of(plan: Plan) -> str:
             return f"Delete {names} of {machine}"
         case Action.PRUNE:
             return f"Prune {words.count(len(plan.snapshots), 'snapshot')} of {machine}"
+        case Action.DESCRIBE:
+            return f"{what_is_said(plan, names)} of {machine}"
+        case Action.RENAME:
+            return f"{describe_step(plan.steps[0])} of {machine}" if plan.steps else f"Rename {names} of {machine}"
         case Action.UNDO:
             return f"Undo on {machine}"
         case Action.FINISH:

@@ -124,7 +124,7 @@ class Commands(QObject):
             self._open(
                 PlanDialog(
                     Planner(self._estate[uri], operation.plan.domain_uuid, undoes=operation),
-                    TakeBack(undo.revert_to, undo.delete),
+                    TakeBack(undo),
                     title=f"Delete {which} of {in_sentence(operation.plan.domain)} again",
                     verb="&Delete",
                     parent=self._window,
