@@ -25,7 +25,7 @@ from snaptree.plans.wording import quoted
 
 
 def describe(domain: Any, step: DescribeSnapshot) -> None:
-    """Carry out a step. What is said already is left alone.
+    """Carry out a step. What is said already is left alone, and so is what it does not change.
 
     Raises ChangedMeanwhileError, before it changes anything, if somebody said something else since it was planned;
     VanishedError if the snapshot is gone; SnapTreeError if libvirt refuses, or lists something else afterwards.
@@ -35,11 +35,11 @@ def describe(domain: Any, step: DescribeSnapshot) -> None:
         raise ChangedMeanwhileError(found.says)
     if found.state is StepState.DONE:
         return
+    text = _text(domain, step.name)
+    wanted = step.applied_to(read_snapshot(step.name, text).remarks)
     with explained(f"changing what is said about {step.name}"):
-        domain.snapshotCreateXML(
-            with_remarks(_text(domain, step.name), step.after), libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_REDEFINE
-        )
-    if _read(domain, step.name).remarks != step.after:
+        domain.snapshotCreateXML(with_remarks(text, wanted), libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_REDEFINE)
+    if _read(domain, step.name).remarks != wanted:
         raise SnapTreeError(
             f"libvirt took what was said about {step.name}, but lists something else.",
             hint="Refresh, and look at what is said about it.",
@@ -49,11 +49,9 @@ def describe(domain: Any, step: DescribeSnapshot) -> None:
 def find_described(domain: Any, step: DescribeSnapshot) -> StepFound:
     """How far the step is. It is done at once, or not at all. Raises VanishedError if the snapshot is gone."""
     said = _read(domain, step.name).remarks
-    if said == step.after:
-        return StepFound(StepState.DONE)
-    if said == step.before:
-        return StepFound(StepState.NOT_BEGUN)
-    return StepFound(StepState.CHANGED, f"the note or a mark of {quoted(step.name)} is another by now")
+    if step.disputed(said):
+        return StepFound(StepState.CHANGED, f"the note or a mark of {quoted(step.name)} is another by now")
+    return StepFound(StepState.DONE if step.applied_to(said) == said else StepState.NOT_BEGUN)
 
 
 def rename(connection: Connection, domain: Any, step: RenameSnapshot) -> None:

@@ -573,7 +573,7 @@ def _moved(disk: SnapshotDisk, step: RecordLayers, overlays: Mapping[str, str]) 
 def after_describe(situation: Situation, step: DescribeSnapshot) -> Situation:
     """The situation once something else is said about a snapshot."""
     tree = situation.tree
-    said = [each.with_remarks(step.after) if each.name == step.name else each for each in tree]
+    said = [each.with_remarks(step.applied_to(each.remarks)) if each.name == step.name else each for each in tree]
     return replace(situation, tree=SnapshotTree.build(said, tree.current))
 
 

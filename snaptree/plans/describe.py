@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
-from dataclasses import fields, replace
+from dataclasses import replace
 from types import MappingProxyType
 
 from snaptree.model.estate import Mark, Remarks, Snapshot
@@ -19,6 +18,7 @@ from snaptree.plans.situation import Situation
 from snaptree.plans.wording import quoted, snapshots_named
 
 AT_ONCE = Forecast(NOTHING, NOTHING, NOTHING, seconds=0.0, pause_seconds=0.0)
+_FIELDS = {"note": "the note", "pinned": "the pin", "known_good": "the mark “known good”"}
 _NOT_IN_XML = re.compile("[^\t\n\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
@@ -33,7 +33,7 @@ def plan_describe(intention: Describe, situation: Situation) -> Plan:
     for name in names:
         before = situation.tree[name].remarks
         step = DescribeSnapshot(name, before, _said(intention, before, situation))
-        if step.after != before:
+        if step.changed:
             steps.append(step)
             draft.add(draft.case(step))
     undo = Undo(_undo_text(steps), describe=tuple(steps)) if steps else None
@@ -111,36 +111,16 @@ def add_taking_back(draft: Draft, undo: Undo) -> tuple[str, ...]:
         if said.name not in draft.situation.tree:
             continue
         names.append(said.name)
-        before = draft.situation.tree[said.name].remarks
-        step = DescribeSnapshot(said.name, before, _as_before(said, before))
-        since = _changed_since(said, before)
-        if since:
-            draft.refuse(SAID_OTHERWISE_SINCE.say(draft.case(step), {"what": " and ".join(since)}))
-        elif step.after != before:
+        back, now = said.turned_round, draft.situation.tree[said.name].remarks
+        step = DescribeSnapshot(said.name, now, back.applied_to(now))
+        if disputed := back.disputed(now):
+            what = " and ".join(_FIELDS[name] for name in disputed)
+            draft.refuse(SAID_OTHERWISE_SINCE.say(draft.case(step), {"what": what}))
+        elif step.changed:
             draft.add(draft.case(step))
     if undo.describe and not names:
         find_snapshot(draft.situation, undo.describe[0].name)
     return tuple(names)
-
-
-def _changed(said: DescribeSnapshot) -> Iterable[str]:
-    """The fields of what is said that a step changed."""
-    names = (field.name for field in fields(Remarks))
-    return (name for name in names if getattr(said.before, name) != getattr(said.after, name))
-
-
-def _as_before(said: DescribeSnapshot, now: Remarks) -> Remarks:
-    """What is said now, but for what a step changed: that as it was before it."""
-    return replace(now, **{name: getattr(said.before, name) for name in _changed(said)})
-
-
-def _changed_since(said: DescribeSnapshot, now: Remarks) -> list[str]:
-    """What somebody else said since, in words."""
-    return [
-        f"the {name.replace('_', ' ')}" if name == "note" else f"the mark “{name.replace('_', ' ')}”"
-        for name in _changed(said)
-        if getattr(now, name) not in (getattr(said.before, name), getattr(said.after, name))
-    ]
 
 
 def without_chains(plan: Plan) -> Plan:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
 from types import MappingProxyType
 from typing import TYPE_CHECKING
@@ -199,12 +199,30 @@ class RecordLayers:
 
 @dataclass(frozen=True, slots=True)
 class DescribeSnapshot:
-    """Say something else about a snapshot, by its note and marks. Nothing else about it changes."""
+    """Say something else about a snapshot. Of its note and marks only what differs in `before` and `after` changes."""
 
     name: str
     before: Remarks
     """What was said when this was planned."""
     after: Remarks
+
+    @property
+    def changed(self) -> tuple[str, ...]:
+        """The fields of `Remarks` that it changes."""
+        every = (field.name for field in fields(Remarks))
+        return tuple(name for name in every if getattr(self.before, name) != getattr(self.after, name))
+
+    def disputed(self, said: Remarks) -> tuple[str, ...]:
+        """Those of them which somebody else has changed, given what is said now."""
+        return tuple(
+            name
+            for name in self.changed
+            if getattr(said, name) not in (getattr(self.before, name), getattr(self.after, name))
+        )
+
+    def applied_to(self, said: Remarks) -> Remarks:
+        """What is said after it, if this was said before it."""
+        return replace(said, **{name: getattr(self.after, name) for name in self.changed})
 
     @property
     def turned_round(self) -> DescribeSnapshot:

@@ -305,6 +305,8 @@ class Activity(QWidget):
             self._add_row(operation.id)
         if operation.state.is_over:
             self._forget_old()
+        if operation.state is OperationState.FAILED:
+            self.began.emit()
         self._show_machine(operation.plan.domain_uuid, uri)
         self.changed.emit()
 
@@ -340,7 +342,9 @@ class Activity(QWidget):
         row.details_wanted.connect(lambda: self.details_wanted.emit(self._error(number)))
         self._rows[number] = row
         if on_top:
-            self._put_on_top(row)
+            operation = self._operations[number][1]
+            # A note or a mark is seen in the tree: nothing has to open for it, unless something goes wrong.
+            self._put_on_top(row, is_quiet=not operation.plan.asks_first and operation.error is None)
         else:
             self._list.insertWidget(self._list.count() - 1, row)  # before what fills the rest
             self._nothing.hide()
@@ -348,8 +352,9 @@ class Activity(QWidget):
     def _error(self, number: int) -> SnapTreeError | None:
         return self._operations[number][1].error
 
-    def _put_on_top(self, row: OperationRow) -> None:
-        self.began.emit()
+    def _put_on_top(self, row: OperationRow, *, is_quiet: bool = False) -> None:
+        if not is_quiet:
+            self.began.emit()
         self._list.insertWidget(0, row)
         self._nothing.hide()
 

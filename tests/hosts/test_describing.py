@@ -150,11 +150,14 @@ def test_what_somebody_else_said_meanwhile_stays(host: EmbeddedHost) -> None:
     machine = host.make_machine(running=False)
     machine.change(Take("a", capture=Capture.INTERNAL))
     plan = machine.plan(Describe(("a",), note="mine"))
+    pin = machine.plan(Describe(("a",), pinned=True))
     machine.change(Describe(("a",), note="theirs"))
     operation = run_plan(host.connection, plan)
     assert operation.state is OperationState.FAILED
     assert "the note or a mark of “a” is another by now" in str(operation.error)
+    assert run_plan(host.connection, pin).error is None, "that was about something else"
     assert machine.tree()["a"].description == "theirs"
+    assert machine.tree()["a"].annotations.pinned is not None
 
 
 def test_undo_after_a_restart_says_what_was_said_before(host: EmbeddedHost, tmp_path: Path) -> None:
