@@ -29,7 +29,7 @@ def plan_describe(intention: Describe, situation: Situation) -> Plan:
     """
     draft = Draft(Action.DESCRIBE, situation)
     names = tuple(dict.fromkeys(find_snapshot(situation, name).name for name in intention.snapshots))
-    steps = []
+    steps: list[DescribeSnapshot] = []
     for name in names:
         before = situation.tree[name].remarks
         step = DescribeSnapshot(name, before, _said(intention, before, situation))
@@ -37,7 +37,8 @@ def plan_describe(intention: Describe, situation: Situation) -> Plan:
             steps.append(step)
             draft.add(draft.case(step))
     undo = Undo(_undo_text(steps), describe=tuple(steps)) if steps else None
-    return without_chains(draft.plan(names, AT_ONCE, undo))
+    changing = tuple(step.name for step in steps)
+    return without_chains(draft.plan(changing or names, AT_ONCE, undo))
 
 
 def _said(intention: Describe, before: Remarks, situation: Situation) -> Remarks:
@@ -61,7 +62,12 @@ def clean_note(text: str) -> str:
 
 
 def _undo_text(steps: list[DescribeSnapshot]) -> str:
-    return f"{describe_remarks(steps[0].turned_round, snapshots_named(step.name for step in steps))}, as before."
+    names, back = snapshots_named(step.name for step in steps), steps[0].turned_round
+    marks = DescribeSnapshot(back.name, replace(back.before, note=""), replace(back.after, note=""))
+    parts = [describe_remarks(marks, names)] if marks.changed else []
+    if "note" in back.changed:
+        parts.append(f"{'give' if parts else 'Give'} {names} the earlier note back")
+    return f"{' and '.join(parts)}."
 
 
 def plan_rename(intention: Rename, situation: Situation) -> Plan:

@@ -339,9 +339,16 @@ class Plan:
         return bool(self.refusals)
 
     @property
+    def only_describes(self) -> bool:
+        """Whether nothing but what is said about snapshots changes: by it, or by what it takes back."""
+        return self.action in (Action.DESCRIBE, Action.RENAME, Action.UNDO) and all(
+            isinstance(step, DescribeSnapshot | RenameSnapshot) for step in self.steps
+        )
+
+    @property
     def asks_first(self) -> bool:
         """Whether somebody has to agree to it. What is said about a snapshot is taken back as easily as it was said."""
-        return self.action not in (Action.DESCRIBE, Action.RENAME) or self.undo is None
+        return not self.only_describes or (self.action is Action.RENAME and self.undo is None)
 
     @property
     def warns_of_finality(self) -> bool:

@@ -344,7 +344,7 @@ class Activity(QWidget):
         if on_top:
             operation = self._operations[number][1]
             # A note or a mark is seen in the tree: nothing has to open for it, unless something goes wrong.
-            self._put_on_top(row, is_quiet=not operation.plan.asks_first and operation.error is None)
+            self._put_on_top(row, is_quiet=operation.plan.only_describes and operation.error is None)
         else:
             self._list.insertWidget(self._list.count() - 1, row)  # before what fills the rest
             self._nothing.hide()

@@ -38,6 +38,8 @@ _MOST_FOR_ERRORS = 65
 _BADGE_GAP = 6
 _SIGN = icons.SIZE + 4
 """Room for the sign of a snapshot's consistency."""
+_NARROWEST_WITH_SIGN = 180
+"""Width of the column below which names and what is wrong with them get its room."""
 _LEAST_EDITOR = 320
 """Width of the line in which a note is written, at least, where there is so much."""
 _CONSISTENCY_SIGNS = {
@@ -151,8 +153,10 @@ class SnapshotDelegate(QStyledItemDelegate):
             _paint_lanes(painter, QRect(left, rect.top(), rect.width(), rect.height()), lanes, self._pitch, colours)
             self._paint_node(painter, self._node_place(rect, lanes), row, colours.lane(lanes.lane), ground)
             left += width_of_lanes(self._model, row) + 6
-        inner = QRect(left, rect.top(), rect.right() - left - 4 - _SIGN, rect.height())
-        self._paint_consistency(painter, QPoint(rect.right() - _SIGN, inner.center().y()), row, colours)
+        inner = QRect(left, rect.top(), rect.right() - left - 4, rect.height())
+        if rect.width() >= _NARROWEST_WITH_SIGN:
+            self._paint_consistency(painter, QPoint(rect.right() - _SIGN, inner.center().y()), row, colours)
+            inner.setRight(inner.right() - _SIGN)
         if isinstance(row_id, Fold) or self._model.opened_fold(row) is not None:
             name = "expand" if isinstance(row_id, Fold) else "collapse"
             icons.icon(name, colours.dim).paint(painter, self.fold_sign(rect, row))

@@ -72,7 +72,8 @@ def test_who_marks_a_snapshot_and_when_is_said() -> None:
     plan = make_plan(Describe(("a", "b"), pinned=True), situation)
     mark = Mark("carol", situation.now)
     assert plan.steps == (DescribeSnapshot("a", Remarks(), Remarks(pinned=mark)),), "amina pinned the other one"
-    assert plan.snapshots == ("a", "b")
+    assert plan.snapshots == ("a",)
+    assert undo_of(plan).text == "Unpin “a”."
     assert plan.action is Action.DESCRIBE
     assert not plan.asks_first
     assert plan.expected_chains == {}, "what takes writes meanwhile does not matter"
@@ -83,6 +84,18 @@ def test_what_is_so_already_takes_no_step() -> None:
     assert plan.steps == ()
     assert plan.undo is None
     assert not plan.is_refused
+
+
+@pytest.mark.parametrize(
+    ("intention", "text"),
+    [
+        (Describe(("a", "b"), known_good=True), "Take the mark “known good” off “a” and “b”."),
+        (Describe(("a",), note="x"), "Give “a” the earlier note back."),
+        (Describe(("a",), note="x", pinned=True), "Unpin “a” and give “a” the earlier note back."),
+    ],
+)
+def test_what_undo_does_is_said(intention: Describe, text: str) -> None:
+    assert undo_of(make_plan(intention, two().build())).text == text
 
 
 @given(_describes, _remarks, _remarks)

@@ -86,6 +86,7 @@ def test_a_note_is_written_in_its_row(driver: Driver, machine: Machine) -> None:
     driver.window.actions_.undo.trigger()
     driver.until(lambda: note_of(driver, "a") == "clean install")
     assert machine.tree()["a"].description == "clean install"
+    assert not driver.window.activity.isVisible()
 
 
 def test_escape_and_no_change_write_nothing(driver: Driver) -> None:
