@@ -7,6 +7,7 @@ that drops `<revertDisks>` (LIBVIRT.md, 5 and 9).
 from __future__ import annotations
 
 import xml.etree.ElementTree as ET
+from collections.abc import Iterable
 from typing import Any
 
 import libvirt
@@ -52,6 +53,17 @@ def find_described(domain: Any, step: DescribeSnapshot) -> StepFound:
     if step.disputed(said):
         return StepFound(StepState.CHANGED, f"the note or a mark of {quoted(step.name)} is another by now")
     return StepFound(StepState.DONE if step.applied_to(said) == said else StepState.NOT_BEGUN)
+
+
+def check_unmarked(domain: Any, names: Iterable[str]) -> None:
+    """Raise ChangedMeanwhileError if somebody has marked one of these snapshots. Those that are gone have no mark."""
+    with explained("looking for marks"):
+        listed = {snapshot.getName(): snapshot for snapshot in domain.listAllSnapshots()}
+        texts = {name: listed[name].getXMLDesc() for name in names if name in listed}
+    for name, text in texts.items():
+        marks = read_snapshot(name, text).annotations
+        if marks.pinned is not None or marks.known_good is not None:
+            raise ChangedMeanwhileError(f"somebody has marked {quoted(name)} to be kept")
 
 
 def rename(connection: Connection, domain: Any, step: RenameSnapshot) -> None:

@@ -15,7 +15,7 @@ import libvirt
 
 from snaptree.hosts import reverting
 from snaptree.hosts.connection import Connection
-from snaptree.hosts.describing import describe, rename
+from snaptree.hosts.describing import check_unmarked, describe, rename
 from snaptree.hosts.errors import explain, explained
 from snaptree.hosts.journal import Journal, this_user
 from snaptree.hosts.layers import live_chains
@@ -35,6 +35,7 @@ from snaptree.model.errors import (
 from snaptree.model.estate import Annotations, DiskSnapshot, DomainState, MemorySnapshot
 from snaptree.plans.operation import Operation, OperationState, Progress, StepFound, StepState
 from snaptree.plans.plan import (
+    Action,
     DeleteSnapshot,
     DescribeSnapshot,
     DropManagedSave,
@@ -162,6 +163,7 @@ class _Run:
             raise ChangedMeanwhileError(found.says)
         if isinstance(step, TakeSnapshot) and found.state is StepState.NOT_BEGUN:
             self._check_take(step)  # what it finds must not look as if this step had left it
+        check_unmarked(self._domain, _lost_in_passing(self._operation.plan, number))
         was_active = bool(self._domain.isActive())
         if self._journal is not None:
             self._journal.step_begins(self._operation.id, number, was_active=was_active)
@@ -547,6 +549,23 @@ def _deleted_by(steps: Iterable[Step]) -> set[str]:
             case RecordLayers():
                 gone.update(step.forgotten)
     return gone
+
+
+def _lost_in_passing(plan: Plan, number: int) -> set[str]:
+    """Snapshots that are gone once this step has begun, though nobody asked for just that: a mark set since keeps them.
+
+    Between the merges of one batch there is no way back.
+    """
+    if plan.action not in (Action.DELETE, Action.PRUNE, Action.UNDO):
+        return set()
+    if plan.action is Action.DELETE and len(plan.snapshots) == 1:
+        return set()
+    before, step = plan.steps[:number], plan.steps[number]
+    if isinstance(step, DeleteSnapshot):
+        return {step.name}
+    if not isinstance(step, MergeLayers) or (before and isinstance(before[-1], MergeLayers)):
+        return set()
+    return set(next((each.forgotten for each in plan.steps[number:] if isinstance(each, RecordLayers)), ()))
 
 
 def _named(snapshot: str | None) -> str:

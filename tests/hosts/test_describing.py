@@ -220,6 +220,24 @@ def test_deletes_keep_what_is_said_of_the_others(host: EmbeddedHost) -> None:
     assert after == {name: before[name] for name in ("a", "d")}
 
 
+@pytest.mark.parametrize("by_own_jobs", [False, True])
+def test_a_mark_set_meanwhile_keeps_a_snapshot_from_a_delete_of_several(host: EmbeddedHost, by_own_jobs: bool) -> None:
+    machine = host.make_machine()
+    for number, name in enumerate(("a", "b", "c")):
+        machine.write(number)
+        machine.change(Take(name, capture=Capture.DISKS))
+    plan = machine.plan(Delete(("a", "b"), by_own_jobs=by_own_jobs))
+    machine.change(Describe(("b",), known_good=True))
+    before = machine.contents()
+    operation = run_plan(host.connection, plan)
+    assert operation.state is OperationState.FAILED
+    assert "somebody has marked “b” to be kept" in str(operation.error)
+    after = machine.contents()
+    assert "b" in after
+    assert {name: before[name] for name in after} == after
+    assert not machine.plan(Delete(("b",))).is_refused
+
+
 # Names
 
 
