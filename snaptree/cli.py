@@ -191,6 +191,31 @@ def _parser() -> argparse.ArgumentParser:
     drop.add_argument("vm", metavar="VM")
     drop.add_argument("snapshot", metavar="SNAPSHOT")
 
+    for name, text, pinned in (
+        ("pin", "keep snapshots out of every delete of several, and out of every prune", True),
+        ("unpin", "let snapshots be deleted with others again", False),
+    ):
+        pin = command(name, text, _pin, changes=True)
+        pin.add_argument("vm", metavar="VM")
+        pin.add_argument("snapshots", metavar="SNAPSHOT", nargs="+")
+        pin.set_defaults(pinned=pinned)
+
+    good = command("known-good", "mark snapshots at which the machine was seen to work", _known_good, changes=True)
+    good.add_argument("vm", metavar="VM")
+    good.add_argument("snapshots", metavar="SNAPSHOT", nargs="+")
+    good.add_argument("--no", action="store_true", help="take the mark off")
+
+    note = command("note", "print the note of a snapshot, or write another", _note, changes=True)
+    note.add_argument("vm", metavar="VM")
+    note.add_argument("snapshot", metavar="SNAPSHOT")
+    note.add_argument("text", metavar="TEXT", nargs="?", help="the new note; an empty one removes it")
+    note.add_argument("--edit", action="store_true", help="write it in the editor that EDITOR names")
+
+    rename = command("rename", "give an external snapshot another name", _rename, changes=True)
+    rename.add_argument("vm", metavar="VM")
+    rename.add_argument("snapshot", metavar="SNAPSHOT")
+    rename.add_argument("new_name", metavar="NEW")
+
     history = command("history", "what was done, by whom, and what came of it", _history)
     history.add_argument("vm", metavar="VM", nargs="?")
     undo = command(
@@ -448,6 +473,66 @@ def _drop_memory(options: argparse.Namespace) -> int:
     return _change(options, DropMemory(options.snapshot))
 
 
+def _pin(options: argparse.Namespace) -> int:
+    from snaptree.plans.intention import Describe
+
+    return _change(options, Describe(tuple(options.snapshots), pinned=options.pinned))
+
+
+def _known_good(options: argparse.Namespace) -> int:
+    from snaptree.plans.intention import Describe
+
+    return _change(options, Describe(tuple(options.snapshots), known_good=not options.no))
+
+
+def _note(options: argparse.Namespace) -> int:
+    """Print the note of a snapshot, or write another one."""
+    from snaptree.hosts.reading import read_tree
+    from snaptree.plans.draft import snapshot_named
+    from snaptree.plans.intention import Describe
+    from snaptree.terminal import console
+
+    with _connected(options) as connections:
+        connection, uuid = _find(connections, options.vm)
+        text = options.text
+        if text is None:
+            note = snapshot_named(options.vm, read_tree(connection, uuid), options.snapshot).description
+            if not options.edit:
+                if _wants_json(options):
+                    console.print_json({"domain": options.vm, "snapshot": options.snapshot, "note": note})
+                elif note:
+                    console.print_note(note)
+                return 0
+            text = _edited(note)
+        return _change_machine(options, connection, uuid, Describe((options.snapshot,), note=text))
+
+
+def _edited(text: str) -> str:
+    """What the user's editor makes of a text. Raises SnapTreeError if there is none, or it fails."""
+    import shlex
+    import shutil
+    import subprocess
+    import tempfile
+
+    command = os.environ.get("VISUAL") or os.environ.get("EDITOR") or shutil.which("editor") or "vi"
+    with tempfile.TemporaryDirectory(prefix="snaptree-note-") as directory:
+        path = Path(directory) / "note.txt"
+        path.write_text(f"{text}\n" if text else "", encoding="utf-8")
+        try:
+            subprocess.run([*shlex.split(command), str(path)], check=True)  # noqa: S603  the user's own editor
+            return path.read_text(encoding="utf-8", errors="replace")
+        except (OSError, ValueError, subprocess.CalledProcessError) as error:
+            raise SnapTreeError(
+                f"The note was not changed: the editor failed ({error}).", hint="Set EDITOR, or give the text."
+            ) from error
+
+
+def _rename(options: argparse.Namespace) -> int:
+    from snaptree.plans.intention import Rename
+
+    return _change(options, Rename(options.snapshot, options.new_name))
+
+
 def _history(options: argparse.Namespace) -> int:
     from snaptree.hosts.journal import journal_of
     from snaptree.terminal import console, history
@@ -486,7 +571,7 @@ def _undo(options: argparse.Namespace) -> int:
         connection, operation = max(last, key=lambda each: each[1].finished or 0)
         undo = operation.plan.undo
         assert undo is not None
-        intention = TakeBack(undo.revert_to, undo.delete)
+        intention = TakeBack(undo)
         return _change_machine(options, connection, operation.plan.domain_uuid, intention, undoes=operation.id)
 
 
@@ -533,6 +618,7 @@ def _change_machine(
     from snaptree.hosts.recovery import with_operations
     from snaptree.hosts.situation import read_situation
     from snaptree.plans.intention import Delete, Recover
+    from snaptree.plans.plan import Action
     from snaptree.plans.plan_json import plan_to_json
     from snaptree.plans.planner import make_plan
     from snaptree.terminal import console, plans
@@ -556,7 +642,13 @@ def _change_machine(
         return EXIT_REFUSED
     if only_plan:
         return 0
-    if not options.yes and not _agreed():
+    if not plan.steps and plan.action is Action.DESCRIBE:
+        if _wants_json(options):
+            console.print_json(plan_to_json(plan))
+        else:
+            console.console().print("Nothing to do: that is so already.")
+        return 0
+    if plan.asks_first and not options.yes and not _agreed():
         return EXIT_REFUSED
     journal = Journal(journal_path(connection.uri))
     try:

@@ -6,7 +6,7 @@ import datetime as dt
 
 import humanize
 
-from snaptree.model.estate import Consistency, DomainState, MemorySnapshot, SnapshotKind
+from snaptree.model.estate import Consistency, DomainState, Mark, MemorySnapshot, SnapshotKind
 from snaptree.model.figures import Confidence, Figure
 
 UNKNOWN = "?"
@@ -52,6 +52,25 @@ def moment(created: float) -> str:
     return f"{local.day} {local:%b %Y, %H:%M:%S %Z}"
 
 
+def mark(mark: Mark) -> str:
+    """Who marked something, and on which day here: `by amina, 3 Nov 2026`."""
+    return _by_and_when(mark, _day(mark.at))
+
+
+def mark_in_full(mark: Mark) -> str:
+    """The same with the exact time."""
+    return _by_and_when(mark, moment(mark.at))
+
+
+def _by_and_when(mark: Mark, when: str) -> str:
+    return ", ".join([*([f"by {mark.by}"] if mark.by else []), *([when] if mark.at else [])]) or "nobody knows by whom"
+
+
+def _day(at: float) -> str:
+    local = dt.datetime.fromtimestamp(at, dt.UTC).astimezone()
+    return f"{local.day} {local:%b %Y}"
+
+
 def duration(seconds: float) -> str:
     """A span of time for people: `40 seconds`, `3 minutes and 20 seconds`."""
     if seconds < 1:
@@ -83,14 +102,29 @@ _STATES = {
 }
 
 _CONSISTENCIES = {
-    Consistency.MEMORY: ("with memory", "The memory was captured too: a revert goes on exactly there."),
+    Consistency.MEMORY: (
+        "with memory",
+        "The memory was captured too: a revert goes on exactly there. A database goes on as well; its clients have to"
+        " connect again.",
+    ),
     Consistency.FILESYSTEM: (
         "file systems frozen",
-        "The guest agent froze the file systems while the disks were taken.",
+        "The guest agent froze the file systems while the disks were taken: after a revert they need no repair. A"
+        " database starts as after a crash, from a log that is whole; nothing that it had committed is missing.",
     ),
-    Consistency.CRASH: ("crash-consistent", "Only the disks, while it ran: a revert is like after a power cut."),
-    Consistency.OFFLINE: ("offline", "The machine was off: its disks were at rest."),
-    Consistency.UNKNOWN: ("of unknown consistency", "Nothing recorded says in what state the disks were."),
+    Consistency.CRASH: (
+        "crash-consistent",
+        "Only the disks, while it ran: a revert is like after a power cut. File systems replay their journals, and a"
+        " database recovers from its log; what was not flushed to disk by then is missing.",
+    ),
+    Consistency.OFFLINE: (
+        "offline",
+        "The machine was off: its disks were at rest. If it had been shut down properly, a database starts as usual.",
+    ),
+    Consistency.UNKNOWN: (
+        "of unknown consistency",
+        "Nothing recorded says in what state the disks were. Take it for a power cut: a database may have to recover.",
+    ),
 }
 
 _KINDS = {

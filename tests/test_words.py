@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from snaptree import words
-from snaptree.model.estate import Consistency, DomainState, MemorySnapshot, SnapshotKind
+from snaptree.model.estate import Consistency, DomainState, Mark, MemorySnapshot, SnapshotKind
 from snaptree.model.figures import Confidence, Figure, exact, unknown
 
 
@@ -52,6 +54,20 @@ def test_every_value_has_a_word() -> None:
     assert all(words.kind(kind) and words.kind_in_full(kind) for kind in SnapshotKind)
     assert all(words.consistency(each) and words.consistency_in_full(each) for each in Consistency)
     assert all(words.memory(memory) for memory in MemorySnapshot)
+
+
+def test_each_consistency_says_what_it_means_for_a_database() -> None:
+    sentences = {words.consistency_in_full(each) for each in Consistency}
+    assert len(sentences) == len(Consistency)
+    assert all("database" in sentence for sentence in sentences)
+
+
+def test_marks_say_who_and_when() -> None:
+    mark = Mark("amina", 1_793_707_200)
+    assert re.fullmatch(r"by amina, \d+ Nov 2026", words.mark(mark))
+    assert re.fullmatch(r"by amina, \d+ Nov 2026, \d\d:\d\d:\d\d \S+", words.mark_in_full(mark))
+    assert words.mark(Mark("amina")) == "by amina"
+    assert words.mark(Mark()) == "nobody knows by whom"
 
 
 def test_counts() -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import libvirt
 
 from snaptree.hosts.connection import Connection
+from snaptree.hosts.describing import find_described, find_renamed
 from snaptree.hosts.errors import explained
 from snaptree.hosts.forgetting import find_forgotten
 from snaptree.hosts.journal import Journal
@@ -25,6 +26,7 @@ from snaptree.model.estate import DiskChain, DiskSnapshot, Snapshot, SnapshotKin
 from snaptree.plans.operation import Operation, StepFound, StepState
 from snaptree.plans.plan import (
     DeleteSnapshot,
+    DescribeSnapshot,
     DropManagedSave,
     EndOrphanedMerge,
     ForgetMemory,
@@ -33,6 +35,7 @@ from snaptree.plans.plan import (
     MergeLayers,
     RecordLayers,
     RemoveLeftover,
+    RenameSnapshot,
     RevertToSnapshot,
     Step,
     StopMachine,
@@ -116,6 +119,10 @@ def find_step(
                 return _find_record(connection, domain, step, begun=begun)
             case ForgetMemory():
                 return find_forgotten(domain, step)
+            case DescribeSnapshot():
+                return find_described(domain, step)
+            case RenameSnapshot():
+                return find_renamed(connection, domain, step)
             case RemoveLeftover():
                 is_here = connection.host.is_local
                 return _DONE if is_here and not Path(step.path).exists() else _NOT_BEGUN

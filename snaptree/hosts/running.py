@@ -15,6 +15,7 @@ import libvirt
 
 from snaptree.hosts import reverting
 from snaptree.hosts.connection import Connection
+from snaptree.hosts.describing import check_unmarked, describe, rename
 from snaptree.hosts.errors import explain, explained
 from snaptree.hosts.forgetting import forget_memory
 from snaptree.hosts.journal import Journal, this_user
@@ -37,7 +38,9 @@ from snaptree.model.errors import (
 from snaptree.model.estate import Annotations, DiskSnapshot, DomainState, MemorySnapshot
 from snaptree.plans.operation import Operation, OperationState, Progress, StepFound, StepState
 from snaptree.plans.plan import (
+    Action,
     DeleteSnapshot,
+    DescribeSnapshot,
     DropManagedSave,
     EndOrphanedMerge,
     ForgetMemory,
@@ -46,6 +49,7 @@ from snaptree.plans.plan import (
     Plan,
     RecordLayers,
     RemoveLeftover,
+    RenameSnapshot,
     RevertToSnapshot,
     StateAfter,
     Step,
@@ -170,6 +174,7 @@ class _Run:
             raise ChangedMeanwhileError(found.says)
         if isinstance(step, TakeSnapshot) and found.state is StepState.NOT_BEGUN:
             self._check_take(step)  # what it finds must not look as if this step had left it
+        check_unmarked(self._domain, _lost_in_passing(self._operation.plan, number))
         was_active = bool(self._domain.isActive())
         if self._journal is not None:
             self._journal.step_begins(self._operation.id, number, was_active=was_active)
@@ -210,6 +215,10 @@ class _Run:
                 record_layers(self._connection, self._operation.plan.domain_uuid, step)
             case ForgetMemory():
                 forget_memory(self._connection, self._domain, step)
+            case DescribeSnapshot():
+                describe(self._domain, step)
+            case RenameSnapshot():
+                rename(self._connection, self._domain, step)
             case RemoveLeftover():
                 remove_leftover(self._connection, self._domain, step, deleted_later=deleted_later)
 
@@ -281,7 +290,7 @@ class _Run:
                     or any(each.delete_in_progress for each in listed)
                     or bool(self._domain.isActive()) != self._operation.was_active
                 )
-            case TakeSnapshot():
+            case TakeSnapshot() | RenameSnapshot():
                 found = find_step(self._connection, self._domain, step, begun=True)
                 return found.state is StepState.HALF_WAY
             case _:
@@ -554,6 +563,23 @@ def _deleted_by(steps: Iterable[Step]) -> set[str]:
             case RecordLayers():
                 gone.update(step.forgotten)
     return gone
+
+
+def _lost_in_passing(plan: Plan, number: int) -> set[str]:
+    """Snapshots that are gone once this step has begun, though nobody asked for just that: a mark set since keeps them.
+
+    Between the merges of one batch there is no way back.
+    """
+    if plan.action not in (Action.DELETE, Action.PRUNE, Action.UNDO):
+        return set()
+    if plan.action is Action.DELETE and len(plan.snapshots) == 1:
+        return set()
+    before, step = plan.steps[:number], plan.steps[number]
+    if isinstance(step, DeleteSnapshot):
+        return {step.name}
+    if not isinstance(step, MergeLayers) or (before and isinstance(before[-1], MergeLayers)):
+        return set()
+    return set(next((each.forgotten for each in plan.steps[number:] if isinstance(each, RecordLayers)), ()))
 
 
 def _named(snapshot: str | None) -> str:

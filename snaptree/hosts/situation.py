@@ -17,6 +17,7 @@ from snaptree.hosts.connection import Connection
 from snaptree.hosts.domain_xml import parse, read_definition
 from snaptree.hosts.errors import explained
 from snaptree.hosts.helper_machine import is_helper
+from snaptree.hosts.journal import this_user
 from snaptree.hosts.layers import Images, layers_of
 from snaptree.hosts.new_layers import can_make_layers
 from snaptree.hosts.reading import read_domain, read_tree, texts_of
@@ -72,6 +73,7 @@ def read_situation(connection: Connection, uuid: str) -> Situation:
             {directory: free for directory in directories if (free := _free(connection, directory)) is not None}
         ),
         memory_bytes=definition.memory,
+        user=this_user(),
         now=int(time.time()),
     )
 

@@ -18,6 +18,7 @@ from snaptree.model.estate import (
     Impact,
     Mark,
     MemorySnapshot,
+    Remarks,
     Snapshot,
     SnapshotDisk,
 )
@@ -289,6 +290,21 @@ def with_annotations(snapshot_xml: str, annotations: Annotations) -> str:
             metadata.remove(old)
         metadata.append(_annotations_element(annotations, name))
     return ET.tostring(root, encoding="unicode")
+
+
+def with_remarks(snapshot_xml: str, remarks: Remarks) -> str:
+    """Put a note and marks into a snapshot's full (XML_SECURE) text. All else that SnapTree wrote of it stays."""
+    root = parse(snapshot_xml)
+    snapshot = read_snapshot(root.findtext("name") or "", snapshot_xml)
+    for old in root.findall("description"):
+        root.remove(old)
+    if remarks.note:
+        note = ET.Element("description")
+        note.text = remarks.note
+        root.insert(1, note)
+    text = ET.tostring(root, encoding="unicode")
+    annotations = snapshot.with_remarks(remarks).annotations
+    return text if annotations == snapshot.annotations else with_annotations(text, annotations)
 
 
 def take_xml(step: TakeSnapshot) -> str:

@@ -769,7 +769,7 @@ class HostBackend(QObject):
         if not operation.can_undo or undo is None or operation.id in self._being_undone:
             return
         self._being_undone.add(operation.id)
-        intention = TakeBack(undo.revert_to, undo.delete)
+        intention = TakeBack(undo)
         self.plan(operation.plan.domain_uuid, intention, partial(self._run_undo, operation))
 
     def _run_undo(self, undoes: Operation, plan: Plan | SnapTreeError) -> None:

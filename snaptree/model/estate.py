@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Protocol
@@ -125,6 +125,15 @@ class Mark:
 
 
 @dataclass(frozen=True, slots=True)
+class Remarks:
+    """What people said about a snapshot, and may say otherwise later."""
+
+    note: str = ""
+    pinned: Mark | None = None
+    known_good: Mark | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Impact:
     """What taking a snapshot did to the machine, as measured. Seconds and bytes; None where it was not measured."""
 
@@ -178,6 +187,16 @@ class Snapshot:
     """A delete of one of its children was interrupted: `<snapshotDeleteInProgress/>`."""
     problem: str = ""
     """Why its XML could not be read in full; the rest of the fields are then what could be."""
+
+    @property
+    def remarks(self) -> Remarks:
+        """What people said about it."""
+        return Remarks(self.description, self.annotations.pinned, self.annotations.known_good)
+
+    def with_remarks(self, remarks: Remarks) -> Snapshot:
+        """The same snapshot, of which this is said."""
+        marks = replace(self.annotations, pinned=remarks.pinned, known_good=remarks.known_good)
+        return replace(self, description=remarks.note, annotations=marks)
 
     @property
     def kind(self) -> SnapshotKind:

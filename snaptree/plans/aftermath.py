@@ -37,6 +37,7 @@ from snaptree.plans.facts import (
 from snaptree.plans.naming import revert_overlay_path
 from snaptree.plans.plan import (
     DeleteSnapshot,
+    DescribeSnapshot,
     DropManagedSave,
     EndOrphanedMerge,
     ForgetMemory,
@@ -45,6 +46,7 @@ from snaptree.plans.plan import (
     MergeWay,
     RecordLayers,
     RemoveLeftover,
+    RenameSnapshot,
     RevertToSnapshot,
     StateAfter,
     Step,
@@ -86,6 +88,10 @@ def _after(situation: Situation, step: Step) -> Situation:
             return replace(situation, block_jobs=(), domain=replace(situation.domain, state=DomainState.OFF))
         case MergeLayers():
             return after_merge(situation, step)
+        case DescribeSnapshot():
+            return after_describe(situation, step)
+        case RenameSnapshot():
+            return after_rename(situation, step)
         case RecordLayers():
             return after_record(situation, step)
         case ForgetMemory():
@@ -563,6 +569,36 @@ def _moved(disk: SnapshotDisk, step: RecordLayers, overlays: Mapping[str, str]) 
     if layer is not None:
         disk = replace(disk, frozen=layer.path, frozen_format=layer.format)
     return replace(disk, overlay=overlays.get(disk.target, disk.overlay))
+
+
+# Saying something else
+
+
+def after_describe(situation: Situation, step: DescribeSnapshot) -> Situation:
+    """The situation once something else is said about a snapshot."""
+    tree = situation.tree
+    said = [each.with_remarks(step.applied_to(each.remarks)) if each.name == step.name else each for each in tree]
+    return replace(situation, tree=SnapshotTree.build(said, tree.current))
+
+
+def after_rename(situation: Situation, step: RenameSnapshot) -> Situation:
+    """The situation once a snapshot has another name."""
+    tree = situation.tree
+
+    def named(name: str | None) -> str | None:
+        return step.new_name if name == step.name else name
+
+    renamed = [
+        replace(each, name=named(each.name) or each.name, parent=named(tree.parents[each.name]))
+        for each in tree
+        if each.name != step.new_name  # half way there are both
+    ]
+    recorded = {named(name) or name: disks for name, disks in situation.recorded_disks.items()}
+    return replace(
+        situation,
+        tree=SnapshotTree.build(renamed, named(tree.current)),
+        recorded_disks=MappingProxyType(recorded),
+    )
 
 
 # Files

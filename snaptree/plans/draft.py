@@ -15,6 +15,7 @@ from snaptree.plans.facts import Facts
 from snaptree.plans.plan import (
     Action,
     DeleteSnapshot,
+    DescribeSnapshot,
     Finding,
     Forecast,
     ForgetMemory,
@@ -23,6 +24,7 @@ from snaptree.plans.plan import (
     Plan,
     RecordLayers,
     RemoveLeftover,
+    RenameSnapshot,
     RevertToSnapshot,
     Step,
     TakeSnapshot,
@@ -31,6 +33,13 @@ from snaptree.plans.plan import (
 from snaptree.plans.rule import Case, action_of
 from snaptree.plans.situation import Situation
 from snaptree.plans.wording import MOST_NAMED, plain, quoted, snapshots_named
+
+_NAMING = (
+    TakeSnapshot | RevertToSnapshot | ForkAtSnapshot | DeleteSnapshot | ForgetMemory | DescribeSnapshot | RenameSnapshot
+)
+"""Steps that say which snapshot they are about."""
+_OTHERWISE_TIMED = DeleteSnapshot | MergeLayers | RecordLayers | ForgetMemory | DescribeSnapshot | RenameSnapshot
+"""Steps of which their planners know how long they take."""
 
 
 class Draft:
@@ -73,7 +82,7 @@ class Draft:
         deleting: frozenset[str] = frozenset(),
     ) -> Case:
         """What rules are asked about, if this were the next step. `name`: the snapshot, where the step names none."""
-        if isinstance(step, TakeSnapshot | RevertToSnapshot | ForkAtSnapshot | DeleteSnapshot | ForgetMemory):
+        if isinstance(step, _NAMING):
             name = step.name
         return Case(
             self.situation,
@@ -154,8 +163,7 @@ class Draft:
 
     def _with_times(self, forecast: Forecast) -> Forecast:
         """Add how long takes and reverts take, and how long the guest is away for them; others know for themselves."""
-        others = DeleteSnapshot | MergeLayers | RecordLayers | ForgetMemory
-        steps = [step for step in self._steps if not isinstance(step, others)]
+        steps = [step for step in self._steps if not isinstance(step, _OTHERWISE_TIMED)]
         if not steps or all(isinstance(step, RemoveLeftover) for step in steps):
             return forecast
         speed = self.start.speed

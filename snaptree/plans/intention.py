@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from types import MappingProxyType
 
-from snaptree.plans.plan import StateAfter
+from snaptree.plans.plan import StateAfter, Undo
 from snaptree.plans.policy import Policy
 
 
@@ -77,11 +77,28 @@ class DropMemory:
 
 
 @dataclass(frozen=True, slots=True)
+class Describe:
+    """Say something about snapshots. What is None stays as it was; who says it is the situation's user."""
+
+    snapshots: tuple[str, ...]
+    note: str | None = None
+    pinned: bool | None = None
+    known_good: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Rename:
+    """Give a snapshot another name."""
+
+    snapshot: str
+    new_name: str
+
+
+@dataclass(frozen=True, slots=True)
 class TakeBack:
     """Undo a finished plan, as its `Undo` says: first revert, then delete what had been taken for it."""
 
-    revert_to: str | None
-    delete: tuple[str, ...]
+    undo: Undo
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,4 +108,4 @@ class Recover:
     leave: bool = False
 
 
-Intention = Take | Revert | Delete | Prune | DropMemory | TakeBack | Recover
+Intention = Take | Revert | Delete | Prune | DropMemory | Describe | Rename | TakeBack | Recover

@@ -129,6 +129,8 @@ _NAMES = {
     Action.DELETE: "A delete",
     Action.PRUNE: "Pruning",
     Action.DROP_MEMORY: "Dropping the memory of a snapshot",
+    Action.DESCRIBE: "A change of notes or marks",
+    Action.RENAME: "A rename",
     Action.UNDO: "Taking a change back",
     Action.FINISH: "Finishing what had been interrupted",
     Action.LEAVE: "Leaving things as they are",

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from snaptree.model.estate import Consistency, DiskSnapshot, MemorySnapshot
+from snaptree.model.estate import Consistency, DiskSnapshot, MemorySnapshot, Remarks
 from snaptree.model.figures import Figure, unknown
 from snaptree.model.merging import MergeWay as MergeWay
 
@@ -24,6 +24,9 @@ class Action(StrEnum):
     PRUNE = "prune"
     """Delete what a policy lets go."""
     DROP_MEMORY = "drop-memory"
+    DESCRIBE = "describe"
+    """Its note and its marks."""
+    RENAME = "rename"
     UNDO = "undo"
     FINISH = "finish"
     """What an interrupted operation had left to do."""
@@ -209,6 +212,64 @@ class RecordLayers:
     """Snapshots whose content is gone, children before parents."""
 
 
+@dataclass(frozen=True, slots=True)
+class DescribeSnapshot:
+    """Say something else about a snapshot. Of its note and marks only what differs in `before` and `after` changes."""
+
+    name: str
+    before: Remarks
+    """What was said when this was planned."""
+    after: Remarks
+
+    @property
+    def changed(self) -> tuple[str, ...]:
+        """The fields of `Remarks` that it changes."""
+        every = (field.name for field in fields(Remarks))
+        return tuple(name for name in every if getattr(self.before, name) != getattr(self.after, name))
+
+    def disputed(self, said: Remarks) -> tuple[str, ...]:
+        """Those of them which somebody else has changed, given what is said now."""
+        return tuple(
+            name
+            for name in self.changed
+            if getattr(said, name) not in (getattr(self.before, name), getattr(self.after, name))
+        )
+
+    def applied_to(self, said: Remarks) -> Remarks:
+        """What is said after it, if this was said before it."""
+        return replace(said, **{name: getattr(self.after, name) for name in self.changed})
+
+    @property
+    def turned_round(self) -> DescribeSnapshot:
+        """The step that takes this one back."""
+        return DescribeSnapshot(self.name, self.after, self.before)
+
+
+@dataclass(frozen=True, slots=True)
+class RenameSnapshot:
+    """Give an external snapshot another name: libvirt learns of it under the new one, then forgets the old one."""
+
+    name: str
+    new_name: str
+    parent: str | None
+    children: tuple[str, ...]
+    revert_overlays: Mapping[str, Mapping[str, str]]
+    """Snapshot -> disk -> the layer in use since it was reverted to: of this one, by its new name, and of its parent.
+    libvirt may drop them meanwhile."""
+
+    @property
+    def records(self) -> RecordLayers:
+        """What libvirt shall have on record once it knows the new name."""
+        return RecordLayers(
+            moved=MappingProxyType({}),
+            removed=(),
+            parents=MappingProxyType(dict.fromkeys(self.children, self.new_name)),
+            overlays=MappingProxyType({}),
+            revert_overlays=self.revert_overlays,
+            forgotten=(self.name,),
+        )
+
+
 Step = (
     TakeSnapshot
     | RevertToSnapshot
@@ -221,6 +282,8 @@ Step = (
     | RecordLayers
     | ForgetMemory
     | RemoveLeftover
+    | DescribeSnapshot
+    | RenameSnapshot
 )
 
 
@@ -250,11 +313,20 @@ class Forecast:
 
 @dataclass(frozen=True, slots=True)
 class Undo:
-    """How a finished plan is taken back: revert to `revert_to` and/or delete what was taken for it."""
+    """How a finished plan is taken back: revert to `revert_to`, delete what was taken for it, say what was said."""
 
     text: str
     revert_to: str | None = None
     delete: tuple[str, ...] = ()
+    describe: tuple[DescribeSnapshot, ...] = ()
+    """What was said before and since, to be said as before again. What others changed since is left alone."""
+    rename: tuple[str, str] | None = None
+    """The name that a snapshot has since, and the one it had before."""
+
+    @property
+    def loses_something(self) -> bool:
+        """Whether what it deletes is gone for good, and nothing that was goes back in its place."""
+        return bool(self.delete) and self.revert_to is None
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,6 +353,18 @@ class Plan:
     def is_refused(self) -> bool:
         """Whether a rule forbids running this."""
         return bool(self.refusals)
+
+    @property
+    def only_describes(self) -> bool:
+        """Whether nothing but what is said about snapshots changes: by it, or by what it takes back."""
+        return self.action in (Action.DESCRIBE, Action.RENAME, Action.UNDO) and all(
+            isinstance(step, DescribeSnapshot | RenameSnapshot) for step in self.steps
+        )
+
+    @property
+    def asks_first(self) -> bool:
+        """Whether somebody has to agree to it. What is said about a snapshot is taken back as easily as it was said."""
+        return not self.only_describes or (self.action is Action.RENAME and self.undo is None)
 
     @property
     def warns_of_finality(self) -> bool:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from types import MappingProxyType
 from typing import Any, TypeVar
 
-from snaptree.model.estate import Consistency, DiskSnapshot, MemorySnapshot
+from snaptree.model.estate import Consistency, DiskSnapshot, Mark, MemorySnapshot, Remarks
 from snaptree.model.figures import Confidence, Figure
 from snaptree.plans.plan import (
     Action,
     DeleteSnapshot,
+    DescribeSnapshot,
     DropManagedSave,
     EndOrphanedMerge,
     Finding,
@@ -24,6 +25,7 @@ from snaptree.plans.plan import (
     Plan,
     RecordLayers,
     RemoveLeftover,
+    RenameSnapshot,
     RevertToSnapshot,
     StateAfter,
     Step,
@@ -50,6 +52,8 @@ _KINDS: Mapping[type[Step], str] = MappingProxyType(
         RecordLayers: "record-layers",
         ForgetMemory: "forget-memory",
         RemoveLeftover: "remove-leftover",
+        DescribeSnapshot: "describe",
+        RenameSnapshot: "rename",
     }
 )
 
@@ -90,6 +94,36 @@ def describe_step(step: Step) -> str:
             return f"Record in libvirt that {quoted(step.name)} holds the disks only"
         case RemoveLeftover():
             return f"Remove {plain(step.path)}: {plain(step.why)}"
+        case DescribeSnapshot():
+            return describe_remarks(step, quoted(step.name))
+        case RenameSnapshot():
+            return f"Rename {quoted(step.name)} to {quoted(step.new_name)}"
+
+
+def what_is_said(plan: Plan, names: str) -> str:
+    """What a plan says otherwise of snapshots, as a heading."""
+    step = next((step for step in plan.steps if isinstance(step, DescribeSnapshot)), None)
+    return f"Describe {names}" if step is None else describe_remarks(step, names)
+
+
+def describe_remarks(step: DescribeSnapshot, names: str) -> str:
+    """What a step says otherwise, of it and of others like it: “Pin “a” and mark “a” as known good”."""
+    said = listed(phrase.format(names=names) for phrase in _phrases(step))
+    return f"{said[:1].upper()}{said[1:]}" or f"Leave what is said about {names} as it is"
+
+
+def _phrases(step: DescribeSnapshot) -> Iterator[str]:
+    before, after = step.before, step.after
+    if before.pinned != after.pinned:
+        yield "unpin {names}" if after.pinned is None else "pin {names}"
+    if before.known_good != after.known_good:
+        yield "take the mark “known good” off {names}" if after.known_good is None else "mark {names} as known good"
+    if before.note != after.note:
+        yield (
+            "change the note of {names}"
+            if after.note and before.note
+            else ("write a note on {names}" if after.note else "remove the note of {names}")
+        )
 
 
 def _describe_merge(step: MergeLayers) -> str:
@@ -154,7 +188,7 @@ def plan_to_record(plan: Plan) -> dict[str, Any]:
         "forecast": asdict(plan.forecast),
         "warnings": [asdict(finding) for finding in plan.warnings],
         "refusals": [asdict(finding) for finding in plan.refusals],
-        "undo": None if plan.undo is None else asdict(plan.undo),
+        "undo": None if plan.undo is None else _undo_to_record(plan.undo),
         "expected_chains": {target: list(layers) for target, layers in plan.expected_chains.items()},
         "recovers": plan.recovers,
     }
@@ -182,11 +216,32 @@ def plan_from_record(record: Mapping[str, Any]) -> Plan:
         ),
         warnings=tuple(Finding(**finding) for finding in record["warnings"]),
         refusals=tuple(Finding(**finding) for finding in record["refusals"]),
-        undo=None if undo is None else Undo(undo["text"], undo["revert_to"], tuple(undo["delete"])),
+        undo=None if undo is None else _undo_from_record(undo),
         expected_chains=MappingProxyType(
             {target: tuple(layers) for target, layers in record["expected_chains"].items()}
         ),
         recovers=record.get("recovers"),  # plans recorded by the first journals have none
+    )
+
+
+def _undo_to_record(undo: Undo) -> dict[str, Any]:
+    return {
+        "text": undo.text,
+        "revert_to": undo.revert_to,
+        "delete": list(undo.delete),
+        "describe": [_step_to_record(step) for step in undo.describe],
+        "rename": None if undo.rename is None else list(undo.rename),
+    }
+
+
+def _undo_from_record(record: Mapping[str, Any]) -> Undo:
+    rename = record.get("rename")  # undos recorded by the first journals have neither this
+    return Undo(
+        record["text"],
+        record["revert_to"],
+        tuple(record["delete"]),
+        tuple(_describe_from_record(step) for step in record.get("describe", ())),  # nor this
+        None if rename is None else (rename[0], rename[1]),
     )
 
 
@@ -261,6 +316,16 @@ def _step_to_record(step: Step) -> dict[str, Any]:
             return kind | {"name": step.name, "stand_in": step.stand_in, "memory_file": step.memory_file}
         case RemoveLeftover():
             return kind | {"path": step.path, "why": step.why}
+        case DescribeSnapshot():
+            return kind | {"name": step.name, "before": asdict(step.before), "after": asdict(step.after)}
+        case RenameSnapshot():
+            return kind | {
+                "name": step.name,
+                "new_name": step.new_name,
+                "parent": step.parent,
+                "children": list(step.children),
+                "revert_overlays": {name: dict(overlays) for name, overlays in step.revert_overlays.items()},
+            }
 
 
 def _step_from_record(record: Mapping[str, Any]) -> Step:
@@ -319,19 +384,43 @@ def _step_from_record(record: Mapping[str, Any]) -> Step:
                 moved=_frozen({path: Layer(**layer) for path, layer in record["moved"].items()}),
                 removed=tuple(record["removed"]),
                 parents=_frozen(record["parents"]),
-                overlays=_frozen({name: _frozen(overlays) for name, overlays in record["overlays"].items()}),
-                revert_overlays=_frozen(
-                    {name: _frozen(overlays) for name, overlays in record["revert_overlays"].items()}
-                ),
+                overlays=_frozen_twice(record["overlays"]),
+                revert_overlays=_frozen_twice(record["revert_overlays"]),
                 forgotten=tuple(record["forgotten"]),
             )
         case "forget-memory":
             return ForgetMemory(record["name"], record["stand_in"], record["memory_file"])
         case "remove-leftover":
             return RemoveLeftover(record["path"], record["why"])
+        case "describe":
+            return _describe_from_record(record)
+        case "rename":
+            return RenameSnapshot(
+                name=record["name"],
+                new_name=record["new_name"],
+                parent=record["parent"],
+                children=tuple(record["children"]),
+                revert_overlays=_frozen_twice(record["revert_overlays"]),
+            )
         case kind:
             raise ValueError(f"a step of an unknown kind: {kind}")
 
 
 def _frozen(mapping: Mapping[str, _Value]) -> Mapping[str, _Value]:
     return MappingProxyType(dict(mapping))
+
+
+def _frozen_twice(mapping: Mapping[str, Mapping[str, _Value]]) -> Mapping[str, Mapping[str, _Value]]:
+    return _frozen({key: _frozen(values) for key, values in mapping.items()})
+
+
+def _describe_from_record(record: Mapping[str, Any]) -> DescribeSnapshot:
+    return DescribeSnapshot(record["name"], _remarks(record["before"]), _remarks(record["after"]))
+
+
+def _remarks(record: Mapping[str, Any]) -> Remarks:
+    return Remarks(record["note"], _mark(record["pinned"]), _mark(record["known_good"]))
+
+
+def _mark(record: Mapping[str, Any] | None) -> Mark | None:
+    return None if record is None else Mark(record["by"], record["at"])

@@ -3,8 +3,20 @@
 from __future__ import annotations
 
 from snaptree.plans.delete import plan_delete
+from snaptree.plans.describe import plan_describe, plan_rename
 from snaptree.plans.drop_memory import plan_drop_memory
-from snaptree.plans.intention import Delete, DropMemory, Intention, Prune, Recover, Revert, Take, TakeBack
+from snaptree.plans.intention import (
+    Delete,
+    Describe,
+    DropMemory,
+    Intention,
+    Prune,
+    Recover,
+    Rename,
+    Revert,
+    Take,
+    TakeBack,
+)
 from snaptree.plans.plan import Plan
 from snaptree.plans.prune import plan_prune
 from snaptree.plans.recovery import plan_recovery
@@ -30,6 +42,10 @@ def make_plan(intention: Intention, situation: Situation) -> Plan:
             return plan_prune(intention, situation)
         case DropMemory():
             return plan_drop_memory(intention, situation)
+        case Describe():
+            return plan_describe(intention, situation)
+        case Rename():
+            return plan_rename(intention, situation)
         case TakeBack():
             return plan_take_back(intention, situation)
         case Recover():

@@ -14,6 +14,7 @@ from snaptree.plans.operation import Operation, StepFound, StepState
 from snaptree.plans.plan import (
     Action,
     DeleteSnapshot,
+    DescribeSnapshot,
     EndOrphanedMerge,
     Finding,
     Forecast,
@@ -23,6 +24,7 @@ from snaptree.plans.plan import (
     Plan,
     RecordLayers,
     RemoveLeftover,
+    RenameSnapshot,
     RevertToSnapshot,
     Step,
     TakeSnapshot,
@@ -37,6 +39,10 @@ _ITS_OWN_TRACES = frozenset(
     {"block-job-running", "orphaned-delete-job", "finish-interrupted-delete", "merged-layer-has-overlays"}
 )
 """Rules that speak of what an interrupted delete or merge left behind itself."""
+_JUDGED = (
+    TakeSnapshot | RevertToSnapshot | DeleteSnapshot | MergeLayers | ForgetMemory | DescribeSnapshot | RenameSnapshot
+)
+"""Steps that rules have something to say about, also where others come before them."""
 _NOT_LOOKED_AT = StepFound(StepState.NOT_BEGUN)
 
 
@@ -105,7 +111,7 @@ def _finish(operation: Operation, situation: Situation) -> Plan:
                     draft.add_unjudged(instead)
             else:
                 _add_half_done(draft, step, plan)
-        elif isinstance(step, TakeSnapshot | RevertToSnapshot | DeleteSnapshot | MergeLayers | ForgetMemory):
+        elif isinstance(step, _JUDGED):
             draft.add(_judged(draft, step, plan))
         else:
             draft.add_unjudged(step)
@@ -192,6 +198,11 @@ def _if_left(step: Step) -> str:
             return (
                 f"What is to be deleted may be overwritten in part on disk {plain(step.target)}: do not revert to it."
                 " All other snapshots are what they were."
+            )
+        case RenameSnapshot():
+            return (
+                f"libvirt may list both {quoted(step.name)} and {quoted(step.new_name)}, which hold the same: delete"
+                " neither before that is finished."
             )
         case _:
             return _if_left_undone(step)

@@ -9,6 +9,7 @@ from snaptree.model.figures import NOTHING, Figure, total, unknown
 from snaptree.plans import rules
 from snaptree.plans.aftermath import revert_overlays
 from snaptree.plans.delete import add_deletions, leftover_stays, remove_leftover, still_needed
+from snaptree.plans.describe import AT_ONCE, add_taking_back, without_chains
 from snaptree.plans.draft import Draft, find_snapshot
 from snaptree.plans.facts import Facts, is_external, memory_file_of
 from snaptree.plans.intention import Capture, Revert, Take, TakeBack
@@ -183,26 +184,28 @@ def _new_layers(situation: Situation, target: Snapshot) -> list[Figure]:
 
 
 def plan_take_back(intention: TakeBack, situation: Situation) -> Plan:
-    """Plan to undo. Raises VanishedError if the snapshot to go back to is gone.
+    """Plan to undo. Raises VanishedError if the snapshot to go back to, or the one that was described, is gone.
 
     A safety snapshot that can't be deleted safely just stays, with a warning; a snapshot that was all there was to
     undo is deleted or refused.
     """
-    draft = Draft(Action.UNDO, situation)
+    draft, undo = Draft(Action.UNDO, situation), intention.undo
+    described = add_taking_back(draft, undo)
+    if described:
+        return without_chains(draft.plan(described, AT_ONCE, None))
     frees: list[Figure] = []
-    if intention.revert_to is not None:
-        find_snapshot(situation, intention.revert_to)
-        target = situation.tree[intention.revert_to]
+    if undo.revert_to is not None:
+        target = find_snapshot(situation, undo.revert_to)
         add_revert(draft, target, StateAfter.AS_CAPTURED)
         frees.append(_frees(situation, draft.situation, target))
-    names = tuple(name for name in intention.delete if name in situation.tree)
-    if intention.revert_to is None and not names:
-        find_snapshot(situation, intention.delete[0] if intention.delete else "")
+    names = tuple(name for name in undo.delete if name in situation.tree)
+    if undo.revert_to is None and not names:
+        find_snapshot(situation, undo.delete[0] if undo.delete else "")
     forecast = Forecast(NOTHING, total(frees), NOTHING)
     if names and not draft.is_refused:
         trial = Draft(Action.UNDO, draft.situation)
         add_deletions(trial, names)
-        if trial.is_refused and intention.revert_to is not None:
+        if trial.is_refused and undo.revert_to is not None:
             problem = trial.refusals[0]
             draft.warn(
                 UNDO_KEEPS_SNAPSHOT.say(
@@ -213,5 +216,5 @@ def plan_take_back(intention: TakeBack, situation: Situation) -> Plan:
         else:
             deletes = add_deletions(draft, names)
             forecast = Forecast(deletes.copies, total([*frees, deletes.frees]), deletes.peak_extra, deletes.seconds)
-    shown = tuple(dict.fromkeys([*([intention.revert_to] if intention.revert_to else []), *names]))
+    shown = tuple(dict.fromkeys([*([undo.revert_to] if undo.revert_to else []), *names]))
     return draft.plan(shown, forecast, None)

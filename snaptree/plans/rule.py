@@ -14,6 +14,7 @@ from snaptree.plans.facts import LIBVIRT_9_9, DeleteEffect, Facts, internal_imag
 from snaptree.plans.plan import (
     Action,
     DeleteSnapshot,
+    DescribeSnapshot,
     DropManagedSave,
     EndOrphanedMerge,
     Finding,
@@ -22,6 +23,7 @@ from snaptree.plans.plan import (
     MergeLayers,
     RecordLayers,
     RemoveLeftover,
+    RenameSnapshot,
     RevertToSnapshot,
     StateAfter,
     Step,
@@ -105,6 +107,14 @@ class Case:
     def take(self) -> TakeSnapshot | None:
         """The step, if it takes a snapshot."""
         return self.step if isinstance(self.step, TakeSnapshot) else None
+
+    @property
+    def new_name(self) -> str | None:
+        """The name that the step gives to a snapshot."""
+        match self.step:
+            case TakeSnapshot(name=name) | RenameSnapshot(new_name=name):
+                return name
+        return None
 
     @property
     def takes_external(self) -> bool:
@@ -259,6 +269,10 @@ def action_of(step: Step) -> Action:
             return Action.REVERT
         case ForgetMemory():
             return Action.DROP_MEMORY
+        case DescribeSnapshot():
+            return Action.DESCRIBE
+        case RenameSnapshot():
+            return Action.RENAME
         case DeleteSnapshot() | EndOrphanedMerge() | MergeLayers() | RecordLayers() | RemoveLeftover():
             return Action.DELETE
 

@@ -16,6 +16,8 @@ from snaptree.plans.wording import listed, plain, quoted
 _REVERT_OVERLAY = re.compile(r"\.[0-9]{9,}$")
 _ANY_DRIVER: frozenset[str] = frozenset()
 _CHANGES = actions(Action.TAKE, Action.REVERT, Action.DELETE, Action.DROP_MEMORY)
+_ANY_CHANGE = _CHANGES | actions(Action.DESCRIBE, Action.RENAME)
+"""libvirt's own deletes hold on to what a change of a note would replace."""
 
 
 def _read_only(case: Case) -> Evidence | None:
@@ -118,7 +120,7 @@ def _was_reverted_to(snapshot: Snapshot) -> bool:
 RULES = (
     Rule(
         id="read-only-connection",
-        actions=_CHANGES,
+        actions=_ANY_CHANGE,
         verdict=Verdict.REFUSE,
         condition=_read_only,
         reason="The connection to the host is read-only, so nothing can be changed.",
@@ -129,7 +131,7 @@ RULES = (
     ),
     Rule(
         id="unknown-driver",
-        actions=_CHANGES,
+        actions=_ANY_CHANGE,
         verdict=Verdict.REFUSE,
         condition=_driver_unknown,
         reason="Snapshots are changed on QEMU and KVM hosts only; this host's driver is {driver}.",
@@ -140,7 +142,7 @@ RULES = (
     ),
     Rule(
         id="unfinished-operation",
-        actions=_CHANGES,
+        actions=_ANY_CHANGE,
         verdict=Verdict.REFUSE,
         condition=_unfinished,
         reason="{interruption}. What it left half done would be in the way of anything else.",
@@ -151,7 +153,7 @@ RULES = (
     ),
     Rule(
         id="another-snaptree",
-        actions=_CHANGES,
+        actions=_ANY_CHANGE,
         verdict=Verdict.REFUSE,
         condition=_running_elsewhere,
         reason="Another SnapTree{who} is changing {vm} right now.",
@@ -173,7 +175,7 @@ RULES = (
     ),
     Rule(
         id="block-job-running",
-        actions=_CHANGES,
+        actions=_ANY_CHANGE,
         verdict=Verdict.REFUSE,
         condition=_block_job,
         reason="A block job (a merge, copy or backup) is running on disk {disks} of {vm}.",
@@ -182,7 +184,7 @@ RULES = (
     ),
     Rule(
         id="orphaned-delete-job",
-        actions=_CHANGES,
+        actions=_ANY_CHANGE,
         verdict=Verdict.REFUSE,
         condition=_orphaned_delete_job,
         reason="A deletion was cut short while it merged disk {disks}: {vm} is the paused QEMU that it left behind,"
@@ -238,7 +240,7 @@ RULES = (
     ),
     Rule(
         id="unreadable-snapshot",
-        actions=actions(Action.REVERT, Action.DELETE, Action.DROP_MEMORY),
+        actions=_ANY_CHANGE - actions(Action.TAKE),
         verdict=Verdict.REFUSE,
         condition=_unreadable_snapshot,
         reason="What libvirt recorded about {snapshot} can't be understood ({problem}), so nobody can say what would"

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import posixpath
+from collections.abc import Callable
 
-from snaptree.model.estate import DiskSnapshot
+from snaptree.model.estate import Annotations, DiskSnapshot, Mark
 from snaptree.plans.facts import LIBVIRT_9_9, internal_images, is_external
 from snaptree.plans.plan import Action
 from snaptree.plans.rule import QEMU, TEST, Case, Evidence, Rule, Verdict, actions, first, found
@@ -15,6 +16,7 @@ _DELETE = actions(Action.DELETE)
 _OWN_JOBS = "SnapTree merges the layers by block jobs of its own."
 _LAYER_STAYS = "SnapTree lets libvirt forget the snapshot, and leaves its layer where it is."
 _ANY_DRIVER = frozenset({QEMU, TEST})
+_MarkOf = Callable[[Annotations], Mark | None]
 
 
 def _no_current(case: Case) -> Evidence | None:
@@ -129,16 +131,30 @@ def _disk_cannot_merge(case: Case) -> Evidence | None:
     )
 
 
-def _pinned_in_bulk(case: Case) -> Evidence | None:
-    if case.snapshot is None or not case.snapshot.annotations.pinned or len(case.batch) < 2:
-        return None
-    return found()
+def _asked_for_alone(case: Case) -> bool:
+    """Whether the user named just this one, or a window asks about it. An undo names none."""
+    return case.step is None or case.batch == (case.name,)
 
 
-def _pinned(case: Case) -> Evidence | None:
-    if case.snapshot is None or not case.snapshot.annotations.pinned or len(case.batch) > 1:
-        return None
-    return found()
+def _not_alone(mark: _MarkOf) -> Callable[[Case], Evidence | None]:
+    def find(case: Case) -> Evidence | None:
+        if case.snapshot is None or mark(case.snapshot.annotations) is None or _asked_for_alone(case):
+            return None
+        # All that is marked, so that one refusal names it however many there are.
+        together = case.batch or (case.snapshot.name,)
+        marked = [name for name in together if name in case.tree and mark(case.tree[name].annotations) is not None]
+        return found(marked=snapshots_named(marked), are="is" if len(marked) == 1 else "are")
+
+    return find
+
+
+def _alone(mark: _MarkOf) -> Callable[[Case], Evidence | None]:
+    def find(case: Case) -> Evidence | None:
+        if case.snapshot is None or (given := mark(case.snapshot.annotations)) is None or not _asked_for_alone(case):
+            return None
+        return found(by=f" by {plain(given.by)}" if given.by else "")
+
+    return find
 
 
 def _final(case: Case) -> Evidence | None:
@@ -174,6 +190,33 @@ def _may_fill_disk(case: Case) -> Evidence | None:
                 free=f"{free / 2**20:.0f} MiB",
             )
     return None
+
+
+def _rules_of_mark(name: str, mark: _MarkOf, marked: str, how_off: str, meaning: str) -> tuple[Rule, Rule]:
+    """What a mark does: nothing is deleted in passing that has it, and whoever asks for just that is told of it."""
+    refused = Rule(
+        id=name,
+        actions=_DELETE,
+        verdict=Verdict.REFUSE,
+        condition=_not_alone(mark),
+        reason=f"{{marked}} {{are}} {marked}, which protects from being deleted together with others, or by an undo.",
+        remedy=f"Leave it out, {how_off}, or delete it on its own.",
+        source=f"whoever marked it: {meaning}",
+        needs=Known.TREE,
+        drivers=_ANY_DRIVER,
+    )
+    warned = Rule(
+        id=f"{name}-alone",
+        actions=_DELETE,
+        verdict=Verdict.WARN,
+        condition=_alone(mark),
+        reason=f"{{snapshot}} is {marked}{{by}}: {meaning}.",
+        remedy="",
+        source=f"whoever marked it: {meaning}",
+        needs=Known.TREE,
+        drivers=_ANY_DRIVER,
+    )
+    return refused, warned
 
 
 RULES = (
@@ -287,7 +330,7 @@ RULES = (
     ),
     Rule(
         id="finish-interrupted-delete",
-        actions=actions(Action.DELETE, Action.DROP_MEMORY),
+        actions=_DELETE | actions(Action.DROP_MEMORY, Action.DESCRIBE, Action.RENAME),
         verdict=Verdict.REFUSE,
         condition=_half_deleted_child,
         reason="An earlier deletion below {snapshot} was cut short and has to be completed first.",
@@ -327,27 +370,19 @@ RULES = (
         source="libvirt: block jobs are not supported on such disks",
         another_way=_OWN_JOBS,
     ),
-    Rule(
-        id="pinned",
-        actions=_DELETE,
-        verdict=Verdict.REFUSE,
-        condition=_pinned_in_bulk,
-        reason="{snapshot} is pinned, which protects it from being deleted together with others.",
-        remedy="Leave it out, unpin it, or delete it on its own.",
-        source="the person who pinned it wanted it kept",
-        needs=Known.TREE,
-        drivers=_ANY_DRIVER,
+    *_rules_of_mark(
+        "pinned",
+        lambda marks: marks.pinned,
+        "pinned",
+        "unpin it (snaptree unpin {vm_arg} NAME)",
+        "someone wanted it kept",
     ),
-    Rule(
-        id="pinned-alone",
-        actions=_DELETE,
-        verdict=Verdict.WARN,
-        condition=_pinned,
-        reason="{snapshot} is pinned: someone wanted it kept.",
-        remedy="",
-        source="the person who pinned it wanted it kept",
-        needs=Known.TREE,
-        drivers=_ANY_DRIVER,
+    *_rules_of_mark(
+        "known-good",
+        lambda marks: marks.known_good,
+        "marked as known good",
+        "take its mark off (snaptree known-good {vm_arg} NAME --no)",
+        "someone found the machine working there",
     ),
     Rule(
         id="delete-is-final",

@@ -29,6 +29,8 @@ _TITLES = {
     Action.REVERT: "Reverting to a snapshot",
     Action.DELETE: "Deleting snapshots",
     Action.DROP_MEMORY: "Dropping the memory of a snapshot",
+    Action.DESCRIBE: "Changing a note or a mark",
+    Action.RENAME: "Renaming a snapshot",
 }
 
 

@@ -8,7 +8,7 @@ from snaptree.plans.rule import QEMU, TEST, Case, Evidence, Rule, Verdict, actio
 _ANY_DRIVER = frozenset({QEMU, TEST})
 
 
-def _by_the_planner(_case: Case) -> Evidence | None:
+def by_the_planner(_case: Case) -> Evidence | None:
     """Never found by looking at one step: the planner says it."""
     return None
 
@@ -17,7 +17,7 @@ NO_SAFETY_SNAPSHOT = Rule(
     id="no-safety-snapshot",
     actions=actions(Action.REVERT),
     verdict=Verdict.REFUSE,
-    condition=_by_the_planner,
+    condition=by_the_planner,
     reason="The present state of {vm} can't be kept in a safety snapshot first: {problem}",
     remedy="{remedy} Or revert without a safety snapshot, if the present state may be lost.",
     source="a revert discards the layers in use",
@@ -27,7 +27,7 @@ MANAGED_SAVE_DROPPED = Rule(
     id="managed-save-dropped",
     actions=actions(Action.REVERT),
     verdict=Verdict.WARN,
-    condition=_by_the_planner,
+    condition=by_the_planner,
     reason="The memory that the managed save of {vm} put aside is thrown away: what its programs held there and had"
     " not written to disk is lost for good, and no undo brings it back.",
     remedy="Start {vm} instead, and take a snapshot with its memory.",
@@ -37,7 +37,7 @@ MACHINE_IS_STOPPED = Rule(
     id="machine-is-stopped",
     actions=actions(Action.REVERT),
     verdict=Verdict.WARN,
-    condition=_by_the_planner,
+    condition=by_the_planner,
     reason="libvirt {libvirt} can't revert to external snapshots, so SnapTree does it by steps of its own, for which"
     " {vm} is turned off at once, like pulling the plug.",
     remedy="",
@@ -47,7 +47,7 @@ UNDO_KEEPS_SNAPSHOT = Rule(
     id="undo-keeps-snapshot",
     actions=actions(Action.DELETE),
     verdict=Verdict.WARN,
-    condition=_by_the_planner,
+    condition=by_the_planner,
     reason="The safety snapshot {kept} stays: {problem}",
     remedy="{remedy}",
     source="taking back a revert deletes the safety snapshot only where that loses nothing",
@@ -57,7 +57,7 @@ LEFTOVER_STAYS = Rule(
     id="leftover-stays",
     actions=actions(Action.DELETE),
     verdict=Verdict.WARN,
-    condition=_by_the_planner,
+    condition=by_the_planner,
     reason="{file} is left behind, and it can't be removed from here: {problem}",
     remedy="Remove it on the host if nobody needs it.",
     source="lab: the memory file on 9.0, the layer of a leaf without a parent on 11.3 and 12.8",
@@ -67,7 +67,7 @@ CANNOT_FINISH = Rule(
     id="cannot-finish",
     actions=_CHANGES,
     verdict=Verdict.REFUSE,
-    condition=_by_the_planner,
+    condition=by_the_planner,
     reason="What was interrupted can't be finished: {problem}.",
     remedy="Look at the tree, then leave it as it is, and plan what you want anew.",
     source="a step that was interrupted goes on only from what it left itself",
@@ -77,7 +77,7 @@ FINISHED_ALREADY = Rule(
     id="finished-already",
     actions=_CHANGES,
     verdict=Verdict.WARN,
-    condition=_by_the_planner,
+    condition=by_the_planner,
     reason="Done already: {steps}.",
     remedy="",
     source="the journal, and what is there now",
@@ -87,7 +87,7 @@ HALF_DONE = Rule(
     id="half-done",
     actions=_CHANGES,
     verdict=Verdict.WARN,
-    condition=_by_the_planner,
+    condition=by_the_planner,
     reason="Half done: {step}: {problem}.",
     remedy="{remedy}",
     source="lab on 9.0, 11.3 and 12.8: interrupted deletes damage only the snapshot being deleted",
@@ -97,7 +97,7 @@ LEFT_UNDONE = Rule(
     id="left-undone",
     actions=_CHANGES,
     verdict=Verdict.WARN,
-    condition=_by_the_planner,
+    condition=by_the_planner,
     reason="Not done, if it is left as it is: {steps}.",
     remedy="{remedy}",
     source="the journal, and what is there now",

@@ -17,9 +17,10 @@ from snaptree.plans.naming import file_name_is_too_long, name_problem
 from snaptree.plans.plan import Action
 from snaptree.plans.rule import QEMU, TEST, Case, Evidence, Rule, Verdict, actions, first, found
 from snaptree.plans.situation import Disk, Known
-from snaptree.plans.wording import files_named, listed, plain, snapshots_named
+from snaptree.plans.wording import files_named, listed, plain, quoted, snapshots_named
 
 _TAKE = actions(Action.TAKE)
+_NAMING = actions(Action.TAKE, Action.RENAME)
 _ANY_DRIVER = frozenset({QEMU, TEST})
 
 DEEPEST_CHAIN = 200
@@ -75,14 +76,14 @@ def _when_active(condition: Callable[[Case], Evidence | None]) -> Callable[[Case
 
 
 def _name_not_allowed(case: Case) -> Evidence | None:
-    if case.take is None:
+    if case.new_name is None:
         return None
-    problem = name_problem(case.take.name, internal=case.takes_internal)
+    problem = name_problem(case.new_name, internal=case.takes_internal)
     return found(problem=problem) if problem else None
 
 
 def _name_taken(case: Case) -> Evidence | None:
-    return found() if case.take is not None and case.take.name in case.tree else None
+    return found(snapshot=quoted(case.new_name)) if case.new_name is not None and case.new_name in case.tree else None
 
 
 def _name_in_image(case: Case) -> Evidence | None:
@@ -268,7 +269,7 @@ RULES = (
     ),
     Rule(
         id="name-not-allowed",
-        actions=_TAKE,
+        actions=_NAMING,
         verdict=Verdict.REFUSE,
         condition=_name_not_allowed,
         reason="{problem}",
@@ -280,7 +281,7 @@ RULES = (
     ),
     Rule(
         id="name-taken",
-        actions=_TAKE,
+        actions=_NAMING,
         verdict=Verdict.REFUSE,
         condition=_name_taken,
         reason="{vm} already has a snapshot named {snapshot}.",

@@ -103,6 +103,8 @@ class Situation:
     """What another program of this user's is doing to this machine."""
     memory_bytes: int = 0
     """RAM of the machine now, in bytes."""
+    user: str = ""
+    """Who asks: as whom this program runs. Empty if nobody knows."""
     now: int = 0
     """Seconds since 1970, UTC, when this was read."""
     known: Known = Known.EVERYTHING

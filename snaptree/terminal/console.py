@@ -26,6 +26,12 @@ def print_json(value: Any) -> None:
     sys.stdout.write("\n")
 
 
+def print_note(text: str) -> None:
+    """Print text of several lines as it is, so that a file can take it; only a screen is spared what it would obey."""
+    shown = "\n".join(plain(line) for line in text.split("\n")) if sys.stdout.isatty() else text
+    sys.stdout.write(f"{shown}\n")
+
+
 def iso_time(seconds: float) -> str:
     """Seconds since 1970 as ISO 8601 in UTC."""
     return dt.datetime.fromtimestamp(seconds, dt.UTC).isoformat().replace("+00:00", "Z")

@@ -10,6 +10,7 @@ from rich.console import Console
 from snaptree import words
 from snaptree.plans.operation import Operation, OperationState, last_undoable
 from snaptree.plans.plan import Action, Plan
+from snaptree.plans.plan_json import describe_step, what_is_said
 from snaptree.plans.wording import snapshots_named
 from snaptree.terminal.console import iso_time, plain
 from snaptree.terminal.plans import error_json
@@ -100,6 +101,10 @@ def what(plan: Plan) -> str:
             return f"Prune {words.count(len(plan.snapshots), 'snapshot')}"
         case Action.DROP_MEMORY:
             return f"Drop the memory of {names}"
+        case Action.DESCRIBE:
+            return what_is_said(plan, names)
+        case Action.RENAME:
+            return describe_step(plan.steps[0]) if plan.steps else f"Rename {names}"
         case Action.UNDO:
             return "Undo"
         case Action.FINISH:

@@ -9,7 +9,7 @@ from rich.console import Console
 from snaptree import words
 from snaptree.model.errors import SnapTreeError
 from snaptree.plans.operation import Operation
-from snaptree.plans.plan import Plan
+from snaptree.plans.plan import Action, Plan
 from snaptree.plans.plan_json import describe_step, plan_to_json
 from snaptree.terminal.console import plain
 
@@ -38,7 +38,7 @@ def print_plan(out: Console, plan: Plan) -> None:
             lines.append((f"The guest stands still or is off for {still} of that.", ""))
         if plan.undo is not None:
             lines.append((f"Can be undone: {plan.undo.text}", ""))
-        elif not plan.warns_of_finality:
+        elif not plan.warns_of_finality and not (plan.only_describes and plan.action is Action.UNDO):
             lines.append(("This can't be undone.", ""))
     for line, style in lines:
         # A screen wraps between words, a pipe not at all.

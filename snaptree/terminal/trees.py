@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.text import Text
 
 from snaptree import words
-from snaptree.model.estate import DomainLayers, Snapshot, SnapshotKind
+from snaptree.model.estate import DomainLayers, Mark, Snapshot, SnapshotKind
 from snaptree.model.folding import NOW, RowId, fold
 from snaptree.model.lanes import LaneRow, draw_row, lay_out
 from snaptree.model.saved_memory import saved_memory
@@ -44,7 +44,9 @@ def _snapshot_json(snapshot: Snapshot, reading: DomainReading) -> dict[str, Any]
         "state": snapshot.state.value,
         "created": iso_time(snapshot.created),
         "consistency": snapshot.consistency.value,
-        "pinned": snapshot.annotations.pinned is not None,
+        **_mark_json("pinned", snapshot.annotations.pinned),
+        **_mark_json("known_good", snapshot.annotations.known_good),
+        "taken_by": snapshot.annotations.taken_by or None,
         "written": cost.written.bytes,
         "frees": cost.frees.bytes,
         "memory": cost.memory.bytes,
@@ -54,6 +56,14 @@ def _snapshot_json(snapshot: Snapshot, reading: DomainReading) -> dict[str, Any]
         "saved_memory": None if memory is None else memory_json(memory),
         "disks": [{"target": disk.target, "layer": disk.frozen} for disk in snapshot.disks],
         "note": snapshot.description,
+    }
+
+
+def _mark_json(key: str, mark: Mark | None) -> dict[str, Any]:
+    return {
+        key: mark is not None,
+        f"{key}_by": None if mark is None else mark.by or None,
+        f"{key}_at": None if mark is None or not mark.at else iso_time(mark.at),
     }
 
 

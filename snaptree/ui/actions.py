@@ -9,7 +9,7 @@ from PySide6.QtGui import QAction, QKeySequence
 
 from snaptree import words
 from snaptree.model.estate import MemorySnapshot
-from snaptree.plans.plan import Action
+from snaptree.plans.plan import Action, Finding
 from snaptree.ui import icons
 from snaptree.ui.availability import Selection, why_off
 from snaptree.ui.text import tooltip
@@ -18,7 +18,12 @@ from snaptree.ui.theme import colours_of
 if TYPE_CHECKING:
     from PySide6.QtWidgets import QWidget
 
-    from snaptree.plans.plan import Finding
+_KEPT = "Keep the selected snapshots out of deletes of several and out of every automatic one"
+_PIN = ("&Pin", "pin", _KEPT)
+_UNPIN = ("Un&pin", "pin", "Let the selected snapshots be deleted with others again")
+_KNOWN_GOOD = ("Mark as &Known Good", "known-good", "Say that the machine was found working at the selected snapshots")
+_NOT_KNOWN_GOOD = ("Not &Known Good", "known-good", "Take the mark “known good” off the selected snapshots")
+"""Text, icon and purpose of what depends on the selection."""
 
 
 class Actions(QObject):
@@ -45,6 +50,10 @@ class Actions(QObject):
         self.drop_memory = self._add(
             "Drop Its &Memory…", "", "Remove the saved memory of this snapshot, and keep what it holds of the disks"
         )
+        self.note = self._add("Edit &Note", "note", "Write what is worth knowing of this snapshot", "F2")
+        self.pin = self._add(*_PIN, "Ctrl+P")
+        self.known_good = self._add(*_KNOWN_GOOD)
+        self.rename = self._add("Rena&me…", "", "Give the snapshot another name")
         self.undo = self._add("&Undo", "undo", "Take back what was done last", standard.Undo)
         self.refresh = self._add("Re&fresh", "refresh", "Read everything again", standard.Refresh)
         self.find = self._add("F&ind…", "find", "Search machines and snapshots", standard.Find)
@@ -63,10 +72,12 @@ class Actions(QObject):
         # Del belongs to the tree: in the search box it deletes a letter.
         self.delete.setShortcutContext(Qt.ShortcutContext.WidgetWithChildrenShortcut)
         self._changing = {
-            Action.TAKE: self.take,
-            Action.REVERT: self.revert,
-            Action.DELETE: self.delete,
-            Action.DROP_MEMORY: self.drop_memory,
+            Action.TAKE: (self.take,),
+            Action.REVERT: (self.revert,),
+            Action.DELETE: (self.delete,),
+            Action.DROP_MEMORY: (self.drop_memory,),
+            Action.DESCRIBE: (self.note, self.pin, self.known_good),
+            Action.RENAME: (self.rename,),
         }
         self.dress()
         self.offer(Selection())
@@ -80,18 +91,29 @@ class Actions(QObject):
 
     def offer(self, selection: Selection) -> None:
         """Switch the changing actions on or off for a selection, and say why in their tooltips."""
-        for kind, action in self._changing.items():
+        self._name(self.pin, _UNPIN if selection.is_pinned else _PIN)
+        self._name(self.known_good, _NOT_KNOWN_GOOD if selection.is_known_good else _KNOWN_GOOD)
+        for kind, actions in self._changing.items():
             reason = self.held or why_off(kind, selection)
             self.reasons[kind] = reason
-            action.setEnabled(reason is None)
-            if reason is None:
-                self._explain(action)
-            else:
-                self._explain(action, " ".join(part for part in (reason.reason, reason.remedy) if part))
+            for action in actions:
+                self._offer(action, reason)
+        if self.note.isEnabled() and len(selection.snapshots) > 1:
+            self._offer(self.note, Finding("one-only", "A note is written on one snapshot.", "Select just that one."))
         self.revert_with_choices.setEnabled(self.revert.isEnabled())
         frees = _frees_by_memory(selection)
         self.drop_memory.setText(f"Drop Its &Memory…{frees}")
         self.drop_memory.setIconText(f"Drop Its Memory{frees}")
+
+    def _offer(self, action: QAction, reason: Finding | None) -> None:
+        action.setEnabled(reason is None)
+        self._explain(action, "" if reason is None else f"{reason.reason} {reason.remedy}".strip())
+
+    def _name(self, action: QAction, words: tuple[str, str, str]) -> None:
+        """Let an action say what it does now."""
+        text, _, purpose = words
+        self._purposes[action] = purpose
+        self._set_text(action, text)
 
     def offer_undo(self, what: str) -> None:
         """Offer to take back the last operation; `what` says what that does, empty if there is none."""
@@ -99,17 +121,21 @@ class Actions(QObject):
         self._explain(self.undo, what or "Nothing was done that could be taken back.")
 
     def _add(self, text: str, icon: str, purpose: str, keys: str | QKeySequence.StandardKey | None = None) -> QAction:
-        action = QAction(text, self)
+        action = QAction(self)
         if keys is not None:
             action.setShortcuts(QKeySequence.keyBindings(keys) if not isinstance(keys, str) else [QKeySequence(keys)])
         if icon:
             self._icons[action] = icon
         self._purposes[action] = purpose
-        # The toolbar is short of room; the dots say that a dialog comes first, which menus say.
-        action.setIconText(text.replace("&", "").rstrip("…"))
+        self._set_text(action, text)
         self._explain(action)
         self._window.addAction(action)
         return action
+
+    def _set_text(self, action: QAction, text: str) -> None:
+        action.setText(text)
+        # The toolbar is short of room; the dots say that a dialog comes first, which menus say.
+        action.setIconText(text.replace("&", "").rstrip("…"))
 
     def _explain(self, action: QAction, more: str = "") -> None:
         keys = action.shortcut().toString(QKeySequence.SequenceFormat.NativeText)

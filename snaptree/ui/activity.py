@@ -21,7 +21,7 @@ from PySide6.QtWidgets import (
 from snaptree import words
 from snaptree.plans.operation import OperationState, last_undoable
 from snaptree.plans.plan import Action
-from snaptree.plans.plan_json import describe_step
+from snaptree.plans.plan_json import describe_step, what_is_said
 from snaptree.plans.wording import listed
 from snaptree.ui import icons
 from snaptree.ui.labels import ElidedLabel, PlainLabel
@@ -64,6 +64,10 @@ def title_of(plan: Plan) -> str:
             return f"Prune {words.count(len(plan.snapshots), 'snapshot')} of {machine}"
         case Action.DROP_MEMORY:
             return f"Drop the memory of {names} of {machine}"
+        case Action.DESCRIBE:
+            return f"{what_is_said(plan, names)} of {machine}"
+        case Action.RENAME:
+            return f"{describe_step(plan.steps[0])} of {machine}" if plan.steps else f"Rename {names} of {machine}"
         case Action.UNDO:
             return f"Undo on {machine}"
         case Action.FINISH:
@@ -303,6 +307,8 @@ class Activity(QWidget):
             self._add_row(operation.id)
         if operation.state.is_over:
             self._forget_old()
+        if operation.state is OperationState.FAILED:
+            self.began.emit()
         self._show_machine(operation.plan.domain_uuid, uri)
         self.changed.emit()
 
@@ -338,7 +344,9 @@ class Activity(QWidget):
         row.details_wanted.connect(lambda: self.details_wanted.emit(self._error(number)))
         self._rows[number] = row
         if on_top:
-            self._put_on_top(row)
+            operation = self._operations[number][1]
+            # A note or a mark is seen in the tree: nothing has to open for it, unless something goes wrong.
+            self._put_on_top(row, is_quiet=operation.plan.only_describes and operation.error is None)
         else:
             self._list.insertWidget(self._list.count() - 1, row)  # before what fills the rest
             self._nothing.hide()
@@ -346,8 +354,9 @@ class Activity(QWidget):
     def _error(self, number: int) -> SnapTreeError | None:
         return self._operations[number][1].error
 
-    def _put_on_top(self, row: OperationRow) -> None:
-        self.began.emit()
+    def _put_on_top(self, row: OperationRow, *, is_quiet: bool = False) -> None:
+        if not is_quiet:
+            self.began.emit()
         self._list.insertWidget(0, row)
         self._nothing.hide()
 

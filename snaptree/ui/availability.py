@@ -9,7 +9,11 @@ from snaptree.plans.plan import Action, Finding
 from snaptree.plans.wording import plain
 
 if TYPE_CHECKING:
+    from snaptree.model.estate import Annotations
     from snaptree.ui.machine import Machine
+
+_ASKED_ABOUT = 3
+"""Of many snapshots that are selected: the plan asks about all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +24,22 @@ class Selection:
     snapshots: tuple[str, ...] = ()
     now: bool = False
     """The row of the running state is selected, too."""
+
+    @property
+    def is_pinned(self) -> bool:
+        """Whether all that is selected is pinned."""
+        marks = self._marks()
+        return bool(marks) and all(each.pinned is not None for each in marks)
+
+    @property
+    def is_known_good(self) -> bool:
+        """Whether all that is selected is marked as known good."""
+        marks = self._marks()
+        return bool(marks) and all(each.known_good is not None for each in marks)
+
+    def _marks(self) -> list[Annotations]:
+        tree = None if self.machine is None else self.machine.tree
+        return [] if tree is None else [tree[name].annotations for name in self.snapshots if name in tree]
 
 
 def why_off(action: Action, selection: Selection) -> Finding | None:
@@ -42,6 +62,8 @@ def _nothing_to_act_on(action: Action, selection: Selection) -> Finding | None:
         return Finding("one-only", "A machine can be reverted to one snapshot only.", "Select just that one.")
     if action is Action.DROP_MEMORY and len(selection.snapshots) > 1:
         return Finding("one-only", "Memory is dropped of one snapshot at a time.", "Select just that one.")
+    if action is Action.RENAME and len(selection.snapshots) > 1:
+        return Finding("one-only", "Every snapshot has a name of its own.", "Select just that one.")
     return None
 
 
@@ -63,6 +85,10 @@ def _refused(action: Action, selection: Selection) -> Finding | None:
         return Finding("not-read", "The snapshots of this machine have not been read yet.")
     layers = None if machine.costs is None else machine.costs.layers
     situation = glance(machine.host.host, machine.domain, machine.tree, layers, machine.unfinished)
+    if action is Action.DESCRIBE:
+        # Marks are for several, too: what forbids one of them is said at once.
+        findings = (why_not(action, situation, name) for name in selection.snapshots[:_ASKED_ABOUT])
+        return next(filter(None, findings), None)
     if action is Action.TAKE or len(selection.snapshots) != 1:
         if action is Action.TAKE or machine.unfinished is not None:
             return why_not(Action.TAKE, situation)

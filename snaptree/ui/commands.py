@@ -10,11 +10,12 @@ from PySide6.QtCore import QObject
 from snaptree import words
 from snaptree.model.errors import SnapTreeError
 from snaptree.model.estate import SnapshotKind
-from snaptree.plans.intention import Delete, DropMemory, Intention, Recover, Revert, TakeBack
+from snaptree.plans.intention import Delete, Describe, DropMemory, Intention, Recover, Revert, TakeBack
 from snaptree.plans.plan import StateAfter
 from snaptree.ui.error_dialog import show_error
 from snaptree.ui.plan_dialog import Alternatives, Choice, PlanDialog
 from snaptree.ui.planning import Planner
+from snaptree.ui.rename_dialog import RenameDialog
 from snaptree.ui.settings import SafetySnapshot
 from snaptree.ui.take_dialog import TakeDialog
 from snaptree.ui.text import in_sentence
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 
 
 class Commands(QObject):
-    """Takes, reverts, deletes and undoes. Dialogs belong to the window and never block it."""
+    """Takes, reverts, deletes, describes and undoes. Dialogs belong to the window and never block it."""
 
     def __init__(self, estate: Estate, settings: Settings, activity: Activity, window: QWidget) -> None:
         super().__init__(window)
@@ -128,15 +129,34 @@ class Commands(QObject):
             )
         )
 
+    def describe(self, machine: Machine, intention: Describe) -> None:
+        """Write a note, or set or take off a mark. Undo takes it back, so nothing is asked."""
+
+        def planned(result: Plan | SnapTreeError) -> None:
+            written = f"What you wrote:\n{intention.note}" if intention.note else ""
+            if isinstance(result, SnapTreeError):
+                self._show_error(SnapTreeError(result.summary, hint=result.hint, details=written or result.details))
+            elif result.is_refused:
+                refusal = result.refusals[0]
+                self._show_error(SnapTreeError(refusal.reason, hint=refusal.remedy, details=written))
+            elif result.steps:
+                self._planner(machine).run(result)
+
+        self._planner(machine).make(intention, planned)
+
+    def rename(self, machine: Machine, snapshot: str) -> None:
+        """Ask for another name."""
+        RenameDialog(self._planner(machine), machine, snapshot, self._window).open()
+
     def undo(self, uri: str, operation: Operation) -> None:
-        """Take a finished operation back: a revert at once, a take after a preview, for what it took is gone then."""
+        """Take a finished operation back: at once, but for a take after a preview: what it took is gone then."""
         undo = operation.plan.undo
-        if undo is not None and undo.revert_to is None:
+        if undo is not None and undo.loses_something:
             which = " and ".join(f"“{in_sentence(name)}”" for name in undo.delete)
             self._open(
                 PlanDialog(
                     Planner(self._estate[uri], operation.plan.domain_uuid, undoes=operation),
-                    TakeBack(undo.revert_to, undo.delete),
+                    TakeBack(undo),
                     title=f"Delete {which} of {in_sentence(operation.plan.domain)} again",
                     verb="&Delete",
                     parent=self._window,

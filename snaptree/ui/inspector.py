@@ -27,8 +27,9 @@ from snaptree.plans.wording import listed, plain, version
 from snaptree.ui.availability import Selection
 from snaptree.ui.labels import ElidedLabel, PlainLabel, SectionTitle
 from snaptree.ui.layer_stack import LayerStack, stacks_of
+from snaptree.ui.note_field import NoteField
 from snaptree.ui.plan_view import Notice
-from snaptree.ui.text import in_sentence
+from snaptree.ui.text import in_sentence, lines
 from snaptree.ui.thumbnails import Picture
 
 if TYPE_CHECKING:
@@ -114,11 +115,13 @@ class Inspector(QScrollArea):
         self.title = ElidedLabel("", page)
         self.title.setObjectName("heading")
         self.subtitle = PlainLabel("", page, dim=True)
+        self.meaning = PlainLabel("", page, dim=True)
+        """What a revert to the snapshot gives."""
         self.reasons = PlainLabel("", page, dim=True)
-        self.note = PlainLabel("", page)
-        self.note.setObjectName("note")
+        self.note = NoteField(page)
         self.facts = Facts(page)
         self._note_title = SectionTitle("Note", page)
+        self._meaning_title = SectionTitle("After a Revert", page)
         self._reasons_title = SectionTitle("Why not", page)
         self._layers_title = SectionTitle("Layers", page)
         self.layers = LayerStack(page)
@@ -142,6 +145,8 @@ class Inspector(QScrollArea):
         layout.addLayout(self._troubles_page)
         layout.addWidget(self._note_title)
         layout.addWidget(self.note)
+        layout.addWidget(self._meaning_title)
+        layout.addWidget(self.meaning)
         layout.addWidget(SectionTitle("Facts", page))
         layout.addWidget(self.facts)
         layout.addWidget(self._reasons_title)
@@ -161,7 +166,7 @@ class Inspector(QScrollArea):
         self.subtitle.set_text(host.uri)
         self.drop_memory.hide()
         self.picture.show_image(None)
-        self._show_note("")
+        self._show_note(None)
         self._show_reasons()
         self._show_troubles(())
         facts = [Fact("Connection", str(host.status.phase))]
@@ -217,10 +222,11 @@ class Inspector(QScrollArea):
 
     def _show_snapshot(self, machine: Machine, snapshot: Snapshot) -> None:
         self.title.set_text(snapshot.name)
-        self.subtitle.set_text(f"{words.kind(snapshot.kind)}, {words.consistency(snapshot.consistency)}")
-        self._show_note(snapshot.description)
-        self._show_troubles(())
         consistency = snapshot.consistency
+        self.subtitle.set_text(f"{words.kind(snapshot.kind)}, {words.consistency(consistency)}")
+        self.meaning.set_text(words.consistency_in_full(consistency))
+        self._show_note(machine, snapshot)
+        self._show_troubles(())
         facts = [
             Fact("Taken", words.moment(snapshot.created)),
             Fact("Machine was", words.state(snapshot.state)),
@@ -244,13 +250,19 @@ class Inspector(QScrollArea):
             facts.append(Fact("Children", listed(plain(child) for child in children) or words.NONE))
         if snapshot.annotations.taken_by:
             facts.append(Fact("Taken by", plain(snapshot.annotations.taken_by)))
+        marks = {"Pinned": snapshot.annotations.pinned, "Known good": snapshot.annotations.known_good}
+        facts += [
+            Fact(title, plain(words.mark(mark)), words.mark_in_full(mark))
+            for title, mark in marks.items()
+            if mark is not None
+        ]
         self.facts.show_facts(facts)
         self._show_layers(machine, snapshot.name)
 
     def _show_several(self, machine: Machine, names: tuple[str, ...]) -> None:
         self.title.set_text(words.count(len(names), "snapshot"))
         self.subtitle.set_text(f"of {plain(machine.domain.name)}")
-        self._show_note("")
+        self._show_note(None)
         self._show_troubles(())
         sums = selection_sums(machine, names)
         self.facts.show_facts([_bytes(title, figure) for title, figure in sums])
@@ -259,7 +271,7 @@ class Inspector(QScrollArea):
     def _show_machine(self, machine: Machine) -> None:
         self.title.set_text(machine.domain.name)
         self.subtitle.set_text(words.state(machine.domain.state))
-        self._show_note("")
+        self._show_note(None)
         self._show_troubles(machine.troubles)
         count = machine.snapshot_count
         facts = [
@@ -282,10 +294,17 @@ class Inspector(QScrollArea):
         self.facts.show_facts(facts)
         self._show_layers(machine)
 
-    def _show_note(self, note: str) -> None:
-        self.note.set_text(note.strip())
+    def _show_note(self, machine: Machine | None, snapshot: Snapshot | None = None) -> None:
+        """Of one snapshot, to be written there; where it can't be, an empty one takes no room."""
+        finding = self._actions.reasons.get(Action.DESCRIBE)
+        why_not = "" if finding is None else f"{finding.reason} {finding.remedy}".strip()
+        note = "" if snapshot is None else lines(snapshot.description)
+        about = None if machine is None or snapshot is None else (machine.id, snapshot.name)
+        self.note.show_note(about, note, why_not)
         for widget in (self.note, self._note_title):
-            widget.setVisible(bool(note.strip()))
+            widget.setVisible(about is not None and bool(note or not why_not))
+        self.meaning.setVisible(about is not None)
+        self._meaning_title.setVisible(about is not None)
 
     def _show_reasons(self) -> None:
         """Say why actions are off, those with the same reason together."""

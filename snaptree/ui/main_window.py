@@ -12,6 +12,7 @@ from PySide6.QtWidgets import QApplication, QMainWindow, QMenu, QMessageBox, QSp
 
 from snaptree import __version__
 from snaptree.model.figures import unknown
+from snaptree.plans.intention import Describe
 from snaptree.plans.operation import last_undoable
 from snaptree.ui import icons
 from snaptree.ui.actions import Actions
@@ -127,6 +128,7 @@ class MainWindow(QMainWindow):
         actions = self.actions_
         bar.addActions([actions.take, actions.revert, actions.delete])
         bar.addSeparator()
+        bar.addAction(actions.pin)
         bar.addAction(actions.undo)
         bar.addSeparator()
         bar.addAction(actions.refresh)
@@ -148,6 +150,8 @@ class MainWindow(QMainWindow):
         snapshot = self._menu("&Snapshot")
         snapshot.addActions([actions.take, actions.revert, actions.revert_with_choices, actions.delete])
         snapshot.addAction(actions.drop_memory)
+        snapshot.addSeparator()
+        snapshot.addActions([actions.note, actions.pin, actions.known_good, actions.rename])
         snapshot.addSeparator()
         snapshot.addAction(actions.undo)
         snapshot.addSeparator()
@@ -201,6 +205,10 @@ class MainWindow(QMainWindow):
         actions.revert_with_choices.triggered.connect(self._revert_with_choices)
         actions.delete.triggered.connect(self._delete)
         actions.drop_memory.triggered.connect(self._drop_memory)
+        actions.note.triggered.connect(self._edit_note)
+        actions.pin.triggered.connect(self._pin)
+        actions.known_good.triggered.connect(self._mark_known_good)
+        actions.rename.triggered.connect(self._rename)
         actions.undo.triggered.connect(self._undo)
         actions.refresh.triggered.connect(self._estate.refresh)
         actions.find.triggered.connect(self.estate_view.start_search)
@@ -219,6 +227,8 @@ class MainWindow(QMainWindow):
         self.estate_view.menu_wanted.connect(self._estate_menu)
         self.page.view.selection_changed.connect(self._selection_changed)
         self.page.view.menu_wanted.connect(self._snapshot_menu)
+        self.page.view.note_written.connect(self._note_written)
+        self.inspector.note.written.connect(self._write_note)
         self.page.take_wanted.connect(self._take)
         self.page.retry_wanted.connect(self._retry)
         self.page.refresh_wanted.connect(self._estate.refresh)
@@ -394,6 +404,38 @@ class MainWindow(QMainWindow):
         if selection.machine is not None and len(selection.snapshots) == 1:
             self.commands.drop_memory(selection.machine, selection.snapshots[0])
 
+    def _edit_note(self) -> None:
+        """In its row; in the inspector, if it has several lines."""
+        if not self.page.view.edit_note():
+            self.actions_.inspector.setChecked(True)
+            self.inspector.note.setFocus(Qt.FocusReason.ShortcutFocusReason)
+
+    def _note_written(self, snapshot: str, note: str) -> None:
+        shown = self.page.view.snapshot_model.shown.machine
+        if shown is not None:
+            self._write_note(shown.id, snapshot, note)
+
+    def _write_note(self, machine_id: MachineId, snapshot: str, note: str) -> None:
+        machine = self._estate.machine(machine_id)
+        if machine is not None:
+            self.commands.describe(machine, Describe((snapshot,), note=note))
+
+    def _pin(self) -> None:
+        selection = self.selection()
+        if selection.machine is not None:
+            self.commands.describe(selection.machine, Describe(selection.snapshots, pinned=not selection.is_pinned))
+
+    def _mark_known_good(self) -> None:
+        selection = self.selection()
+        if selection.machine is not None:
+            marked = Describe(selection.snapshots, known_good=not selection.is_known_good)
+            self.commands.describe(selection.machine, marked)
+
+    def _rename(self) -> None:
+        selection = self.selection()
+        if selection.machine is not None and len(selection.snapshots) == 1:
+            self.commands.rename(selection.machine, selection.snapshots[0])
+
     def _undo(self) -> None:
         machine = self.machine
         operation = last_undoable(self.activity.operations, None if machine is None else machine.id.uuid)
@@ -460,7 +502,8 @@ class MainWindow(QMainWindow):
     def _snapshot_menu(self, place: QPoint) -> None:
         actions = self.actions_
         changes = [actions.take, actions.revert, actions.revert_with_choices, actions.delete, actions.drop_memory]
-        self._pop_up([*changes, None, actions.undo, None, actions.refresh], place)
+        words = [actions.note, actions.pin, actions.known_good, actions.rename]
+        self._pop_up([*changes, None, *words, None, actions.undo, None, actions.refresh], place)
 
     def _estate_menu(self, place: QPoint) -> None:
         actions = self.actions_

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from PySide6.QtCore import QModelIndex, QPersistentModelIndex, QPoint, QRect, QSize, Qt
+from PySide6.QtCore import QAbstractItemModel, QModelIndex, QPersistentModelIndex, QPoint, QRect, QSize, Qt, Signal
 from PySide6.QtGui import QColor, QFont, QFontMetrics, QPainter, QPainterPath, QPen
-from PySide6.QtWidgets import QStyle, QStyledItemDelegate, QStyleOptionViewItem, QTableView
+from PySide6.QtWidgets import QLineEdit, QStyle, QStyledItemDelegate, QStyleOptionViewItem, QTableView, QWidget
 
 from snaptree import words
-from snaptree.model.estate import MemorySnapshot
+from snaptree.model.estate import Consistency, MemorySnapshot
 from snaptree.model.folding import Fold, Now
 from snaptree.ui import icons
 from snaptree.ui.snapshot_model import FIGURES, Badge, Column, SnapshotModel, Tone
 from snaptree.ui.theme import Colours, colours_of
 
 if TYPE_CHECKING:
+    from snaptree.model.estate import Snapshot
     from snaptree.model.folding import RowId
     from snaptree.model.lanes import LaneRow
 
@@ -35,6 +36,19 @@ _MOST_FOR_BADGES = 45
 _MOST_FOR_ERRORS = 65
 """The same, if there is one that says that something is wrong."""
 _BADGE_GAP = 6
+_SIGN = icons.SIZE + 4
+"""Room for the sign of a snapshot's consistency."""
+_NARROWEST_WITH_SIGN = 180
+"""Width of the column below which names and what is wrong with them get its room."""
+_LEAST_EDITOR = 320
+"""Width of the line in which a note is written, at least, where there is so much."""
+_CONSISTENCY_SIGNS = {
+    Consistency.MEMORY: "memory",
+    Consistency.FILESYSTEM: "filesystem",
+    Consistency.CRASH: "crash",
+    Consistency.OFFLINE: "offline",
+    Consistency.UNKNOWN: "unknown",
+}
 
 # Added up once: Qt's flags are slow to combine, and a frame draws hundreds of texts.
 _LEFT = int(Qt.AlignmentFlag.AlignLeft | Qt.AlignmentFlag.AlignVCenter | Qt.TextFlag.TextSingleLine)
@@ -61,12 +75,20 @@ def width_of_lanes(model: SnapshotModel, row: int) -> int:
 
 
 class SnapshotDelegate(QStyledItemDelegate):
-    """One delegate for all columns. It asks the model directly: 200 cells are painted in a few milliseconds."""
+    """One delegate for all columns. It asks the model directly: 200 cells are painted in a few milliseconds.
+
+    Notes are edited in a line of their own. What is written is not put into the model: it only shows what a host says.
+    """
+
+    written = Signal(str, str)
+    """Snapshot, and the note that the user wrote on it."""
 
     def __init__(self, model: SnapshotModel, view: QTableView) -> None:
         super().__init__(view)
         self._model = model
         self._view = view
+        self._edited: Snapshot | None = None
+        """Whose note is being edited, as it was when that began."""
 
     def sizeHint(self, option: QStyleOptionViewItem, index: QModelIndex | QPersistentModelIndex) -> QSize:
         """How wide a column must be for this cell; all rows are equally high."""
@@ -75,7 +97,7 @@ class SnapshotDelegate(QStyledItemDelegate):
         width = metrics.horizontalAdvance(self._model.text(row, column)) + 2 * PADDING
         if column is Column.TREE:
             badges = self._model.badges(row)
-            width += width_of_lanes(self._model, row) + 10
+            width += width_of_lanes(self._model, row) + 10 + _SIGN
             if badges:
                 width += sum(_badge_width(badge, _small(option.font)) + _BADGE_GAP for badge in badges)
         return QSize(width, row_height(metrics))
@@ -132,6 +154,9 @@ class SnapshotDelegate(QStyledItemDelegate):
             self._paint_node(painter, self._node_place(rect, lanes), row, colours.lane(lanes.lane), ground)
             left += width_of_lanes(self._model, row) + 6
         inner = QRect(left, rect.top(), rect.right() - left - 4, rect.height())
+        if rect.width() >= _NARROWEST_WITH_SIGN:
+            self._paint_consistency(painter, QPoint(rect.right() - _SIGN, inner.center().y()), row, colours)
+            inner.setRight(inner.right() - _SIGN)
         if isinstance(row_id, Fold) or self._model.opened_fold(row) is not None:
             name = "expand" if isinstance(row_id, Fold) else "collapse"
             icons.icon(name, colours.dim).paint(painter, self.fold_sign(rect, row))
@@ -150,6 +175,56 @@ class SnapshotDelegate(QStyledItemDelegate):
         right = inner.left() + _draw(painter, inner.adjusted(0, 0, -used, 0), text)
         for badge in badges:
             right = _paint_badge(painter, QPoint(right + _BADGE_GAP, inner.center().y()), badge, small, colours)
+
+    def _paint_consistency(self, painter: QPainter, left: QPoint, row: int, colours: Colours) -> None:
+        """A quiet sign at the right edge, one below the other: what a revert gives. The tooltip says it in words."""
+        snapshot = self._model.snapshot(row)
+        if snapshot is not None:
+            place = QRect(left.x(), left.y() - icons.SIZE // 2 + 1, icons.SIZE, icons.SIZE)
+            icons.icon(_CONSISTENCY_SIGNS[snapshot.consistency], colours.dim).paint(painter, place)
+
+    # Editing notes
+
+    def createEditor(
+        self,
+        parent: QWidget,
+        option: QStyleOptionViewItem,  # noqa: ARG002  Qt's own signature
+        index: QModelIndex | QPersistentModelIndex,
+    ) -> QWidget:
+        """A line for the note of a row."""
+        editor = QLineEdit(parent)
+        editor.setObjectName("in-table")
+        editor.setAccessibleName("Note")
+        editor.setPlaceholderText("Note")
+        snapshot = self._model.snapshot(index.row())
+        if snapshot is not None:
+            self._edited = snapshot
+            editor.setText(snapshot.description)
+        return editor
+
+    def updateEditorGeometry(
+        self,
+        editor: QWidget,
+        option: QStyleOptionViewItem,
+        index: QModelIndex | QPersistentModelIndex,  # noqa: ARG002  Qt's own signature
+    ) -> None:
+        """Over the cell, and over what is left of it where that is too narrow to write in."""
+        left = min(option.rect.left(), option.rect.right() - _LEAST_EDITOR)
+        editor.setGeometry(option.rect.adjusted(max(0, left) - option.rect.left(), 0, 0, 0))
+
+    def setEditorData(self, editor: QWidget, index: QModelIndex | QPersistentModelIndex) -> None:
+        """Nothing: the text is the user's from the beginning, whatever is read meanwhile."""
+
+    def setModelData(
+        self,
+        editor: QWidget,
+        model: QAbstractItemModel,  # noqa: ARG002  Qt's own signature
+        index: QModelIndex | QPersistentModelIndex,  # noqa: ARG002
+    ) -> None:
+        """Tell what was written, if it is anything new."""
+        edited, self._edited = self._edited, None
+        if isinstance(editor, QLineEdit) and edited is not None and editor.text() != edited.description:
+            self.written.emit(edited.name, editor.text())
 
     def fold_sign(self, rect: QRect, row: int) -> QRect:
         """Where in a cell the sign stands that opens a fold, or folds in again."""

@@ -43,6 +43,7 @@ _NOT_READ = unknown("not read yet")
 # Added up once: Qt's flags are slow to combine, and views ask for them with every cell.
 _FOLD_FLAGS = Qt.ItemFlag.ItemIsEnabled | Qt.ItemFlag.ItemNeverHasChildren
 _ROW_FLAGS = _FOLD_FLAGS | Qt.ItemFlag.ItemIsSelectable
+_NOTE_FLAGS = _ROW_FLAGS | Qt.ItemFlag.ItemIsEditable
 
 
 class Column(IntEnum):
@@ -245,10 +246,13 @@ class SnapshotModel(QAbstractTableModel):
         return 0 if parent.isValid() else len(Column)
 
     def flags(self, index: Index) -> Qt.ItemFlag:
-        """Folds can be walked to, but not selected: what would be deleted is always in sight."""
+        """Folds can be walked to, but not selected: what would be deleted is always in sight. Notes can be edited."""
         if not index.isValid():
             return Qt.ItemFlag.NoItemFlags
-        return _FOLD_FLAGS if isinstance(self._rows[index.row()], Fold) else _ROW_FLAGS
+        row_id = self._rows[index.row()]
+        if isinstance(row_id, Fold):
+            return _FOLD_FLAGS
+        return _NOTE_FLAGS if index.column() == Column.NOTE and isinstance(row_id, str) else _ROW_FLAGS
 
     def headerData(self, section: int, orientation: Qt.Orientation, role: int = Qt.ItemDataRole.DisplayRole) -> Any:
         """Titles, and what the figures mean."""
@@ -275,7 +279,7 @@ class SnapshotModel(QAbstractTableModel):
             text = tooltip(self._explanation(index.row(), column))
             return with_picture(text, self._picture(index.row())) if column is Column.TREE else text
         if role == Qt.ItemDataRole.AccessibleTextRole and column is Column.TREE:
-            return ", ".join([self.text(index.row(), column), *(badge.text for badge in self.badges(index.row()))])
+            return ", ".join([self.text(index.row(), column), *self._said_by_signs(index.row())])
         return None
 
     def sort(self, column: int, order: Qt.SortOrder = Qt.SortOrder.AscendingOrder) -> None:
@@ -335,8 +339,11 @@ class SnapshotModel(QAbstractTableModel):
             return words.moment(snapshot.created)
         if column is Column.NOTE:
             return snapshot.description
-        lines = [snapshot.name, f"{words.kind(snapshot.kind)}, {words.consistency(snapshot.consistency)}"]
-        lines += [f"{badge.text}: {badge.meaning}" for badge in self.badges(row)]
+        consistency = snapshot.consistency
+        lines = [snapshot.name, f"{words.kind(snapshot.kind)}, {words.consistency(consistency)}"]
+        lines += [words.consistency_in_full(consistency)]
+        said = words.consistency(consistency)
+        lines += [f"{badge.text}: {badge.meaning}" for badge in self.badges(row) if badge.text != said]
         return "\n".join(lines)
 
     def _picture(self, row: int) -> QImage | None:
@@ -345,6 +352,13 @@ class SnapshotModel(QAbstractTableModel):
         if machine is None or snapshot is None or self._thumbnails is None:
             return None
         return self._thumbnails.picture(machine.id, snapshot)
+
+    def _said_by_signs(self, row: int) -> list[str]:
+        """What is drawn beside a name, in words."""
+        badges = [badge.text for badge in self.badges(row)]
+        snapshot = self.snapshot(row)
+        consistency = None if snapshot is None else words.consistency(snapshot.consistency)
+        return badges if consistency is None or consistency in badges else [*badges, consistency]
 
     # Rows
 
@@ -429,9 +443,11 @@ def _badges(snapshot: Snapshot, machine: Machine) -> tuple[Badge, ...]:
     if missing:
         badges.append(Badge("image missing", "\n".join(missing), Tone.ERROR))
     if marks.pinned:
-        badges.append(Badge("pinned", "Kept out of every automatic delete."))
+        kept = "Kept out of deletes of several and of every automatic one."
+        badges.append(Badge("pinned", f"{words.mark_in_full(marks.pinned)}. {kept}"))
     if marks.known_good:
-        badges.append(Badge("known good", "Somebody found the machine working here.", Tone.GOOD))
+        works = "The machine was found working here. Kept like what is pinned."
+        badges.append(Badge("known good", f"{words.mark_in_full(marks.known_good)}. {works}", Tone.GOOD))
     if marks.safety:
         badges.append(Badge("safety", "Taken by SnapTree before a revert, so that it can be undone."))
     if snapshot.kind is not machine.usual_kind:

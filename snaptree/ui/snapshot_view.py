@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from PySide6.QtCore import QItemSelection, QItemSelectionModel, QModelIndex, QPoint, Qt, Signal
 from PySide6.QtGui import QContextMenuEvent, QCursor
 from PySide6.QtWidgets import (
+    QAbstractItemDelegate,
     QAbstractItemView,
     QHeaderView,
     QStyle,
@@ -52,9 +53,11 @@ class _Place:
 
 
 class SnapshotView(QTableView):
-    """The tree of one machine. Clicks only select and open folds: nothing here changes anything."""
+    """The tree of one machine. Clicks only select and open folds: nothing here changes anything by itself."""
 
     selection_changed = Signal()
+    note_written = Signal(str, str)
+    """Snapshot, and the note that the user wrote on it."""
     menu_wanted = Signal(object)
     """The place, on the screen, where the menu of the selection shall open."""
 
@@ -70,10 +73,13 @@ class SnapshotView(QTableView):
         self._pressed_at = QPoint()
         self._names_are_set = False
         """The user has chosen the width of the first column."""
+        self._held: tuple[Machine | None, str] | None = None
+        """What is to be shown once the note that is being edited is written: machine, and what is searched for."""
         self._wanted: int | None = None
         """Width of the names that are shown; None before they are measured."""
         self.setModel(self._model)
         self._delegate = SnapshotDelegate(self._model, self)
+        self._delegate.written.connect(self.note_written)
         self.setItemDelegate(self._delegate)
         self.setAccessibleName("Snapshots")
         self.setSelectionBehavior(QAbstractItemView.SelectionBehavior.SelectRows)
@@ -127,8 +133,17 @@ class SnapshotView(QTableView):
         return self._model
 
     def show_machine(self, machine: Machine | None, search: str = "") -> None:
-        """Show a machine's tree, or more of it, or none; the user's place in each machine's tree is kept."""
+        """Show a machine's tree, or more of it, or none; the user's place in each machine's tree is kept.
+
+        While a note is being edited its machine stays as it is: the row would move away below the text.
+        """
         before = self._model.shown.machine
+        if self.is_editing:
+            if machine is not None and before is not None and machine.id == before.id:
+                self._held = machine, search
+                return
+            self.setFocus()  # which ends the editing, and tells what was written
+        self._held = None
         unfolded = frozenset[str]() if machine is None else self._unfolded.get(machine.id, frozenset())
         place = self._places.get(machine.id, _Place()) if machine is not None else _Place()
         if before is not None and machine is not None and before.id == machine.id:
@@ -138,6 +153,31 @@ class SnapshotView(QTableView):
         self._model.show(Shown(machine, unfolded, selected, self._model.shown.folds, search))
         if machine is not None and machine is not before:
             self._fit_names()
+
+    @property
+    def is_editing(self) -> bool:
+        """Whether a note is being edited."""
+        return self.state() is QAbstractItemView.State.EditingState
+
+    def edit_note(self) -> bool:
+        """Let the user edit the note of the selected snapshot in its row. Notes of several lines don't fit there."""
+        names = self.selected_names()
+        row = self._model.row_of(("snapshot", names[0])) if len(names) == 1 else None
+        snapshot = None if row is None else self._model.snapshot(row)
+        if row is None or snapshot is None or "\n" in snapshot.description:
+            return False
+        index = self._model.index(row, Column.NOTE)
+        self.selectionModel().setCurrentIndex(index, QItemSelectionModel.SelectionFlag.NoUpdate)
+        self.scrollTo(index)
+        self.edit(index)
+        return True
+
+    def closeEditor(self, editor: QWidget, _hint: QAbstractItemDelegate.EndEditHint) -> None:
+        """Editing is over: show what was read meanwhile. Tab does not go on to the next note."""
+        super().closeEditor(editor, QAbstractItemDelegate.EndEditHint.NoHint)
+        held, self._held = self._held, None
+        if held is not None:
+            self.show_machine(*held)
 
     @property
     def folds(self) -> bool:

@@ -6,7 +6,6 @@ import dataclasses
 import os
 import signal
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import libvirt
@@ -29,13 +28,6 @@ from tests.kit.machines import MIB, NOW, Machine, run_tool, unchanged
 from tests.kit.processes import qemu_processes
 
 pytestmark = pytest.mark.qemu
-
-
-@pytest.fixture
-def journal(tmp_path: Path) -> Iterator[Journal]:
-    journal = Journal(tmp_path / "journal.sqlite3")
-    yield journal
-    journal.close()
 
 
 def ask(machine: Machine, journal: Journal, intention: Intention) -> Plan:
@@ -124,7 +116,7 @@ def test_a_snapshot_whose_program_was_killed_is_taken(
     assert undo is not None
     assert undo.id == operation.id
     assert undo.plan.undo is not None
-    back = ask(machine, journal, TakeBack(undo.plan.undo.revert_to, undo.plan.undo.delete))
+    back = ask(machine, journal, TakeBack(undo.plan.undo))
     assert run_plan(machine.connection, back, journal=journal, undoes=undo.id).error is None
     assert machine.contents() == {NOW: now}
     assert last_undoable(journal.recent()) is None
@@ -147,7 +139,7 @@ def test_a_revert_whose_program_was_killed_is_finished_and_can_be_undone(
     assert last.can_undo
     undo = last.plan.undo
     assert undo is not None
-    machine.change(TakeBack(undo.revert_to, undo.delete))
+    machine.change(TakeBack(undo))
     assert machine.contents() == before
 
 

@@ -103,7 +103,7 @@ def test_there_and_back(host: EmbeddedHost, capture: Capture, captured: int, now
 
     undo = operation.plan.undo
     assert undo is not None
-    back = machine.change(TakeBack(undo.revert_to, undo.delete))
+    back = machine.change(TakeBack(undo))
     restored = machine.contents()
     assert state(machine) == now
     assert restored[NOW] == before[NOW]

@@ -93,7 +93,7 @@ def test_reverting_brings_back_the_content_and_undo_takes_it_back(host: Embedded
 
     undo = operation.plan.undo
     assert undo is not None
-    machine.change(TakeBack(undo.revert_to, undo.delete))
+    machine.change(TakeBack(undo))
     assert machine.contents() == before
     assert machine.tree().current == "good"
     machine.check_images()
@@ -113,7 +113,7 @@ def test_external_reverts_and_their_undo(host: EmbeddedHost) -> None:
     assert machine.tree().current == "good"
     undo = operation.plan.undo
     assert undo is not None
-    machine.change(TakeBack(undo.revert_to, undo.delete))
+    machine.change(TakeBack(undo))
     assert machine.contents() == before
     assert machine.tree().current == "later"
 
@@ -147,7 +147,7 @@ def test_undoing_a_take_leaves_the_machine_as_it_was(host: EmbeddedHost, capture
         assert unchanged(machine.contents(), before, "tried")
         return
     assert undo is not None
-    machine.change(TakeBack(undo.revert_to, undo.delete))
+    machine.change(TakeBack(undo))
     assert machine.contents() == before
     assert machine.handle.state()[0] == state_before
     assert [path.name for path in machine.directory.iterdir()] == ["disk0.qcow2"], "the saved memory is gone too"

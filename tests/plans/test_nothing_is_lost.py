@@ -246,7 +246,7 @@ def _check_undo(host: PretendLibvirt, plan: Plan, before: _Before, choose: rando
         host.write(choose.randrange(BLOCKS))
         before = _Before(host)
     expected = before.now
-    back = make_plan(TakeBack(plan.undo.revert_to, plan.undo.delete), host.situation(version))
+    back = make_plan(TakeBack(plan.undo), host.situation(version))
     assert not back.is_refused, f"an undo was offered and then refused: {back.refusals[0].reason}"
     _carry_out(host, back)
     before.check(host, deleted=frozenset(plan.undo.delete))

@@ -11,12 +11,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from snaptree.model.estate import Consistency, DiskSnapshot, MemorySnapshot
+from snaptree.model.estate import Consistency, DiskSnapshot, Mark, MemorySnapshot, Remarks
 from snaptree.model.figures import Confidence, Figure, unknown
 from snaptree.plans.intention import Capture, Delete, Revert, Take
 from snaptree.plans.plan import (
     Action,
     DeleteSnapshot,
+    DescribeSnapshot,
     DropManagedSave,
     EndOrphanedMerge,
     Finding,
@@ -29,6 +30,7 @@ from snaptree.plans.plan import (
     Plan,
     RecordLayers,
     RemoveLeftover,
+    RenameSnapshot,
     RevertToSnapshot,
     StateAfter,
     Step,
@@ -56,6 +58,9 @@ def _mappings(values: st.SearchStrategy[_Value]) -> st.SearchStrategy[Mapping[st
 
 
 _findings = st.builds(Finding, _texts, _texts, _texts)
+_marks = st.none() | st.builds(Mark, _texts, st.integers(0, 2**40))
+_remarks = st.builds(Remarks, _texts, _marks, _marks)
+_describes = st.builds(DescribeSnapshot, _texts, _remarks, _remarks)
 _steps: st.SearchStrategy[Step] = st.one_of(
     st.builds(
         TakeSnapshot,
@@ -106,6 +111,8 @@ _steps: st.SearchStrategy[Step] = st.one_of(
     ),
     st.builds(ForgetMemory, _texts, _texts, _texts),
     st.builds(RemoveLeftover, _texts, _texts),
+    _describes,
+    st.builds(RenameSnapshot, _texts, _texts, st.none() | _texts, _names, _mappings(_mappings(_texts))),
 )
 _plans = st.builds(
     Plan,
@@ -118,7 +125,15 @@ _plans = st.builds(
     forecast=st.builds(Forecast, _figures, _figures, _figures, _seconds, _seconds),
     warnings=st.lists(_findings, max_size=2).map(tuple),
     refusals=st.lists(_findings, max_size=2).map(tuple),
-    undo=st.none() | st.builds(Undo, _texts, st.none() | _texts, _names),
+    undo=st.none()
+    | st.builds(
+        Undo,
+        _texts,
+        st.none() | _texts,
+        _names,
+        st.lists(_describes, max_size=2).map(tuple),
+        st.none() | st.tuples(_texts, _texts),
+    ),
     expected_chains=_mappings(_names),
     recovers=st.none() | st.integers(1),
 )
@@ -144,6 +159,14 @@ def test_plans_recorded_before_steps_said_how_much_memory_are_understood() -> No
     for step in record["steps"]:
         del step["memory_bytes"]
         step.pop("is_internal", None)
+    assert plan_from_record(record) == plan
+
+
+def test_undos_recorded_before_descriptions_could_be_undone_are_understood() -> None:
+    plan = make_plan(Revert("a"), a_machine().external("a").build())
+    record = plan_to_record(plan)
+    del record["undo"]["describe"], record["undo"]["rename"]
+    assert plan.undo is not None
     assert plan_from_record(record) == plan
 
 
@@ -198,6 +221,15 @@ def test_documents_of_real_plans() -> None:
         (DeleteSnapshot("a", (), merges=False), "Delete “a”"),
         (ForgetMemory("a", "b", "/images/a.mem"), "Record in libvirt that “a” holds the disks only"),
         (RemoveLeftover("/images/a.mem", "nobody needs it"), "Remove /images/a.mem: nobody needs it"),
+        (DescribeSnapshot("a", Remarks(), Remarks(pinned=Mark())), "Pin “a”"),
+        (DescribeSnapshot("a", Remarks(pinned=Mark()), Remarks()), "Unpin “a”"),
+        (DescribeSnapshot("a", Remarks(), Remarks(known_good=Mark())), "Mark “a” as known good"),
+        (DescribeSnapshot("a", Remarks(known_good=Mark()), Remarks()), "Take the mark “known good” off “a”"),
+        (DescribeSnapshot("a", Remarks(), Remarks("x")), "Write a note on “a”"),
+        (DescribeSnapshot("a", Remarks("x"), Remarks("y", Mark())), "Pin “a” and change the note of “a”"),
+        (DescribeSnapshot("a", Remarks("x"), Remarks()), "Remove the note of “a”"),
+        (DescribeSnapshot("a", Remarks("x"), Remarks("x")), "Leave what is said about “a” as it is"),
+        (RenameSnapshot("a", "b", None, (), {}), "Rename “a” to “b”"),
     ],
 )
 def test_sentences_of_steps(step: Step, says: str) -> None:

@@ -26,6 +26,7 @@ from snaptree.plans.plan import (
     StateAfter,
     StopMachine,
     TakeSnapshot,
+    Undo,
 )
 from snaptree.plans.planner import make_plan
 from snaptree.plans.situation import Situation
@@ -199,7 +200,7 @@ def test_a_revert_can_be_taken_back(machine: SituationBuilder) -> None:
     assert plan.undo is not None
     reverted = carried_out(plan, before)
     assert reverted.tree.current == "a"
-    back = make_plan(TakeBack(plan.undo.revert_to, plan.undo.delete), reverted)
+    back = make_plan(TakeBack(plan.undo), reverted)
     restored = carried_out(back, reverted)
     assert restored.tree.current == before.tree.current
     assert dict(restored.tree.parents) == dict(before.tree.parents)
@@ -464,14 +465,14 @@ def test_a_leaf_without_a_parent_leaves_its_layer_behind() -> None:
 
 def test_undoing_a_snapshot_deletes_it() -> None:
     situation = a_machine().external("a").build()
-    assert steps(make_plan(TakeBack(None, ("a",)), situation)) == ["merge a"]
+    assert steps(make_plan(TakeBack(Undo("", None, ("a",))), situation)) == ["merge a"]
 
 
 def test_a_safety_snapshot_that_can_not_be_deleted_stays() -> None:
     situation = a_machine().external("a").external("safety").revert("a").build()
-    assert steps(make_plan(TakeBack("safety", ("safety",)), situation)) == ["revert safety", "merge safety"]
+    assert steps(make_plan(TakeBack(Undo("", "safety", ("safety",))), situation)) == ["revert safety", "merge safety"]
     shared = a_machine().external("safety").having(unreadable_domains=("clone",)).build()
-    plan = make_plan(TakeBack("safety", ("safety",)), shared)
+    plan = make_plan(TakeBack(Undo("", "safety", ("safety",))), shared)
     assert steps(plan) == ["revert safety"]
     (stays,) = [warning for warning in plan.warnings if warning.rule == "undo-keeps-snapshot"]
     assert "clone" in stays.reason
@@ -480,9 +481,9 @@ def test_a_safety_snapshot_that_can_not_be_deleted_stays() -> None:
 def test_undo_of_what_somebody_deleted_meanwhile() -> None:
     situation = a_machine().external("a").build()
     with pytest.raises(VanishedError, match="“safety”"):
-        make_plan(TakeBack("safety", ("safety",)), situation)
+        make_plan(TakeBack(Undo("", "safety", ("safety",))), situation)
     with pytest.raises(VanishedError, match="“b”"):
-        make_plan(TakeBack(None, ("b",)), situation)
+        make_plan(TakeBack(Undo("", None, ("b",))), situation)
 
 
 @pytest.mark.parametrize("intention", [Revert("b"), Delete(("b",)), Delete(("a", "b"))])

@@ -43,7 +43,7 @@ def test_a_snapshot_is_told_in_full(inspector: Inspector) -> None:
     every = [*chain(2), snapshot("best", "s2", days=0.5, memory=True, note="why\nand how")]
     facts = show(inspector, Selection(machine(every), ("best",)))
     assert inspector.title.text == "best"
-    assert inspector.note.text() == "why\nand how"
+    assert inspector.note.toPlainText() == "why\nand how"
     assert facts["Memory"] == "in a file of its own"
     assert facts["Saved memory"] == "5.0 MiB"
     assert facts["Parent"] == "s2"

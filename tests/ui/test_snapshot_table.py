@@ -12,8 +12,9 @@ from PySide6.QtGui import QColor
 from PySide6.QtTest import QAbstractItemModelTester, QSignalSpy, QTest
 from pytestqt.qtbot import QtBot
 
+from snaptree import words
 from snaptree.model.errors import SnapTreeError
-from snaptree.model.estate import Annotations, DomainLayers, DomainState, Image, Mark
+from snaptree.model.estate import Annotations, Consistency, DomainLayers, DomainState, Image, Mark
 from snaptree.model.figures import Confidence, Figure, exact, unknown
 from snaptree.model.folding import Fold
 from snaptree.ui import snapshot_delegate
@@ -437,6 +438,24 @@ def test_names_have_room_beside_their_lanes_in_a_narrow_table(view: SnapshotView
     view.resize(320, 300)
     name = view.fontMetrics().horizontalAdvance("nightly-20261103")
     assert view.columnWidth(Column.TREE) >= width_of_lanes(view.snapshot_model, 0) + name
+
+
+def test_each_consistency_has_a_sign_and_a_sentence(view: SnapshotView) -> None:
+    taken = [snapshot(each.value, days=9, annotations=Annotations(consistency=each)) for each in Consistency]
+    view.show_machine(machine(taken))
+    view.resize(1000, 400)
+    pictures, model = set(), view.snapshot_model
+    for row, name in enumerate(rows(model)[:-1]):
+        cell = view.visualRect(model.index(row, Column.TREE))
+        sign = cell.adjusted(cell.width() - snapshot_delegate._SIGN, 0, 0, 0)
+        picture = view.viewport().grab(sign).toImage()
+        pictures.add(bytes(picture.constBits()))
+        index = model.index(row, Column.TREE)
+        said = words.consistency(Consistency(name))
+        assert said in str(index.data(Qt.ItemDataRole.AccessibleTextRole))
+        tip = read_tooltip(index.data(Qt.ItemDataRole.ToolTipRole))
+        assert tip.count(words.consistency_in_full(Consistency(name))) == 1
+    assert len(pictures) == len(Consistency), "no two look alike"
 
 
 def test_what_is_wrong_is_badged_beside_a_long_name_too(view: SnapshotView) -> None:
