@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from snaptree import words
 from snaptree.model.estate import Consistency, DomainState, MemorySnapshot, SnapshotKind
 from snaptree.model.figures import Confidence, Figure, exact, unknown
+from snaptree.model.settings import SettingChange
 
 
 @pytest.mark.parametrize(
@@ -52,6 +53,22 @@ def test_every_value_has_a_word() -> None:
     assert all(words.kind(kind) and words.kind_in_full(kind) for kind in SnapshotKind)
     assert all(words.consistency(each) and words.consistency_in_full(each) for each in Consistency)
     assert all(words.memory(memory) for memory in MemorySnapshot)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (SettingChange("Memory", "2 GiB", "4 GiB"), "Memory: 2 GiB → 4 GiB"),
+        (SettingChange("Disk vdb", None, "b.qcow2"), "Disk vdb added: b.qcow2"),
+        (SettingChange("Disk vdb", "b.qcow2", None), "Disk vdb removed: b.qcow2"),
+        (SettingChange("TPM", None, "yes"), "TPM added"),
+        (SettingChange("Disk vda: cache", None, "none"), "Disk vda: cache: — → none"),
+        (SettingChange("While running: TPM", "model tis", None), "While running: TPM removed: model tis"),
+        (SettingChange("Title", "two\nlines", None), "Title removed: two\\nlines"),
+    ],
+)
+def test_changed_settings(change: SettingChange, says: str) -> None:
+    assert words.setting(change) == says
 
 
 def test_counts() -> None:
