@@ -29,6 +29,8 @@ from snaptree.ui.theme import colours_of
 if TYPE_CHECKING:
     from snaptree.plans.plan import Finding, Forecast
 
+_SETTINGS_SHOWN = 50
+
 
 class Notice(QFrame):
     """A coloured box with a sign: something refused, warned about, or gone wrong."""
@@ -112,6 +114,9 @@ class PlanView(QScrollArea):
         if plan.steps:
             layout.addWidget(SectionTitle("What will happen", page))
             layout.addLayout(_numbered([describe_step(step) for step in plan.steps], page))
+            if plan.settings:
+                layout.addWidget(SectionTitle("Settings that change back", page))
+                layout.addWidget(PlainLabel("\n".join(words.settings(plan.settings, _SETTINGS_SHOWN)), page))
             layout.addWidget(SectionTitle("What it costs", page))
             layout.addLayout(_forecast(plan.forecast, page))
             if plan.undo is not None:
