@@ -10,6 +10,7 @@ from PySide6.QtGui import QAction, QKeySequence
 from snaptree.plans.plan import Action
 from snaptree.ui import icons
 from snaptree.ui.availability import Selection, why_off
+from snaptree.ui.changed_settings import selected_moments
 from snaptree.ui.text import tooltip
 from snaptree.ui.theme import colours_of
 
@@ -39,6 +40,9 @@ class Actions(QObject):
         )
         self.delete = self._add(
             "&Delete…", "delete", "Delete the selected snapshots and merge what they hold", standard.Delete
+        )
+        self.compare = self._add(
+            "&Compare Settings…", "", "Show what was set otherwise: at two snapshots, or at one and now", "Ctrl+D"
         )
         self.undo = self._add("&Undo", "undo", "Take back what was done last", standard.Undo)
         self.refresh = self._add("Re&fresh", "refresh", "Read everything again", standard.Refresh)
@@ -79,6 +83,13 @@ class Actions(QObject):
             else:
                 self._explain(action, " ".join(part for part in (reason.reason, reason.remedy) if part))
         self.revert_with_choices.setEnabled(self.revert.isEnabled())
+        self._offer_compare(selection)
+
+    def _offer_compare(self, selection: Selection) -> None:
+        is_connected = selection.machine is not None and selection.machine.host.phase == "connected"
+        is_possible = is_connected and selected_moments(selection) is not None
+        self.compare.setEnabled(is_possible)
+        self._explain(self.compare, "" if is_possible else "Select two rows, or one snapshot to compare with now.")
 
     def offer_undo(self, what: str) -> None:
         """Offer to take back the last operation; `what` says what that does, empty if there is none."""

@@ -22,6 +22,7 @@ from snaptree.model.figures import NOTHING, Figure, total, unknown
 from snaptree.model.troubles import Severity, Trouble
 from snaptree.plans.plan import Action
 from snaptree.plans.wording import listed, plain, version
+from snaptree.ui.changed_settings import ChangedSettings
 from snaptree.ui.labels import ElidedLabel, PlainLabel, SectionTitle
 from snaptree.ui.layer_stack import LayerStack, stacks_of
 from snaptree.ui.plan_view import Notice
@@ -106,6 +107,7 @@ class Inspector(QScrollArea):
         self._reasons_title = SectionTitle("Why not", page)
         self._layers_title = SectionTitle("Layers", page)
         self.layers = LayerStack(page)
+        self.changed = ChangedSettings(page)
         self._troubles_page = QVBoxLayout()
         self._troubles_page.setSpacing(4)
         self._troubles: tuple[Trouble, ...] = ()
@@ -132,6 +134,7 @@ class Inspector(QScrollArea):
         layout.addWidget(self.facts)
         layout.addWidget(self._reasons_title)
         layout.addWidget(self.reasons)
+        layout.addWidget(self.changed)
         layout.addWidget(self._layers_title)
         layout.addWidget(self.layers)
         layout.addStretch(1)
@@ -164,6 +167,7 @@ class Inspector(QScrollArea):
                 ),
             ]
         self.facts.show_facts(facts)
+        self.changed.hide()
         self._show_layers(None)
 
     def show_selection(self, selection: Selection) -> None:
@@ -174,6 +178,7 @@ class Inspector(QScrollArea):
             return
         tree, names = machine.tree, selection.snapshots
         self._show_reasons()
+        self.changed.show_selection(selection)
         if tree is not None and len(names) == 1 and names[0] in tree:
             self._show_snapshot(machine, tree[names[0]])
         elif len(names) > 1:

@@ -17,6 +17,7 @@ from snaptree.ui import icons
 from snaptree.ui.actions import Actions
 from snaptree.ui.activity import Activity, title_of
 from snaptree.ui.availability import Selection
+from snaptree.ui.changed_settings import selected_moments
 from snaptree.ui.commands import Commands
 from snaptree.ui.connect_dialog import ConnectDialog
 from snaptree.ui.credentials_dialog import CredentialsDialog
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from snaptree.jobs.host_backend import CredentialsRequest
     from snaptree.plans.operation import Operation
     from snaptree.plans.plan import Finding
+    from snaptree.ui.changed_settings import Moments
     from snaptree.ui.estate import Estate, HostEntry
     from snaptree.ui.machine import Machine
     from snaptree.ui.theme import Theme
@@ -146,6 +148,8 @@ class MainWindow(QMainWindow):
         snapshot = self._menu("&Snapshot")
         snapshot.addActions([actions.take, actions.revert, actions.revert_with_choices, actions.delete])
         snapshot.addSeparator()
+        snapshot.addAction(actions.compare)
+        snapshot.addSeparator()
         snapshot.addAction(actions.undo)
         snapshot.addSeparator()
         safety = snapshot.addMenu("&Safety Snapshot before a Revert")
@@ -197,6 +201,7 @@ class MainWindow(QMainWindow):
         actions.revert.triggered.connect(self._revert)
         actions.revert_with_choices.triggered.connect(self._revert_with_choices)
         actions.delete.triggered.connect(self._delete)
+        actions.compare.triggered.connect(self._compare)
         actions.undo.triggered.connect(self._undo)
         actions.refresh.triggered.connect(self._estate.refresh)
         actions.find.triggered.connect(self.estate_view.start_search)
@@ -221,6 +226,8 @@ class MainWindow(QMainWindow):
         self.page.add_host_wanted.connect(self.add_host)
         self.page.finish_wanted.connect(partial(self._recover, leave=False))
         self.page.leave_wanted.connect(partial(self._recover, leave=True))
+        self.inspector.changed.asked.connect(self._tell_changed_settings)
+        self.inspector.changed.opened.connect(self.commands.compare)
         self.activity.began.connect(partial(actions.activity.setChecked, True))
         self.activity.changed.connect(self._offer_undo)
         self.activity.changed.connect(self._close_if_done)
@@ -385,6 +392,21 @@ class MainWindow(QMainWindow):
         if selection.machine is not None and selection.snapshots:
             self.commands.delete(selection.machine, selection.snapshots)
 
+    def _compare(self) -> None:
+        moments = selected_moments(self.selection())
+        if moments is not None:
+            self.commands.compare(moments)
+
+    def _tell_changed_settings(self, moments: Moments) -> None:
+        """Have the inspector's question answered by the host."""
+        self._estate[moments.machine.uri].backend.compare(
+            moments.machine.uuid,
+            moments.before,
+            moments.after,
+            partial(self.inspector.changed.answer, moments),
+            only_latest=True,
+        )
+
     def _undo(self) -> None:
         machine = self.machine
         operation = last_undoable(self.activity.operations, None if machine is None else machine.id.uuid)
@@ -451,7 +473,7 @@ class MainWindow(QMainWindow):
     def _snapshot_menu(self, place: QPoint) -> None:
         actions = self.actions_
         changes = [actions.take, actions.revert, actions.revert_with_choices, actions.delete]
-        self._pop_up([*changes, None, actions.undo, None, actions.refresh], place)
+        self._pop_up([*changes, None, actions.compare, None, actions.undo, None, actions.refresh], place)
 
     def _estate_menu(self, place: QPoint) -> None:
         actions = self.actions_

@@ -22,7 +22,7 @@ from snaptree.model.figures import Confidence, Figure
 from snaptree.plans.plan import Plan
 from snaptree.plans.plan_json import describe_step
 from snaptree.ui import icons
-from snaptree.ui.labels import PlainLabel, SectionTitle
+from snaptree.ui.labels import PlainLabel, PlainLines, SectionTitle
 from snaptree.ui.text import tooltip
 from snaptree.ui.theme import colours_of
 
@@ -116,7 +116,9 @@ class PlanView(QScrollArea):
             layout.addLayout(_numbered([describe_step(step) for step in plan.steps], page))
             if plan.settings:
                 layout.addWidget(SectionTitle("Settings that change back", page))
-                layout.addWidget(PlainLabel("\n".join(words.settings(plan.settings, _SETTINGS_SHOWN)), page))
+                changes = PlainLines(page)
+                changes.show_lines(words.settings(plan.settings, _SETTINGS_SHOWN))
+                layout.addWidget(changes)
             layout.addWidget(SectionTitle("What it costs", page))
             layout.addLayout(_forecast(plan.forecast, page))
             if plan.undo is not None:
