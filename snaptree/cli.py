@@ -153,6 +153,12 @@ def _parser() -> argparse.ArgumentParser:
     cost.add_argument("vm", metavar="VM")
     cost.add_argument("snapshots", metavar="SNAPSHOT", nargs="*", help="say what deleting exactly these frees")
 
+    compare = command("compare", "what was set otherwise at a snapshot than at another one, or than now", _compare)
+    compare.add_argument("vm", metavar="VM")
+    compare.add_argument("snapshot", metavar="SNAPSHOT")
+    compare.add_argument("other", metavar="SNAPSHOT", nargs="?", help="by default the machine as it is now")
+    compare.add_argument("--xml", action="store_true", help="print the difference of the definitions, as diff does")
+
     take = command("take", "take a snapshot", _take, changes=True)
     take.add_argument("vm", metavar="VM")
     take.add_argument("name", metavar="NAME", nargs="?", default="", help="by default the date and time")
@@ -428,6 +434,30 @@ def _cost(options: argparse.Namespace) -> int:
             costs.print_selection(console.console(), reading, names)
         else:
             costs.print_layers(console.console(), reading)
+    return 0
+
+
+def _compare(options: argparse.Namespace) -> int:
+    from snaptree.hosts.layers import read_layers
+    from snaptree.hosts.reading import read_tree
+    from snaptree.hosts.settings import compare_moments
+    from snaptree.model.settings import layers_of_one_disk
+    from snaptree.plans.draft import snapshot_named
+    from snaptree.terminal import comparisons, console
+
+    with _connected(options) as connections:
+        connection, uuid = _find(connections, options.vm)
+        tree = read_tree(connection, uuid)
+        for name in filter(None, (options.snapshot, options.other)):
+            snapshot_named(options.vm, tree, name)
+        same_disk = layers_of_one_disk(tree, read_layers(connection, uuid, tree))
+        comparison = compare_moments(connection, uuid, options.snapshot, options.other, same_disk)
+        if _wants_json(options):
+            console.print_json(comparisons.comparison_json(options.vm, connection.uri, comparison))
+        elif options.xml:
+            comparisons.print_xml(console.console(), comparison)
+        else:
+            comparisons.print_comparison(console.console(), comparison)
     return 0
 
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Sequence
 
 import humanize
 
 from snaptree.model.estate import Consistency, DomainState, Mark, MemorySnapshot, SnapshotKind
 from snaptree.model.figures import Confidence, Figure
+from snaptree.model.settings import THERE, WHILE_RUNNING, SettingChange
+from snaptree.model.text import plain
 
 UNKNOWN = "?"
 NONE = "—"
@@ -168,3 +171,36 @@ def consistency_in_full(consistency: Consistency) -> str:
 def memory(memory: MemorySnapshot) -> str:
     """Where the RAM was captured."""
     return _MEMORY[memory]
+
+
+_LONG_VALUE = 200
+_LONG_IN_A_LINE = 100
+"""Letters of a setting's value that are shown in a table, and beside others in a line."""
+
+
+def setting_value(value: str | None, longest: int = _LONG_VALUE) -> str:
+    """What is set, on one line and within reason; `NONE` where nothing is."""
+    shown = NONE if value is None else plain(value)
+    return shown if len(shown) <= longest else f"{shown[:longest]}…"
+
+
+def setting(change: SettingChange) -> str:
+    """A changed setting as one line: `Memory: 2 GiB → 4 GiB`, `Disk vdb added: …`, `Disk vdb removed: …`."""
+    what = plain(change.what)
+    before, after = (setting_value(value, _LONG_IN_A_LINE) for value in (change.before, change.after))
+    is_of_a_part = ": " in change.what.removeprefix(WHILE_RUNNING)
+    if is_of_a_part or (change.before is not None and change.after is not None):
+        return f"{what}: {before} → {after}"
+    verb, value = ("added", after) if change.before is None else ("removed", before)
+    return f"{what} {verb}" if value == THERE else f"{what} {verb}: {value}"
+
+
+def settings(changes: Sequence[SettingChange], most: int) -> list[str]:
+    """Changed settings as lines, no more than `most` of them."""
+    shown = [setting(change) for change in changes[:most]]
+    return shown if len(changes) <= most else [*shown, f"and {len(changes) - most:,} more"]
+
+
+def moment_named(snapshot: str | None) -> str:
+    """A snapshot's name, or `Now`."""
+    return "Now" if snapshot is None else plain(snapshot)

@@ -281,6 +281,21 @@ def test_cost_of_a_snapshot_that_is_not_there(terminal: Terminal) -> None:
     assert "has no snapshot named “nope”" in done.stderr
 
 
+def test_compare_says_what_was_set_otherwise(terminal: Terminal) -> None:
+    said = terminal.json("compare", "ci-runner-01", "toolchain", "dependencies")
+    assert said["settings"] == [{"what": "Memory", "before": "16 MiB", "after": "32 MiB"}]
+    assert (said["before"], said["after"]) == ("toolchain", "dependencies")
+    now = terminal.run("compare", "ci-runner-01", "dependencies").stdout
+    assert [line.split() for line in now.splitlines()] == [
+        ["Setting", "dependencies", "Now"],
+        ["Memory", "32", "MiB", "16", "MiB"],
+    ]
+    xml = terminal.run("compare", "ci-runner-01", "dependencies", "--xml").stdout
+    assert xml.splitlines()[:2] == ["--- dependencies", "+++ Now"]
+    assert terminal.run("compare", "ci-runner-01", "nope").returncode == 1
+    assert "the same" in terminal.run("compare", "ci-runner-01", "toolchain").stdout
+
+
 def digest_of_now(terminal: Terminal, machine: str) -> str:
     from tests.kit.machines import digest
 

@@ -16,8 +16,10 @@ from snaptree import words
 from snaptree.model.costs import domain_costs, selection_cost
 from snaptree.model.estate import Annotations, DiskChain, Domain, DomainLayers, DomainState, Mark, Snapshot
 from snaptree.model.figures import Confidence, Figure, exact
+from snaptree.model.settings import Comparison, SettingChange
 from snaptree.model.tree import SnapshotTree
-from snaptree.plans.plan import Action, DeleteSnapshot, Finding, Forecast, Plan
+from snaptree.plans.plan import Action, DeleteSnapshot, Finding, Forecast, Plan, RevertToSnapshot, StateAfter
+from snaptree.terminal.comparisons import comparison_json, print_comparison, print_xml
 from snaptree.terminal.costs import layers_json, print_layers, print_selection, selection_json
 from snaptree.terminal.lists import list_json, print_list
 from snaptree.terminal.plans import print_plan
@@ -334,3 +336,61 @@ def test_what_is_wrong_is_wrapped_between_words() -> None:
     lines = printed(40, lambda out: print_tree(out, shown))
     assert max(map(cell_len, lines)) <= 40 or lines[-1].startswith("○ Now")
     assert "error: Disk vda: an image that it stands" in lines
+
+
+SETTINGS = (
+    SettingChange("Memory", "2 GiB", "4 GiB"),
+    SettingChange("Disk vdb", None, "/images/with/a/long/path/to/b.qcow2 (qcow2), bus virtio"),
+    SettingChange("Title", "evil \x1b[31m", None),
+)
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_a_comparison_fits_and_obeys_nothing(width: int) -> None:
+    comparison = Comparison(LONG, None, SETTINGS)
+    lines = printed(width, lambda out: print_comparison(out, comparison))
+    assert max(map(cell_len, lines)) <= width
+    assert lines[1].split() == ["Memory", "2", "GiB", "4", "GiB"]
+    assert "\x1b" not in "".join(lines)
+    assert lines[0].split()[0] == "Setting"
+    assert lines[0].endswith(("Now", "After"))
+
+
+def test_a_comparison_without_a_difference_says_so() -> None:
+    assert printed(80, lambda out: print_comparison(out, Comparison("a", "b", ()))) == [
+        "The settings of a and b are the same."
+    ]
+    assert printed(80, lambda out: print_xml(out, Comparison("a", "b", ()))) == []
+
+
+def test_the_xml_of_a_comparison_is_printed_as_it_is() -> None:
+    xml = ("--- a", "+++ Now", "@@ -1 +1 @@", "-<title>[bold]\x1b[31m</title>", "+<title>" + "x" * 300 + "</title>")
+    lines = printed(80, lambda out: print_xml(out, Comparison("a", None, SETTINGS, xml)))
+    assert lines == [*xml[:3], "-<title>[bold]\\x1b[31m</title>", xml[4]]
+
+
+def test_a_comparison_as_json() -> None:
+    document = comparison_json("web-01", "qemu:///system", Comparison("a", None, SETTINGS[:1], ("-x", "+y")))
+    assert document == {
+        "domain": "web-01",
+        "host": "qemu:///system",
+        "before": "a",
+        "after": None,
+        "settings": [{"what": "Memory", "before": "2 GiB", "after": "4 GiB"}],
+        "xml": ["-x", "+y"],
+    }
+
+
+def test_a_revert_lists_the_settings_that_change_back() -> None:
+    plan = Plan(
+        Action.REVERT,
+        "uri",
+        "uuid",
+        "web-01",
+        ("a",),
+        steps=(RevertToSnapshot("a", StateAfter.AS_CAPTURED, None),),
+        settings=(SettingChange("Memory", "4 GiB", "2 GiB"), SettingChange("Disk vdb", "b.qcow2", None)),
+    )
+    lines = printed(80, lambda out: print_plan(out, plan))
+    at = lines.index("Settings that change back:")
+    assert lines[at + 1 : at + 3] == ["  Memory: 4 GiB → 2 GiB", "  Disk vdb removed: b.qcow2"]

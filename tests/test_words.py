@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from snaptree import words
 from snaptree.model.estate import Consistency, DomainState, Mark, MemorySnapshot, SnapshotKind
 from snaptree.model.figures import Confidence, Figure, exact, unknown
+from snaptree.model.settings import SettingChange
 
 
 @pytest.mark.parametrize(
@@ -68,6 +69,22 @@ def test_marks_say_who_and_when() -> None:
     assert re.fullmatch(r"by amina, \d+ Nov 2026, \d\d:\d\d:\d\d \S+", words.mark_in_full(mark))
     assert words.mark(Mark("amina")) == "by amina"
     assert words.mark(Mark()) == "nobody knows by whom"
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (SettingChange("Memory", "2 GiB", "4 GiB"), "Memory: 2 GiB → 4 GiB"),
+        (SettingChange("Disk vdb", None, "b.qcow2"), "Disk vdb added: b.qcow2"),
+        (SettingChange("Disk vdb", "b.qcow2", None), "Disk vdb removed: b.qcow2"),
+        (SettingChange("TPM", None, "yes"), "TPM added"),
+        (SettingChange("Disk vda: cache", None, "none"), "Disk vda: cache: — → none"),
+        (SettingChange("While running: TPM", "model tis", None), "While running: TPM removed: model tis"),
+        (SettingChange("Title", "two\nlines", None), "Title removed: two\\nlines"),
+    ],
+)
+def test_changed_settings(change: SettingChange, says: str) -> None:
+    assert words.setting(change) == says
 
 
 def test_counts() -> None:

@@ -189,6 +189,7 @@ def _build_runner(site: Site) -> None:
     ci.external("base-install", timedelta(days=120), "Clean install")
     ci.write(10)
     ci.external("toolchain", timedelta(days=118), "Compilers and SDKs")
+    ci.machine.give_memory(32 * MIB)
     ci.write(9)
     ci.external("dependencies", timedelta(days=64), "Package caches warmed up")
     for days in range(30, 22, -1):

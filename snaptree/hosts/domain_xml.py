@@ -113,9 +113,13 @@ def image_format(disk: ET.Element) -> str:
 def memory_bytes(domain: ET.Element) -> int:
     """The machine's RAM in bytes, 0 if it is not said."""
     element = domain.find("memory")
-    if element is None or not (element.text or "").strip().isdigit():
-        return 0
-    return int(element.text or 0) * _UNITS.get(element.get("unit", "KiB"), 2**10)
+    return 0 if element is None else scaled_bytes(element) or 0
+
+
+def scaled_bytes(element: ET.Element) -> int | None:
+    """The size that an element's text and unit (KiB if it has none) say, in bytes; None if they say none."""
+    text, unit = (element.text or "").strip(), _UNITS.get(element.get("unit", "KiB"))
+    return int(text) * unit if text.isdecimal() and unit is not None else None
 
 
 def _target(disk: ET.Element) -> str:

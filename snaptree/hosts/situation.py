@@ -21,10 +21,12 @@ from snaptree.hosts.journal import this_user
 from snaptree.hosts.layers import Images, layers_of
 from snaptree.hosts.new_layers import can_make_layers
 from snaptree.hosts.reading import read_domain, read_tree, texts_of
+from snaptree.hosts.settings import LazyMapping, changes, recorded_in, recorded_now
 from snaptree.hosts.snapshot_xml import recorded_disks
 from snaptree.images.files import read_chain
 from snaptree.model.estate import DomainLayers, Image
 from snaptree.model.merging import Elsewhere
+from snaptree.model.settings import layers_of_one_disk
 from snaptree.plans.situation import Disk, Situation, elsewhere
 
 # Every attribute by which libvirt's XML can name an image, in machines, snapshots and save files alike.
@@ -41,7 +43,8 @@ def read_situation(connection: Connection, uuid: str) -> Situation:
     """
     handle = connection.domain(uuid)
     with explained("reading the virtual machine"):
-        definition = read_definition(parse(handle.XMLDesc()))
+        text = handle.XMLDesc()
+    definition = read_definition(parse(text))
     domain = read_domain(connection, uuid)
     texts: dict[str, str] = {}
     tree = read_tree(connection, uuid, texts=texts)
@@ -50,6 +53,7 @@ def read_situation(connection: Connection, uuid: str) -> Situation:
     ours = _own_images(layers, definition.disks)
     dependants, unreadable = _dependants(connection, uuid, images, ours)
     directories = sorted({str(Path(path).parent) for path in ours})
+    now, same_disk = recorded_now(handle, text), layers_of_one_disk(tree, layers)
     existing = {directory: files_in(connection, directory) for directory in directories}
     return Situation(
         host=connection.host,
@@ -66,6 +70,7 @@ def read_situation(connection: Connection, uuid: str) -> Situation:
         nvram_format=definition.nvram_format,
         has_agent=definition.has_agent,
         recorded_disks=MappingProxyType({name: recorded_disks(xml) for name, xml in texts.items()}),
+        settings=LazyMapping(texts, lambda xml: changes(now, recorded_in(xml), same_disk)),
         existing_files=frozenset(path for paths in existing.values() for path in paths),
         missing_files=frozenset(path for path in layers.memory_files if images.is_missing(path)),
         takes_new_layers=_takes_new_layers(connection, directories),

@@ -118,6 +118,12 @@ class Machine:
             if self.handle.isActive():
                 self.handle.destroy()
 
+    def give_memory(self, size: int) -> None:
+        """Let it have so many bytes of RAM from its next start on."""
+        with explained(f"giving {self.name} memory"):
+            for what in (libvirt.VIR_DOMAIN_MEM_MAXIMUM, 0):
+                self.handle.setMemoryFlags(size // 1024, libvirt.VIR_DOMAIN_AFFECT_CONFIG | what)
+
     def remove(self) -> None:
         """Turn it off and forget it with everything libvirt knows of it; its files stay."""
         self.stop()

@@ -20,6 +20,7 @@ from snaptree.hosts.layers import analysed, is_analysed, read_layers, with_earli
 from snaptree.hosts.reading import list_domains, read_tree
 from snaptree.hosts.recovery import with_operations
 from snaptree.hosts.running import run_plan
+from snaptree.hosts.settings import compare_moments
 from snaptree.hosts.situation import read_situation
 from snaptree.hosts.thumbnails import Thumbnails
 from snaptree.hosts.watching import Changes
@@ -32,6 +33,7 @@ from snaptree.model.costs import DomainCosts, SelectionCost, domain_costs, selec
 from snaptree.model.errors import CancelledError, ConnectionLostError, SnapTreeError, VanishedError
 from snaptree.model.estate import Domain, DomainLayers, Host, ImageKey, SnapshotKind
 from snaptree.model.merging import ALONE, Elsewhere
+from snaptree.model.settings import Comparison, layers_of_one_disk
 from snaptree.model.tree import SnapshotTree
 from snaptree.plans.intention import Delete, Intention, Recover, TakeBack
 from snaptree.plans.operation import Operation, OperationState, Settled
@@ -55,6 +57,7 @@ _NO_SNAPSHOTS = SnapshotTree.build((), None)
 _LIST = "list"
 _ELSEWHERE = "elsewhere"
 _JOURNAL = "journal"
+_COMPARISON = "comparison"
 
 _operation_numbers = itertools.count(-1, -1)
 """An operation has its number before it is in the journal; below zero, it can't be taken for the journal's."""
@@ -714,6 +717,39 @@ class HostBackend(QObject):
     def _measure_what_is_on_screen(self) -> None:
         if self._looked_at is not None:
             self._measure(self._looked_at, Priority.ON_SCREEN)
+
+    def compare(
+        self,
+        uuid: str,
+        before: str | None,
+        after: str | None,
+        on_ready: Callable[[Comparison | SnapTreeError], None],
+        *,
+        only_latest: bool = False,
+    ) -> None:
+        """Read what differs in the settings of two snapshots, or of one and *Now* (None).
+
+        `on_ready` hears of it on this thread, unless the backend is closed, or, with `only_latest`, the next such
+        question comes before this one's turn.
+        """
+        session, tree, costs = self._session, self.tree(uuid), self._costs.get(uuid)
+        if session is None:
+            self._post(partial(on_ready, self._not_connected_error()))
+            return
+
+        def work(_should_stop: ShouldStop) -> Comparison:
+            # Which images are layers of one disk is told by what they stand on.
+            same_disk = None if tree is None or costs is None else layers_of_one_disk(tree, costs.layers)
+            with session.using() as connection:
+                return compare_moments(connection, uuid, before, after, same_disk, with_xml=not only_latest)
+
+        self._reader.submit(
+            work,
+            on_done=on_ready,
+            on_failed=on_ready,
+            priority=Priority.ON_SCREEN if only_latest else Priority.USER,
+            key=_COMPARISON if only_latest else None,
+        )
 
     # Changing
 

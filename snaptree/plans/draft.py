@@ -8,6 +8,7 @@ from types import MappingProxyType
 
 from snaptree.model.errors import VanishedError
 from snaptree.model.estate import Snapshot
+from snaptree.model.settings import SettingChange
 from snaptree.model.tree import SnapshotTree
 from snaptree.plans import rules
 from snaptree.plans.aftermath import after
@@ -159,7 +160,13 @@ class Draft:
             refusals=tuple(self._refusals),
             undo=None if self.is_refused else undo,
             expected_chains=MappingProxyType({chain.target: chain.layers for chain in start.layers.chains}),
+            settings=() if self.is_refused else self._settings(),
         )
+
+    def _settings(self) -> tuple[SettingChange, ...]:
+        """What the last revert makes of the machine's settings."""
+        reverts = [step.name for step in self._steps if isinstance(step, RevertToSnapshot | ForkAtSnapshot)]
+        return self.start.settings.get(reverts[-1], ()) if reverts else ()
 
     def _with_times(self, forecast: Forecast) -> Forecast:
         """Add how long takes and reverts take, and how long the guest is away for them; others know for themselves."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from snaptree.model.estate import Consistency, DiskSnapshot, MemorySnapshot, Remarks
 from snaptree.model.figures import Figure, unknown
 from snaptree.model.merging import MergeWay as MergeWay
+from snaptree.model.settings import SettingChange
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -345,6 +346,8 @@ class Plan:
     undo: Undo | None = None
     expected_chains: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: MappingProxyType({}))
     """Layers of each disk (target -> paths, active first) when the plan was made."""
+    settings: tuple[SettingChange, ...] = ()
+    """What of the machine's settings a revert changes back, from what is set now."""
     recovers: int | None = None
     """The journal's number of the interrupted operation that this one finishes or leaves. Each of its steps asks first
     whether it is done already."""

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from snaptree.model.estate import Consistency, DiskSnapshot, Mark, MemorySnapshot, Remarks
 from snaptree.model.figures import Confidence, Figure
+from snaptree.model.settings import SettingChange
 from snaptree.plans.plan import (
     Action,
     DeleteSnapshot,
@@ -171,6 +172,7 @@ def plan_to_json(plan: Plan) -> dict[str, Any]:
         "refusals": [
             {"rule": refusal.rule, "reason": refusal.reason, "remedy": refusal.remedy} for refusal in plan.refusals
         ],
+        "settings": [asdict(change) for change in plan.settings],
         "undo": plan.undo is not None,
     }
 
@@ -190,6 +192,7 @@ def plan_to_record(plan: Plan) -> dict[str, Any]:
         "refusals": [asdict(finding) for finding in plan.refusals],
         "undo": None if plan.undo is None else _undo_to_record(plan.undo),
         "expected_chains": {target: list(layers) for target, layers in plan.expected_chains.items()},
+        "settings": [asdict(change) for change in plan.settings],
         "recovers": plan.recovers,
     }
 
@@ -220,6 +223,7 @@ def plan_from_record(record: Mapping[str, Any]) -> Plan:
         expected_chains=MappingProxyType(
             {target: tuple(layers) for target, layers in record["expected_chains"].items()}
         ),
+        settings=tuple(SettingChange(**change) for change in record.get("settings", ())),  # first journals: none
         recovers=record.get("recovers"),  # plans recorded by the first journals have none
     )
 

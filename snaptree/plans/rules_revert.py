@@ -155,7 +155,12 @@ def _restarts(case: Case) -> Evidence | None:
 
 
 def _settings(case: Case) -> Evidence | None:
-    return found() if case.snapshot is not None else None
+    if case.snapshot is None:
+        return None
+    changes = case.situation.settings.get(case.snapshot.name)
+    if changes is None:
+        return found(changes="what differs can't be told")
+    return found(changes=listed(plain(change.what) for change in changes)) if changes else None
 
 
 def _nvram_stays(case: Case) -> Evidence | None:
@@ -415,10 +420,9 @@ RULES = (
         actions=_REVERT,
         verdict=Verdict.WARN,
         condition=_settings,
-        reason="The settings of {vm} (memory, devices, title, notes) become those of {snapshot} too.",
+        reason="The settings of {vm} become those of {snapshot} too: {changes}.",
         remedy="",
         source="a snapshot holds the machine's definition, and a revert installs it",
-        needs=Known.TREE,
     ),
     Rule(
         id="nvram-stays",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from snaptree.model.estate import Domain, DomainLayers, Host, ImageKey
 from snaptree.model.merging import Elsewhere
+from snaptree.model.settings import SettingChange
 from snaptree.model.tree import SnapshotTree
 from snaptree.plans.operation import Operation, StepFound
 from snaptree.plans.speed import NOT_MEASURED, Speed
@@ -77,6 +78,9 @@ class Situation:
     recorded_disks: Mapping[str, tuple[Disk, ...]] = field(default_factory=lambda: MappingProxyType({}))
     """Snapshot -> the disks of the machine as that snapshot recorded it (its `<domain>`), CD-ROMs included.
     A snapshot that is not here is taken to have had the disks that the machine has now."""
+    settings: Mapping[str, tuple[SettingChange, ...]] = field(default_factory=lambda: MappingProxyType({}))
+    """Snapshot -> what changes when the machine gets the settings of that snapshot. One that is not here did not say
+    what the machine looked like."""
     existing_files: frozenset[str] = frozenset()
     """Files in the directories of this machine's images, as far as they can be listed."""
     missing_files: frozenset[str] = frozenset()

@@ -17,6 +17,9 @@ from snaptree.terminal.console import plain
 def print_plan(out: Console, plan: Plan) -> None:
     """Print what a plan would do, what it costs and what to know. Refusals are the caller's to say."""
     lines = [(f"{number}. {describe_step(step)}", "") for number, step in enumerate(plan.steps, start=1)]
+    if plan.settings:
+        lines.append(("Settings that change back:", ""))
+        lines += [(f"  {words.setting(change)}", "") for change in plan.settings]
     for warning in plan.warnings:
         more = f" {warning.remedy}" if warning.remedy and plan.recovers is not None else ""
         lines.append((f"Note: {warning.reason}{more}", "yellow"))

@@ -12,6 +12,7 @@ from snaptree.model.estate import MemorySnapshot
 from snaptree.plans.plan import Action, Finding
 from snaptree.ui import icons
 from snaptree.ui.availability import Selection, why_off
+from snaptree.ui.changed_settings import selected_moments
 from snaptree.ui.text import tooltip
 from snaptree.ui.theme import colours_of
 
@@ -54,6 +55,9 @@ class Actions(QObject):
         self.pin = self._add(*_PIN, "Ctrl+P")
         self.known_good = self._add(*_KNOWN_GOOD)
         self.rename = self._add("Rena&me…", "", "Give the snapshot another name")
+        self.compare = self._add(
+            "&Compare Settings…", "", "Show what was set otherwise: at two snapshots, or at one and now", "Ctrl+D"
+        )
         self.undo = self._add("&Undo", "undo", "Take back what was done last", standard.Undo)
         self.refresh = self._add("Re&fresh", "refresh", "Read everything again", standard.Refresh)
         self.find = self._add("F&ind…", "find", "Search machines and snapshots", standard.Find)
@@ -104,6 +108,7 @@ class Actions(QObject):
         frees = _frees_by_memory(selection)
         self.drop_memory.setText(f"Drop Its &Memory…{frees}")
         self.drop_memory.setIconText(f"Drop Its Memory{frees}")
+        self._offer_compare(selection)
 
     def _offer(self, action: QAction, reason: Finding | None) -> None:
         action.setEnabled(reason is None)
@@ -114,6 +119,12 @@ class Actions(QObject):
         text, _, purpose = words
         self._purposes[action] = purpose
         self._set_text(action, text)
+
+    def _offer_compare(self, selection: Selection) -> None:
+        is_connected = selection.machine is not None and selection.machine.host.phase == "connected"
+        is_possible = is_connected and selected_moments(selection) is not None
+        self.compare.setEnabled(is_possible)
+        self._explain(self.compare, "" if is_possible else "Select two rows, or one snapshot to compare with now.")
 
     def offer_undo(self, what: str) -> None:
         """Offer to take back the last operation; `what` says what that does, empty if there is none."""

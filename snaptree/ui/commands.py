@@ -12,6 +12,7 @@ from snaptree.model.errors import SnapTreeError
 from snaptree.model.estate import SnapshotKind
 from snaptree.plans.intention import Delete, Describe, DropMemory, Intention, Recover, Revert, TakeBack
 from snaptree.plans.plan import StateAfter
+from snaptree.ui.compare_dialog import CompareDialog
 from snaptree.ui.error_dialog import show_error
 from snaptree.ui.plan_dialog import Alternatives, Choice, PlanDialog
 from snaptree.ui.planning import Planner
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from snaptree.plans.operation import Operation
     from snaptree.plans.plan import Plan
     from snaptree.ui.activity import Activity
+    from snaptree.ui.changed_settings import Moments
     from snaptree.ui.estate import Estate
     from snaptree.ui.machine import Machine
     from snaptree.ui.settings import Settings
@@ -147,6 +149,12 @@ class Commands(QObject):
     def rename(self, machine: Machine, snapshot: str) -> None:
         """Ask for another name."""
         RenameDialog(self._planner(machine), machine, snapshot, self._window).open()
+
+    def compare(self, moments: Moments) -> None:
+        """Show what was set otherwise. Changes nothing."""
+        machine = self._estate.machine(moments.machine)
+        if machine is not None:
+            CompareDialog(self._estate[moments.machine.uri], machine.domain.name, moments, self._window).open()
 
     def undo(self, uri: str, operation: Operation) -> None:
         """Take a finished operation back: at once, but for a take after a preview: what it took is gone then."""

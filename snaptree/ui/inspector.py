@@ -25,6 +25,7 @@ from snaptree.model.troubles import Severity, Trouble
 from snaptree.plans.plan import Action
 from snaptree.plans.wording import listed, plain, version
 from snaptree.ui.availability import Selection
+from snaptree.ui.changed_settings import ChangedSettings
 from snaptree.ui.labels import ElidedLabel, PlainLabel, SectionTitle
 from snaptree.ui.layer_stack import LayerStack, stacks_of
 from snaptree.ui.note_field import NoteField
@@ -125,6 +126,7 @@ class Inspector(QScrollArea):
         self._reasons_title = SectionTitle("Why not", page)
         self._layers_title = SectionTitle("Layers", page)
         self.layers = LayerStack(page)
+        self.changed = ChangedSettings(page)
         self._troubles_page = QVBoxLayout()
         self._troubles_page.setSpacing(4)
         self._troubles: tuple[Trouble, ...] = ()
@@ -151,6 +153,7 @@ class Inspector(QScrollArea):
         layout.addWidget(self.facts)
         layout.addWidget(self._reasons_title)
         layout.addWidget(self.reasons)
+        layout.addWidget(self.changed)
         layout.addWidget(self._layers_title)
         layout.addWidget(self.layers)
         layout.addStretch(1)
@@ -185,6 +188,7 @@ class Inspector(QScrollArea):
                 ),
             ]
         self.facts.show_facts(facts)
+        self.changed.hide()
         self._show_layers(None)
 
     def show_selection(self, selection: Selection) -> None:
@@ -198,6 +202,7 @@ class Inspector(QScrollArea):
         self.drop_memory.setVisible(_holds_memory(tree, names))
         self._selection = selection
         self._show_picture()
+        self.changed.show_selection(selection)
         if tree is not None and len(names) == 1 and names[0] in tree:
             self._show_snapshot(machine, tree[names[0]])
         elif len(names) > 1:

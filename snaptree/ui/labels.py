@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING
 
 from PySide6.QtCore import QPointF, QSize, Qt
 from PySide6.QtGui import QGuiApplication, QPainter, QPalette, QTextLayout, QTextOption
-from PySide6.QtWidgets import QLabel, QMenu, QSizePolicy, QWidget
+from PySide6.QtWidgets import QLabel, QMenu, QSizePolicy, QVBoxLayout, QWidget
 
 from snaptree.plans.wording import plain
 from snaptree.ui.text import lines, tooltip
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from PySide6.QtGui import QContextMenuEvent, QPaintEvent, QResizeEvent
 
 
@@ -90,6 +92,32 @@ class PlainLabel(QLabel):
 
     def _copy(self) -> None:
         QGuiApplication.clipboard().setText(self.text())
+
+
+class PlainLines(QWidget):
+    """Lines of text below each other, with room between those that are not one."""
+
+    def __init__(self, parent: QWidget | None = None) -> None:
+        super().__init__(parent)
+        self._lines: list[PlainLabel] = []
+        self._layout = QVBoxLayout(self)
+        self._layout.setContentsMargins(0, 0, 0, 0)
+        self._layout.setSpacing(4)
+
+    @property
+    def lines(self) -> list[str]:
+        """What is shown."""
+        return [line.text() for line in self._lines if not line.isHidden()]
+
+    def show_lines(self, texts: Sequence[str]) -> None:
+        """Show these; labels are used again, so that nothing flickers."""
+        while len(self._lines) < len(texts):
+            self._lines.append(PlainLabel("", self))
+            self._layout.addWidget(self._lines[-1])
+        for number, line in enumerate(self._lines):
+            line.setVisible(number < len(texts))
+            line.set_text(texts[number] if number < len(texts) else "")
+        self.setVisible(bool(texts))
 
 
 class SectionTitle(QLabel):

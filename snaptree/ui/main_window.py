@@ -18,6 +18,7 @@ from snaptree.ui import icons
 from snaptree.ui.actions import Actions
 from snaptree.ui.activity import Activity, title_of
 from snaptree.ui.availability import Selection
+from snaptree.ui.changed_settings import selected_moments
 from snaptree.ui.commands import Commands
 from snaptree.ui.connect_dialog import ConnectDialog
 from snaptree.ui.credentials_dialog import CredentialsDialog
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from snaptree.jobs.host_backend import CredentialsRequest
     from snaptree.plans.operation import Operation
     from snaptree.plans.plan import Finding
+    from snaptree.ui.changed_settings import Moments
     from snaptree.ui.estate import Estate, HostEntry
     from snaptree.ui.machine import Machine
     from snaptree.ui.theme import Theme
@@ -153,6 +155,8 @@ class MainWindow(QMainWindow):
         snapshot.addSeparator()
         snapshot.addActions([actions.note, actions.pin, actions.known_good, actions.rename])
         snapshot.addSeparator()
+        snapshot.addAction(actions.compare)
+        snapshot.addSeparator()
         snapshot.addAction(actions.undo)
         snapshot.addSeparator()
         safety = snapshot.addMenu("&Safety Snapshot before a Revert")
@@ -209,6 +213,7 @@ class MainWindow(QMainWindow):
         actions.pin.triggered.connect(self._pin)
         actions.known_good.triggered.connect(self._mark_known_good)
         actions.rename.triggered.connect(self._rename)
+        actions.compare.triggered.connect(self._compare)
         actions.undo.triggered.connect(self._undo)
         actions.refresh.triggered.connect(self._estate.refresh)
         actions.find.triggered.connect(self.estate_view.start_search)
@@ -235,6 +240,8 @@ class MainWindow(QMainWindow):
         self.page.add_host_wanted.connect(self.add_host)
         self.page.finish_wanted.connect(partial(self._recover, leave=False))
         self.page.leave_wanted.connect(partial(self._recover, leave=True))
+        self.inspector.changed.asked.connect(self._tell_changed_settings)
+        self.inspector.changed.opened.connect(self.commands.compare)
         self.activity.began.connect(partial(actions.activity.setChecked, True))
         self.activity.changed.connect(self._offer_undo)
         self.activity.changed.connect(self._close_if_done)
@@ -436,6 +443,21 @@ class MainWindow(QMainWindow):
         if selection.machine is not None and len(selection.snapshots) == 1:
             self.commands.rename(selection.machine, selection.snapshots[0])
 
+    def _compare(self) -> None:
+        moments = selected_moments(self.selection())
+        if moments is not None:
+            self.commands.compare(moments)
+
+    def _tell_changed_settings(self, moments: Moments) -> None:
+        """Have the inspector's question answered by the host."""
+        self._estate[moments.machine.uri].backend.compare(
+            moments.machine.uuid,
+            moments.before,
+            moments.after,
+            partial(self.inspector.changed.answer, moments),
+            only_latest=True,
+        )
+
     def _undo(self) -> None:
         machine = self.machine
         operation = last_undoable(self.activity.operations, None if machine is None else machine.id.uuid)
@@ -503,7 +525,7 @@ class MainWindow(QMainWindow):
         actions = self.actions_
         changes = [actions.take, actions.revert, actions.revert_with_choices, actions.delete, actions.drop_memory]
         words = [actions.note, actions.pin, actions.known_good, actions.rename]
-        self._pop_up([*changes, None, *words, None, actions.undo, None, actions.refresh], place)
+        self._pop_up([*changes, None, *words, actions.compare, None, actions.undo, None, actions.refresh], place)
 
     def _estate_menu(self, place: QPoint) -> None:
         actions = self.actions_

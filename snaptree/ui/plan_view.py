@@ -22,12 +22,14 @@ from snaptree.model.figures import Confidence, Figure
 from snaptree.plans.plan import Plan
 from snaptree.plans.plan_json import describe_step
 from snaptree.ui import icons
-from snaptree.ui.labels import PlainLabel, SectionTitle
+from snaptree.ui.labels import PlainLabel, PlainLines, SectionTitle
 from snaptree.ui.text import tooltip
 from snaptree.ui.theme import colours_of
 
 if TYPE_CHECKING:
     from snaptree.plans.plan import Finding, Forecast
+
+_SETTINGS_SHOWN = 50
 
 
 class Notice(QFrame):
@@ -112,6 +114,11 @@ class PlanView(QScrollArea):
         if plan.steps:
             layout.addWidget(SectionTitle("What will happen", page))
             layout.addLayout(_numbered([describe_step(step) for step in plan.steps], page))
+            if plan.settings:
+                layout.addWidget(SectionTitle("Settings that change back", page))
+                changes = PlainLines(page)
+                changes.show_lines(words.settings(plan.settings, _SETTINGS_SHOWN))
+                layout.addWidget(changes)
             layout.addWidget(SectionTitle("What it costs", page))
             layout.addLayout(_forecast(plan.forecast, page))
             if plan.undo is not None:

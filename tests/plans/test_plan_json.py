@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from snaptree.model.estate import Consistency, DiskSnapshot, Mark, MemorySnapshot, Remarks
 from snaptree.model.figures import Confidence, Figure, unknown
+from snaptree.model.settings import SettingChange
 from snaptree.plans.intention import Capture, Delete, Revert, Take
 from snaptree.plans.plan import (
     Action,
@@ -135,6 +136,7 @@ _plans = st.builds(
         st.none() | st.tuples(_texts, _texts),
     ),
     expected_chains=_mappings(_names),
+    settings=st.lists(st.builds(SettingChange, _texts, st.none() | _texts, st.none() | _texts), max_size=2).map(tuple),
     recovers=st.none() | st.integers(1),
 )
 
@@ -153,9 +155,10 @@ def test_records_of_other_versions_are_told_apart(damage: dict[str, object]) -> 
         plan_from_record(record | damage)
 
 
-def test_plans_recorded_before_steps_said_how_much_memory_are_understood() -> None:
+def test_plans_recorded_before_they_said_all_that_they_say_now_are_understood() -> None:
     plan = make_plan(Revert("a"), a_machine().external("a").build())
     record = plan_to_record(plan)
+    del record["settings"]
     for step in record["steps"]:
         del step["memory_bytes"]
         step.pop("is_internal", None)
@@ -175,7 +178,7 @@ def test_every_document_has_the_same_keys(plan: Plan) -> None:
     document = plan_to_json(plan)
     json.dumps(document)
     assert list(document) == [
-        "action", "domain", "snapshots", "steps", "forecast", "warnings", "refusals", "undo",
+        "action", "domain", "snapshots", "steps", "forecast", "warnings", "refusals", "settings", "undo",
     ]  # fmt: skip
     assert list(document["forecast"]) == ["copies", "frees", "peak_extra", "seconds", "pause_seconds", "confidence"]
     assert document["forecast"]["confidence"] == {
@@ -186,6 +189,7 @@ def test_every_document_has_the_same_keys(plan: Plan) -> None:
     assert "confidence" not in plan_to_record(plan)["forecast"], "the journal keeps whole figures"
     assert all({"kind", "says"} <= set(step) for step in document["steps"])
     assert all(set(warning) == {"rule", "reason"} for warning in document["warnings"])
+    assert all(set(change) == {"what", "before", "after"} for change in document["settings"])
     assert all(set(refusal) == {"rule", "reason", "remedy"} for refusal in document["refusals"])
 
 

@@ -16,6 +16,7 @@ from snaptree.model.estate import (
     SnapshotDisk,
 )
 from snaptree.model.figures import Figure, exact, unknown
+from snaptree.model.settings import SettingChange
 from snaptree.plans.facts import Facts
 from snaptree.plans.intention import (
     Capture,
@@ -619,7 +620,13 @@ REVERT = [
         ("web-01",),
         a_machine().external("a"),
     ),
-    Row("settings-replaced", Revert("a"), a_machine().external("a"), ("“a”", "web-01"), a_machine()),
+    Row(
+        "settings-replaced",
+        Revert("a"),
+        a_machine().external("a").having(settings={"a": (SettingChange("Memory", "4 GiB", "2 GiB"),)}),
+        ("“a”", "web-01", "Memory"),
+        a_machine().external("a").having(settings={"a": ()}),
+    ),
     Row(
         "nvram-stays",
         Revert("a"),

@@ -112,16 +112,17 @@ def layers_for(tree: SnapshotTree, sizes: Mapping[str, Figure] = MappingProxyTyp
 
 def analysed(layers: DomainLayers) -> DomainLayers:
     """Every layer owns 16 units of 64 KiB; the next one on it covers half of them."""
-    depths: dict[str, int] = {}
-
-    def depth(path: str) -> int:
-        if path not in depths:
-            backing = layers.images[path].backing
-            depths[path] = depth(backing) + 1 if backing in layers.images and backing is not None else 0
-        return depths[path]
-
     below = {path: image.backing if image.backing in layers.images else None for path, image in layers.images.items()}
-    units = {path: frozenset(range(8 * depth(path), 8 * depth(path) + 16)) for path in layers.images}
+    depths: dict[str, int] = {}
+    for top in layers.images:
+        line: list[str] = []
+        path: str | None = top
+        while path is not None and path not in depths:
+            line.append(path)
+            path = below[path]
+        lowest = 0 if path is None else depths[path] + 1
+        depths |= {each: lowest + number for number, each in enumerate(reversed(line))}
+    units = {path: frozenset(range(8 * depth, 8 * depth + 16)) for path, depth in depths.items()}
     return replace(layers, overlaps=dict.fromkeys(layers.images, UnitOverlaps(units, below)))
 
 
