@@ -99,20 +99,28 @@ class _Listed:
 
 
 def _record_as(domain: Any, old: str, new: str) -> None:
-    """Let a snapshot without memory take the place of `old` in the tree. Doing it again completes it."""
+    """Let a snapshot without memory take the place of `old` in the tree. Doing it again completes it.
+
+    What becomes current loses none of its `<revertDisks>`, but what was current before does, at once: from then on
+    only the new record tells which layers are in use since the last revert.
+    """
     with explained(f"recording that {old} holds the disks only"):
-        handle = domain.snapshotLookupByName(old)
-        text = _without_memory(handle.getXMLDesc(libvirt.VIR_DOMAIN_SNAPSHOT_XML_SECURE), old, new)
+        listed = {handle.getName(): handle for handle in domain.listAllSnapshots()}
+        if new not in listed:
+            domain.snapshotCreateXML(_without_memory(_text(listed[old]), old, new), _REDEFINE)
         if current_name(domain) == old:
+            text = _text(domain.snapshotLookupByName(new))
             domain.snapshotCreateXML(text, _REDEFINE | libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_CURRENT)
-        # CURRENT drops <revertDisks> (LIBVIRT.md, 9): so the whole text follows without it.
-        domain.snapshotCreateXML(text, _REDEFINE)
-        for child in handle.listAllChildren():
-            root = parse_as_written(child.getXMLDesc(libvirt.VIR_DOMAIN_SNAPSHOT_XML_SECURE))
+        for child in listed[old].listAllChildren():
+            root = parse_as_written(_text(child))
             set_parent(root, new)
             domain.snapshotCreateXML(ET.tostring(root, encoding="unicode"), _REDEFINE)
         # Now that nothing descends from it: libvirt 9.0 would write wrong sources into children.
-        handle.delete(libvirt.VIR_DOMAIN_SNAPSHOT_DELETE_METADATA_ONLY)
+        listed[old].delete(libvirt.VIR_DOMAIN_SNAPSHOT_DELETE_METADATA_ONLY)
+
+
+def _text(handle: Any) -> str:
+    return str(handle.getXMLDesc(libvirt.VIR_DOMAIN_SNAPSHOT_XML_SECURE))
 
 
 def _without_memory(text: str, old: str, new: str) -> str:
