@@ -77,6 +77,13 @@ class Thumbnails:
                 return picture
         return b""
 
+    def rename(self, name: str, new_name: str) -> None:
+        """Let a snapshot keep its picture under its new name."""
+        for path, (hashed, created) in self._files():
+            if hashed == _hashed(name):
+                with suppress(OSError):
+                    path.replace(self.path(new_name, created))
+
     def forget(self, names: Iterable[str]) -> None:
         """Remove the pictures of snapshots that are no more."""
         hashes = {_hashed(name) for name in names}

@@ -15,7 +15,7 @@ import pytest
 from snaptree.hosts import screens, thumbnails
 from snaptree.hosts.journal import embedded_root
 from snaptree.hosts.thumbnails import LARGEST_PICTURE, Thumbnails
-from snaptree.plans.intention import Capture, Delete, DropMemory, Take
+from snaptree.plans.intention import Capture, Delete, DropMemory, Rename, Take
 from tests.kit.machines import EmbeddedHost, Machine
 from tests.ui.values import snapshot
 
@@ -53,9 +53,11 @@ def test_a_snapshot_has_a_picture_as_long_as_it_is_there(host: EmbeddedHost) -> 
     before = pictures(machine)
     machine.change(DropMemory("two"))
     assert pictures(machine) == before
+    machine.change(Rename("two", "second"))
+    assert pictures(machine)["second"] == before["two"]
     machine.handle.destroy()
     machine.change(Delete(("three",)))
-    assert pictures(machine).keys() == {"one", "two"}
+    assert pictures(machine).keys() == {"one", "second"}
     assert len(list(directory.iterdir())) == 2
 
 
@@ -133,6 +135,13 @@ def test_a_new_one_of_the_same_name_takes_the_place(kept: Thumbnails) -> None:
     kept.keep("one", 5, PPM)
     kept.keep("one", 9, PNG)
     assert (kept.read("one", 5), kept.read("one", 9)) == (b"", PNG)
+
+
+def test_a_renamed_snapshot_keeps_its_picture(kept: Thumbnails) -> None:
+    kept.keep("one", 5, PPM)
+    kept.rename("one", "other")
+    kept.rename("unknown", "one")
+    assert (kept.read("one", 5), kept.read("other", 5)) == (b"", PPM)
 
 
 def test_pictures_go_with_their_snapshots(kept: Thumbnails) -> None:
