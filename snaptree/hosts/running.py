@@ -219,6 +219,7 @@ class _Run:
                 describe(self._domain, step)
             case RenameSnapshot():
                 rename(self._connection, self._domain, step)
+                Thumbnails.of(self._connection.uri, self._operation.plan.domain_uuid).rename(step.name, step.new_name)
             case RemoveLeftover():
                 remove_leftover(self._connection, self._domain, step, deleted_later=deleted_later)
 

@@ -77,6 +77,13 @@ class Thumbnails:
                 return picture
         return b""
 
+    def rename(self, old: str, new: str) -> None:
+        """Keep the picture of a snapshot that has another name by now."""
+        with suppress(OSError):
+            for path, (name, created) in self._files():
+                if name == _hashed(old):
+                    path.replace(self.path(new, created))
+
     def forget(self, names: Iterable[str]) -> None:
         """Remove the pictures of snapshots that are no more."""
         hashes = {_hashed(name) for name in names}

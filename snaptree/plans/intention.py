@@ -109,7 +109,6 @@ class Recover:
 
 
 Intention = Take | Revert | Delete | Prune | DropMemory | Describe | Rename | TakeBack | Recover
-Intention = Take | Revert | Delete | Prune | Describe | Rename | TakeBack | Recover
 
 
 def only_describes(intention: Intention) -> bool:

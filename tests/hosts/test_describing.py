@@ -16,6 +16,7 @@ from snaptree.hosts.journal import Journal, this_user
 from snaptree.hosts.reading import read_tree
 from snaptree.hosts.running import run_plan
 from snaptree.hosts.situation import read_to_describe
+from snaptree.hosts.thumbnails import Thumbnails
 from snaptree.model.estate import Consistency, Mark
 from snaptree.plans.intention import (
     Capture,
@@ -287,8 +288,12 @@ def as_renamed(contents: dict[str, dict[str, str]], old: str, new: str) -> dict[
 def test_a_renamed_snapshot_is_what_it_was(host: EmbeddedHost, name: str, running: bool) -> None:
     machine = chain(host, running=running)
     before, contents = machine.tree(), machine.contents()
+    picture = b"\x89PNG\r\n\x1a\n of the screen"
+    pictures = Thumbnails.of(host.uri, machine.uuid)
+    pictures.keep(name, before[name].created, picture)
     operation = machine.change(Rename(name, "renamed"))
     tree = machine.tree()
+    assert pictures.read("renamed", before[name].created) == picture
     assert tree.current == ("renamed" if name == "c" else "c")
     assert tree["renamed"] == replace(before[name], name="renamed"), "its marks speak of the new name"
     assert tree["renamed"].annotations.pinned is not None
