@@ -646,14 +646,14 @@ def _change_machine(
     from snaptree.hosts.journal import Journal, journal_of, journal_path
     from snaptree.hosts.layers import analysed
     from snaptree.hosts.recovery import with_operations
-    from snaptree.hosts.situation import read_situation
-    from snaptree.plans.intention import Delete, Recover
+    from snaptree.hosts.situation import read_situation, read_to_describe
+    from snaptree.plans.intention import Delete, Recover, only_describes
     from snaptree.plans.plan import Action
     from snaptree.plans.plan_json import plan_to_json
     from snaptree.plans.planner import make_plan
     from snaptree.terminal import console, plans
 
-    situation = read_situation(connection, uuid)
+    situation = (read_to_describe if only_describes(intention) else read_situation)(connection, uuid)
     with journal_of(connection.uri) as known:
         situation = with_operations(connection, situation, known, recovers=isinstance(intention, Recover))
         if known is not None:

@@ -137,7 +137,7 @@ def _web_server(site: Site) -> None:
                 "Before the upgrade to PHP 8.3, with memory. If the shop is slow afterwards, go back to this one first "
                 "and read the slow log then: last time we looked for three days at the wrong machine.",
                 memory=True,
-                annotations=Annotations(pinned=Mark(), known_good=Mark(), taken_by="amina"),
+                annotations=Annotations(pinned=Mark("amina"), known_good=Mark("amina"), taken_by="amina"),
             )
             web.write(9)
 
@@ -150,7 +150,9 @@ def _database(site: Site) -> None:
     db.internal("initial-import", timedelta(days=210), "Imported from the old server, machine off")
     db.start()
     db.write(6, "vdb")
-    db.internal("before-upgrade-to-16", timedelta(days=95), "Before the upgrade to 16", Annotations(pinned=Mark()))
+    db.internal(
+        "before-upgrade-to-16", timedelta(days=95), "Before the upgrade to 16", Annotations(pinned=Mark("amina"))
+    )
     db.write(14)
     db.write(8, "vdb")
     db.internal("upgraded-to-16", timedelta(days=94), "First attempt. Extensions are missing.")
@@ -214,7 +216,7 @@ def _build_runner(site: Site) -> None:
         DiskSnapshot.EXTERNAL,
         timedelta(days=2),
         "What was shipped. Support needs exactly this one.",
-        annotations=Annotations(pinned=Mark(), taken_by="release"),
+        annotations=Annotations(pinned=Mark("release"), taken_by="release"),
     )
     ci.write(5)
 
@@ -226,7 +228,10 @@ def _golden_template(site: Site) -> None:
     golden.internal("installed", timedelta(days=75), "Debian, nothing else")
     golden.write(8)
     golden.internal(
-        "sealed", timedelta(days=74), "Template for clones: do not start, do not change", Annotations(pinned=Mark())
+        "sealed",
+        timedelta(days=74),
+        "Template for clones: do not start, do not change",
+        Annotations(pinned=Mark("amina")),
     )
 
     first = _Author(site, "clone-01", "Linked clone", backing=golden.image)

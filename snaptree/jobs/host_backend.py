@@ -21,7 +21,7 @@ from snaptree.hosts.reading import list_domains, read_tree
 from snaptree.hosts.recovery import with_operations
 from snaptree.hosts.running import run_plan
 from snaptree.hosts.settings import compare_moments
-from snaptree.hosts.situation import read_situation
+from snaptree.hosts.situation import read_situation, read_to_describe
 from snaptree.hosts.thumbnails import Thumbnails
 from snaptree.hosts.watching import Changes
 from snaptree.jobs import garbage
@@ -35,7 +35,7 @@ from snaptree.model.estate import Domain, DomainLayers, Host, ImageKey, Snapshot
 from snaptree.model.merging import ALONE, Elsewhere
 from snaptree.model.settings import Comparison, layers_of_one_disk
 from snaptree.model.tree import SnapshotTree
-from snaptree.plans.intention import Delete, Intention, Recover, TakeBack
+from snaptree.plans.intention import Delete, Intention, Recover, TakeBack, only_describes
 from snaptree.plans.operation import Operation, OperationState, Settled
 from snaptree.plans.plan import Action, Plan
 from snaptree.plans.planner import make_plan
@@ -762,6 +762,9 @@ class HostBackend(QObject):
 
         def work(should_stop: ShouldStop) -> Plan:
             with session.using() as connection:
+                if only_describes(intention):
+                    situation = read_to_describe(connection, uuid)
+                    return make_plan(intention, with_operations(connection, situation, self._journal))
                 situation = replace(read_situation(connection, uuid), speed=self._speed_now())
                 recovers = isinstance(intention, Recover)
                 situation = with_operations(connection, situation, self._journal, recovers=recovers)

@@ -109,3 +109,13 @@ class Recover:
 
 
 Intention = Take | Revert | Delete | Prune | DropMemory | Describe | Rename | TakeBack | Recover
+
+
+def only_describes(intention: Intention) -> bool:
+    """Whether it is about what is said of snapshots, and no more: then nobody has to look at images."""
+    match intention:
+        case Describe() | Rename():
+            return True
+        case TakeBack(undo=undo):
+            return bool(undo.describe) or undo.rename is not None
+    return False

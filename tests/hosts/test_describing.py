@@ -15,10 +15,23 @@ from snaptree.hosts.describing import find_renamed
 from snaptree.hosts.journal import Journal, this_user
 from snaptree.hosts.reading import read_tree
 from snaptree.hosts.running import run_plan
+from snaptree.hosts.situation import read_to_describe
+from snaptree.hosts.thumbnails import Thumbnails
 from snaptree.model.estate import Consistency, Mark
-from snaptree.plans.intention import Capture, Delete, Describe, Intention, Rename, Revert, Take, TakeBack
+from snaptree.plans.intention import (
+    Capture,
+    Delete,
+    Describe,
+    Intention,
+    Rename,
+    Revert,
+    Take,
+    TakeBack,
+    only_describes,
+)
 from snaptree.plans.operation import Operation, OperationState, StepState, last_undoable
-from snaptree.plans.plan import RenameSnapshot
+from snaptree.plans.plan import RenameSnapshot, Undo
+from snaptree.plans.planner import make_plan
 from tests.hosts.test_recovery import ask, recover
 from tests.kit.crashing import Moment, run_and_kill
 from tests.kit.daemon import LibvirtDaemon
@@ -220,6 +233,21 @@ def test_deletes_keep_what_is_said_of_the_others(host: EmbeddedHost) -> None:
     assert after == {name: before[name] for name in ("a", "d")}
 
 
+def test_describing_needs_no_look_at_images(host: EmbeddedHost) -> None:
+    """Where storage hangs, or a host has a thousand machines, a note is planned as quickly; and by the same rules."""
+    machine = host.make_machine()
+    machine.change(Take("a", capture=Capture.DISKS))
+    machine.change(Describe(("a",), pinned=True))
+    back = TakeBack(Undo("", rename=("a", "b")))
+    for intention in (Describe(("a",), note="x", pinned=False), Rename("a", "b"), back):
+        assert only_describes(intention)
+        whole = machine.plan(intention)
+        light = make_plan(intention, read_to_describe(host.connection, machine.uuid))
+        assert not light.is_refused
+        assert (light.steps, light.undo) == (whole.steps, whole.undo)
+    assert not only_describes(TakeBack(Undo("", delete=("a",))))
+
+
 @pytest.mark.parametrize("by_own_jobs", [False, True])
 def test_a_mark_set_meanwhile_keeps_a_snapshot_from_a_delete_of_several(host: EmbeddedHost, by_own_jobs: bool) -> None:
     machine = host.make_machine()
@@ -260,8 +288,12 @@ def as_renamed(contents: dict[str, dict[str, str]], old: str, new: str) -> dict[
 def test_a_renamed_snapshot_is_what_it_was(host: EmbeddedHost, name: str, running: bool) -> None:
     machine = chain(host, running=running)
     before, contents = machine.tree(), machine.contents()
+    picture = b"\x89PNG\r\n\x1a\n of the screen"
+    pictures = Thumbnails.of(host.uri, machine.uuid)
+    pictures.keep(name, before[name].created, picture)
     operation = machine.change(Rename(name, "renamed"))
     tree = machine.tree()
+    assert pictures.read("renamed", before[name].created) == picture
     assert tree.current == ("renamed" if name == "c" else "c")
     assert tree["renamed"] == replace(before[name], name="renamed"), "its marks speak of the new name"
     assert tree["renamed"].annotations.pinned is not None
