@@ -54,7 +54,7 @@ class Actions(QObject):
         self.note = self._add("Edit &Note", "note", "Write what is worth knowing of this snapshot", "F2")
         self.pin = self._add(*_PIN, "Ctrl+P")
         self.known_good = self._add(*_KNOWN_GOOD)
-        self.rename = self._add("Rena&me…", "", "Give the snapshot another name")
+        self.rename = self._add("Ren&ame…", "", "Give the snapshot another name")
         self.compare = self._add(
             "&Compare Settings…", "", "Show what was set otherwise: at two snapshots, or at one and now", "Ctrl+D"
         )
