@@ -90,6 +90,7 @@ def test_a_delete_whose_program_was_killed_is_finished(
     plan = ask(machine, journal, Recover())
     assert len(plan.steps) == 2 - (step if moment is not Moment.ENDED else 2)
     assert ("half-done" in rules(plan)) == (moment is Moment.BEGUN and capture is Capture.DISKS)
+    assert ("finished-already" in rules(plan)) == (step == 1 or moment in (Moment.ACTED, Moment.ENDED))
     operation = recover(machine, journal)
     assert operation.plan.action is Action.FINISH
     assert unchanged(before, machine.contents(), "one", "two")
@@ -327,6 +328,7 @@ def test_a_delete_of_a_machine_that_is_off_whose_daemon_was_killed_is_finished(
     daemon.start()
     machine.connection = daemon.connection
     assert machine.handle.state()[0] == libvirt.VIR_DOMAIN_PAUSED
+    assert "orphaned-delete-job" in machine.spoken(Delete(("one",)))
     finish = ask(machine, journal, Recover())
     assert finish.steps[0] == EndOrphanedMerge(("vda",))
     recover(machine, journal)
@@ -376,6 +378,24 @@ def test_a_merge_that_goes_on_in_the_machine_is_taken_up_and_hurried(daemon: Lib
     assert 0 < job["cur"] < job["end"], "it goes on without its program"
     assert "goes on" in " ".join(finding.reason for finding in ask(machine, journal, Recover()).warnings)
     recover(machine, journal)
+    assert unchanged(before, machine.contents(), "two")
+
+
+@pytest.mark.parametrize("moment", [Moment.MERGING, Moment.ACTED])
+def test_what_was_overwritten_is_not_reverted_to(daemon: LibvirtDaemon, journal: Journal, moment: Moment) -> None:
+    """It is a mixture, which libvirt would bring back without a word."""
+    machine = daemon.make_machine()
+    grow(machine, "one", "two", "three")
+    before = machine.contents()
+    machine.handle.destroy()
+    steps = steps_to_delete(machine, "two", MergeWay.COMMIT, live=False)
+    run_and_kill(daemon.uri, plan_of(machine, steps), journal.path, moment, 0)
+    leave = ask(machine, journal, Recover(leave=True))
+    assert {"half-done", "left-undone"} <= rules(leave)
+    assert run_plan(machine.connection, leave, journal=journal).error is None
+    assert machine.contents()["two"] != before["two"] or moment is Moment.MERGING
+    assert "left-half-deleted" in rules(ask(machine, journal, Revert("two")))
+    assert run_plan(machine.connection, ask(machine, journal, Delete(("two",))), journal=journal).error is None
     assert unchanged(before, machine.contents(), "two")
 
 
