@@ -472,6 +472,22 @@ def test_a_merge_that_goes_on_in_the_machine_is_taken_up_and_hurried(daemon: Lib
     assert unchanged(before, machine.contents(), "two")
 
 
+def test_a_merge_whose_machine_ended_is_left_and_planned_anew(daemon: LibvirtDaemon, journal: Journal) -> None:
+    """It was to go on in a QEMU that is no more: what is off is merged by other steps."""
+    machine = daemon.make_machine()
+    grow(machine, "one", "two", "three")
+    before = machine.contents()
+    steps = steps_to_delete(machine, "two", MergeWay.COMMIT, live=True)
+    run_and_kill(daemon.uri, plan_of(machine, steps), journal.path, Moment.MERGING, 0)
+    machine.handle.destroy()
+    (refusal,) = ask(machine, journal, Recover()).refusals
+    assert refusal.rule == "cannot-finish"
+    assert "does not run any more" in refusal.reason
+    assert run_plan(machine.connection, ask(machine, journal, Recover(leave=True)), journal=journal).error is None
+    assert run_plan(machine.connection, ask(machine, journal, Delete(("two",))), journal=journal).error is None
+    assert unchanged(before, machine.contents(), "two")
+
+
 @pytest.mark.parametrize("moment", [Moment.MERGING, Moment.ACTED])
 def test_what_was_overwritten_is_not_reverted_to(daemon: LibvirtDaemon, journal: Journal, moment: Moment) -> None:
     """It is a mixture, which libvirt would bring back without a word."""

@@ -887,6 +887,19 @@ def test_paused_since_its_memory_was_saved(host: EmbeddedHost) -> None:
         machine.handle.snapshotLookupByName("kept").delete()
 
 
+def test_paused_since_its_memory_was_saved_whatever_was_taken_since(host: EmbeddedHost) -> None:
+    """Snapshots of the disks alone leave it as it is."""
+    machine = paused(host)
+    take_by_virsh(memory=f"<memory snapshot='external' file='{machine.directory}/memory'/>")(machine)
+    with suppress(libvirt.libvirtError):
+        machine.virsh_take_disk_only("later")
+    assert "images-maybe-let-go" in machine.spoken(Take("last", capture=Capture.DISKS_AND_MEMORY))
+    memory = f"<memory snapshot='external' file='{machine.directory}/last'/>"
+    fails = host.connection.host.hypervisor_version < 11_000_000
+    with pytest.raises(libvirt.libvirtError) if fails else nullcontext():
+        machine.virsh_take("last", memory=memory)
+
+
 # Daemons of the tests' own
 
 
