@@ -216,7 +216,7 @@ def test_a_safety_snapshot_that_libvirt_did_not_write_down_is_recorded_and_the_r
     (last, *_) = journal.recent()
     assert last.can_undo
     assert last.plan.undo is not None
-    machine.change(TakeBack(last.plan.undo.revert_to, last.plan.undo.delete))
+    machine.change(TakeBack(last.plan.undo))
     assert machine.contents() == before
 
 

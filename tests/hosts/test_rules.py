@@ -25,11 +25,11 @@ from snaptree.hosts.recovery import with_operations
 from snaptree.hosts.situation import read_situation
 from snaptree.hosts.snapshot_xml import with_annotations
 from snaptree.model.errors import ConnectionLostError
-from snaptree.model.estate import Annotations
+from snaptree.model.estate import Annotations, Mark
 from snaptree.plans import rules
 from snaptree.plans.draft import Draft
 from snaptree.plans.facts import LIBVIRT_9_9, LIBVIRT_10_9
-from snaptree.plans.intention import Capture, Delete, Intention, Revert, Take
+from snaptree.plans.intention import Capture, Delete, DropMemory, Intention, Revert, Take
 from snaptree.plans.plan import Action, DeleteSnapshot, MergeLayers, MergeWay, StateAfter
 from snaptree.plans.planner import make_plan
 from snaptree.plans.rule import Verdict
@@ -68,6 +68,7 @@ NOT_HERE = {
     "external-passthrough": "it takes a SCSI device to hand through",
     "external-sd-card": "QEMU's PC has no bus for SD cards",
     "external-revert-unsupported": "libvirt's QEMU driver has been able to since 9.9",
+    "nothing-but-memory": "libvirt saves memory with all disks or none",
     "internal-revert-broken": "libvirt 11.2.0 and 11.3.0 as released; all packages of 11.3 have the fix",
 }
 """Rules that these tests can't show, and why."""
@@ -675,15 +676,55 @@ def test_libvirt_starts_a_machine_that_is_off_to_merge(host: EmbeddedHost) -> No
     assert not machine.handle.hasCurrentSnapshot()
 
 
-def test_libvirt_knows_of_no_pins(host: EmbeddedHost) -> None:
-    machine = with_snapshot(off(host))
-    with_snapshot(machine, "two")
-    text = machine.handle.snapshotLookupByName("one").getXMLDesc(SECURE)
-    machine.handle.snapshotCreateXML(with_annotations(text, Annotations(pinned=True)), REDEFINE)
-    assert "pinned-alone" in machine.spoken(Delete(("one",)))
-    assert "pinned" in {finding.rule for finding in machine.plan(Delete(("one", "two"))).refusals}
+def marked(machine: Machine, name: str, marks: Annotations) -> None:
+    text = machine.handle.snapshotLookupByName(name).getXMLDesc(SECURE)
+    machine.handle.snapshotCreateXML(with_annotations(text, marks), REDEFINE)
+
+
+@pytest.mark.parametrize(
+    ("marks", "together", "alone"),
+    [
+        (Annotations(pinned=Mark()), "pinned", "pinned-alone"),
+        (Annotations(known_good=Mark()), "known-good", "known-good-alone"),
+    ],
+)
+def test_libvirt_knows_of_no_marks(host: EmbeddedHost, marks: Annotations, together: str, alone: str) -> None:
+    machine = with_snapshot(with_snapshot(off(host)), "two")
+    marked(machine, "one", marks)
+    assert alone in machine.spoken(Delete(("one",)))
+    assert together in {finding.rule for finding in machine.plan(Delete(("one", "two"))).refusals}
     machine.handle.snapshotLookupByName("one").delete()
     assert "one" not in machine.tree()
+
+
+# Saved memory, of which libvirt lets go with its snapshot only
+
+
+def test_memory_that_is_not_dropped(host: EmbeddedHost) -> None:
+    machine = running(host)
+    with_snapshot(machine, "inner")
+    assert "memory-inside-image" in machine.spoken(DropMemory("inner"))
+    image = str(machine.active_layers()["vda"])
+    machine.handle.snapshotLookupByName("inner").delete()
+    assert "inner" not in run_tool("qemu-img", "snapshot", "-U", "-l", image), "it goes with the disk's part"
+    with_snapshot(machine, "disks", external=True)
+    assert "no-memory" in machine.spoken(DropMemory("disks"))
+
+
+def test_memory_that_is_dropped_and_what_one_should_know(host: EmbeddedHost) -> None:
+    machine = running(host)
+    for name in ("one", "two"):
+        machine.change(Take(name, capture=Capture.DISKS_AND_MEMORY))
+    assert "memory-drop-is-final" in machine.spoken(DropMemory("one"))
+    marked(machine, "one", Annotations(known_good=Mark()))
+    assert "memory-of-marked" in machine.spoken(DropMemory("one"))
+    one, two = (str(machine.tree()[name].memory_file) for name in ("one", "two"))
+    text = machine.handle.snapshotLookupByName("two").getXMLDesc(SECURE)
+    machine.handle.snapshotCreateXML(text.replace(two, one), REDEFINE)
+    assert "memory-is-shared" in machine.spoken(DropMemory("two")), "libvirt does not mind"
+    machine.handle.snapshotCreateXML(text, REDEFINE)
+    Path(two).unlink()
+    assert "memory-missing-already" in machine.spoken(DropMemory("two"))
 
 
 # Names
