@@ -29,7 +29,7 @@ from snaptree.model.estate import Annotations, Mark
 from snaptree.plans import rules
 from snaptree.plans.draft import Draft
 from snaptree.plans.facts import LIBVIRT_9_9, LIBVIRT_10_9
-from snaptree.plans.intention import Capture, Delete, DropMemory, Intention, Revert, Take
+from snaptree.plans.intention import Capture, Delete, Describe, DropMemory, Intention, Revert, Take, TakeBack
 from snaptree.plans.plan import Action, DeleteSnapshot, MergeLayers, MergeWay, StateAfter
 from snaptree.plans.planner import make_plan
 from snaptree.plans.rule import Verdict
@@ -697,6 +697,15 @@ def test_libvirt_knows_of_no_marks(host: EmbeddedHost, marks: Annotations, toget
     assert "one" not in machine.tree()
 
 
+def test_libvirt_keeps_no_earlier_note(host: EmbeddedHost) -> None:
+    machine = with_snapshot(off(host))
+    ours = machine.change(Describe(("one",), note="ours")).plan.undo
+    machine.change(Describe(("one",), note="theirs"))
+    assert ours is not None
+    assert "said-otherwise-since" in machine.spoken(TakeBack(ours))
+    assert "ours" not in machine.handle.snapshotLookupByName("one").getXMLDesc()
+
+
 # Saved memory, of which libvirt lets go with its snapshot only
 
 
@@ -900,6 +909,17 @@ def test_libvirt_merges_what_checkpoints_know_while_the_machine_is_off(host: Emb
     machine.handle.destroy()
     saved = json.loads(run_tool("qemu-img", "map", "--output=json", "-f", "qcow2", str(target)))
     assert [each["start"] for each in saved if each["data"] and each["depth"] == 0] == [MIB, 2 * MIB]
+
+
+def test_a_merge_that_nobody_finishes(host: EmbeddedHost) -> None:
+    machine = half_deleted(host)
+    machine.handle.suspend()
+    target = f"<disk type='file'><source file='{machine.directory}/copy.qcow2'/><driver type='qcow2'/></disk>"
+    machine.handle.blockCopy("vda", target, {}, libvirt.VIR_DOMAIN_BLOCK_COPY_TRANSIENT_JOB)
+    assert "orphaned-delete-job" in machine.spoken(Delete(("two",)))
+    with pytest.raises(libvirt.libvirtError, match="block job"):
+        machine.handle.snapshotLookupByName("two").delete()
+    machine.handle.blockJobAbort("vda")
 
 
 def test_no_safety_snapshot_and_so_no_revert(host: EmbeddedHost) -> None:
