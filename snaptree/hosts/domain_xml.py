@@ -69,6 +69,16 @@ def set_source(disk: ET.Element, path: str) -> None:
     source.set("dev" if is_device else "file", path)
 
 
+def set_layer(disk: ET.Element, path: str, image_format: str) -> None:
+    """Let a `<disk>` write to another image, of that format."""
+    set_source(disk, path)
+    driver = disk.find("driver")
+    if driver is None:
+        driver = ET.Element("driver", {"name": "qemu"})
+        disk.insert(0, driver)
+    driver.set("type", image_format)
+
+
 def listed_paths(disk: ET.Element) -> list[str]:
     """Every file or block device that a `<disk>` and the chain recorded in it name."""
     return [path for element in disk.iter() if (path := source_path(element)) is not None]

@@ -10,7 +10,7 @@ from typing import Any
 import libvirt
 
 from snaptree.hosts.connection import Connection
-from snaptree.hosts.domain_xml import listed_paths, parse_as_written, set_source, source_path
+from snaptree.hosts.domain_xml import listed_paths, parse_as_written, set_layer, set_source, source_path
 from snaptree.hosts.errors import explained
 from snaptree.hosts.reading import current_name
 from snaptree.hosts.snapshot_xml import stands_on
@@ -208,12 +208,7 @@ def _move_disks(domain: ET.Element, step: RecordLayers) -> bool:
             changed = True
         if path is not None and path in step.moved:
             layer = step.moved[path]
-            set_source(disk, layer.path)
-            driver = disk.find("driver")
-            if driver is None:
-                driver = ET.Element("driver", {"name": "qemu"})
-                disk.insert(0, driver)
-            driver.set("type", layer.format)
+            set_layer(disk, layer.path, layer.format)
             changed = True
     return changed
 

@@ -21,7 +21,9 @@ from snaptree.hosts.reading import current_name
 from snaptree.hosts.records import is_recorded
 from snaptree.hosts.reverting import is_on
 from snaptree.hosts.snapshot_xml import read_snapshot
+from snaptree.hosts.taking import record_of
 from snaptree.images.files import read_chain
+from snaptree.model.errors import SnapTreeError
 from snaptree.model.estate import DiskChain, DiskSnapshot, Snapshot, SnapshotKind
 from snaptree.plans.operation import Operation, StepFound, StepState
 from snaptree.plans.plan import (
@@ -170,9 +172,23 @@ def _find_take(connection: Connection, domain: Any, step: TakeSnapshot, *, begun
     if current != step.expected_current:
         return _changed(f"the current snapshot is {_named(current)}, not {_named(step.expected_current)}")
     if moved:
-        files = files_named(step.overlays[target] for target in moved)
-        return _changed(f"disk {listed(moved)} writes to {files} already, which no snapshot knows")
+        return _find_unrecorded(connection, domain, step, moved, begun=begun)
     return _find_files(connection, domain, step, begun=begun)
+
+
+def _find_unrecorded(
+    connection: Connection, domain: Any, step: TakeSnapshot, moved: list[str], *, begun: bool
+) -> StepFound:
+    """Disks that stand on the layers of a snapshot that libvirt does not list."""
+    files = files_named(step.overlays[target] for target in moved)
+    says = f"disk {listed(moved)} writes to {files} already, which no snapshot knows"
+    if not begun or len(moved) < len(step.overlays):
+        return _changed(says)
+    try:
+        record_of(connection, domain, step)
+    except SnapTreeError as error:
+        return _changed(f"{says}; and {error.summary}")
+    return StepFound(StepState.HALF_WAY, says)
 
 
 def _find_files(connection: Connection, domain: Any, step: TakeSnapshot | ForkAtSnapshot, *, begun: bool) -> StepFound:

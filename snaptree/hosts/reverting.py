@@ -11,7 +11,7 @@ from typing import Any
 import libvirt
 
 from snaptree.hosts.connection import Connection
-from snaptree.hosts.domain_xml import image_format, parse, read_definition, source_path
+from snaptree.hosts.domain_xml import image_format, parse, read_definition, set_layer, source_path
 from snaptree.hosts.errors import explained
 from snaptree.hosts.layers import Images
 from snaptree.hosts.new_layers import make_layer, remove_layer
@@ -21,7 +21,7 @@ from snaptree.images.files import read_chain
 from snaptree.model.errors import SnapTreeError
 from snaptree.model.estate import DiskSnapshot, DomainState, MemorySnapshot, Snapshot, SnapshotKind
 from snaptree.plans.facts import takes_writes
-from snaptree.plans.plan import ForkAtSnapshot, RevertToSnapshot, StateAfter
+from snaptree.plans.plan import ForkAtSnapshot, RevertToSnapshot, StateAfter, TakeSnapshot
 from snaptree.plans.rule import QEMU
 from snaptree.plans.situation import Disk
 
@@ -165,8 +165,8 @@ def fork(connection: Connection, domain: Any, step: ForkAtSnapshot) -> None:
     _start(connection, domain, step, running, read_snapshot(step.name, text).state)
 
 
-def is_on(domain: Any, step: ForkAtSnapshot) -> bool:
-    """Whether a machine is defined on the new layers already."""
+def is_on(domain: Any, step: ForkAtSnapshot | TakeSnapshot) -> bool:
+    """Whether a machine is on the new layers already."""
     disks = {disk.target: disk.path for disk in read_definition(parse(domain.XMLDesc())).disks}
     return all(disks.get(target) == path for target, path in step.overlays.items())
 
@@ -198,7 +198,7 @@ def _on_layers(snapshot_xml: str, tag: str, step: ForkAtSnapshot) -> str | None:
         overlay = step.overlays.get(name)
         if overlay is not None:
             _check_base(element, step, name)
-            _point_at(element, overlay)
+            set_layer(element, overlay, "qcow2")
         elif takes_writes(disks[name]):
             raise SnapTreeError(
                 f"Not reverted: {step.name} recorded disk {name}, for which there is no new layer.",
@@ -216,24 +216,13 @@ def _check_base(disk: ET.Element, step: ForkAtSnapshot, target: str) -> None:
         )
 
 
-def _point_at(disk: ET.Element, overlay: str) -> None:
-    driver, source = disk.find("driver"), disk.find("source")
-    assert source is not None, "its path was read"
-    if driver is None:
-        driver = ET.SubElement(disk, "driver", {"name": "qemu"})
-    driver.set("type", "qcow2")
-    disk.set("type", "file")
-    source.attrib.pop("dev", None)
-    source.set("file", overlay)
-
-
 def _make_current(domain: Any, text: str, step: ForkAtSnapshot) -> None:
     """REDEFINE with CURRENT: libvirt before 9.9 knows no `<revertDisks>` that this would drop (LIBVIRT.md, 9)."""
     root = parse(text)
     if step.owns_overlays:
         for disk in root.findall("disks/disk[@snapshot='external']"):
             if (overlay := step.overlays.get(disk.get("name", ""))) is not None and disk.find("source") is not None:
-                _point_at(disk, overlay)
+                set_layer(disk, overlay, "qcow2")
     flags = libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_REDEFINE | libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_CURRENT
     domain.snapshotCreateXML(ET.tostring(root, encoding="unicode"), flags)
 

@@ -27,6 +27,7 @@ from snaptree.hosts.records import record_layers
 from snaptree.hosts.recovery import block_job, files_made, find_next_step, find_step, is_orphaned, merging_disks
 from snaptree.hosts.screens import keep_picture, picture_of
 from snaptree.hosts.snapshot_xml import read_snapshot, take_xml, with_annotations
+from snaptree.hosts.taking import record_take
 from snaptree.hosts.thumbnails import Thumbnails
 from snaptree.model.errors import (
     CancelledError,
@@ -196,7 +197,7 @@ class _Run:
         deleted_later = _deleted_by(self._operation.plan.steps[number + 1 :])
         match step:
             case TakeSnapshot():
-                self._take(step)
+                self._take(step, goes_on=goes_on)
             case RevertToSnapshot():
                 self._revert(step)
             case StopMachine():
@@ -248,7 +249,7 @@ class _Run:
         """Bring what is half done to where the step can be done again."""
         match step:
             case TakeSnapshot() | ForkAtSnapshot():
-                if isinstance(step, ForkAtSnapshot) and reverting.is_on(self._domain, step):
+                if reverting.is_on(self._domain, step):
                     return
                 for path in list(files_made(self._connection, step)):
                     left = RemoveLeftover(path, "what was interrupted left it behind")
@@ -398,7 +399,17 @@ class _Run:
         for path in files_made(self._connection, step):
             raise ChangedMeanwhileError(f"the file {path} exists by now")
 
-    def _take(self, step: TakeSnapshot) -> None:
+    def _take(self, step: TakeSnapshot, *, goes_on: bool) -> None:
+        if goes_on and self._resumed is not None and step.overlays and reverting.is_on(self._domain, step):
+            record_take(self._connection, self._domain, step, created=self._resumed.started)
+            self._picture = b""  # of now, not of then
+        else:
+            self._take_anew(step)
+        self._check_taken(step)
+        self._annotate(step)
+        keep_picture(self._connection, self._domain, step.name, self._picture)
+
+    def _take_anew(self, step: TakeSnapshot) -> None:
         self._check_take(step)
         external = DiskSnapshot.EXTERNAL in step.disks.values()
         flags = 0
@@ -410,9 +421,6 @@ class _Run:
             flags |= libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_QUIESCE
         with explained(f"taking the snapshot {step.name}"):
             self._blocking(lambda: self._domain.snapshotCreateXML(take_xml(step), flags), self._memory_progress)
-        self._check_taken(step)
-        self._annotate(step)
-        keep_picture(self._connection, self._domain, step.name, self._picture)
 
     def _memory_progress(self) -> None:
         """RAM written so far. It is the only phase of a snapshot that QEMU lets anybody stop (LIBVIRT.md, 3)."""

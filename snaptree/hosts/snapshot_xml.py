@@ -107,7 +107,8 @@ def _read_what_matters(xml: str) -> tuple[ET.Element, _RecordedDomain | None]:
             pass
     root = parse(xml)
     element = root.find("domain")
-    return root, None if element is None else _recorded(element)
+    # Where none was recorded, libvirt shows one with nothing but the machine's UUID.
+    return root, None if element is None or element.find("name") is None else _recorded(element)
 
 
 @lru_cache(maxsize=256)

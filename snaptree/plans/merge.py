@@ -342,7 +342,8 @@ class _Writer:
                 return self._now(disk.overlay)
         standing = facts.above.get(frozen, frozenset()) - set(self._removed)
         in_use = [layer for layer in facts.chains.get(disk.target, ()) if layer in standing]
-        return in_use[0] if in_use else min(standing, default=disk.overlay)
+        now = None if disk.overlay is None else self._now(disk.overlay)
+        return in_use[0] if in_use else min(standing, default=now)
 
     def _active_on(self, disk: SnapshotDisk) -> str | None:
         """The layer that takes the writes now, if it stands directly on this snapshot's."""

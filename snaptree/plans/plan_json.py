@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from types import MappingProxyType
 from typing import Any, TypeVar
@@ -125,6 +125,37 @@ def _phrases(step: DescribeSnapshot) -> Iterator[str]:
             if after.note and before.note
             else ("write a note on {names}" if after.note else "remove the note of {names}")
         )
+
+
+def describe_plan(plan: Plan, *, machine: str = "", named: Callable[[str], str] = plain) -> str:
+    """What a plan does, as a heading: `Delete “a” and “b”`, with its machine `Delete “a” and “b” of web-01`.
+
+    `named` makes the names of snapshots fit for where they are shown.
+    """
+    names = listed(f"“{named(name)}”" for name in plan.snapshots) or "a snapshot"
+    of, on = (f" of {machine}", f" on {machine}") if machine else ("", "")
+    match plan.action:
+        case Action.TAKE:
+            return f"Take {names}{of}"
+        case Action.REVERT:
+            return f"Revert {machine} to {names}" if machine else f"Revert to {names}"
+        case Action.DELETE:
+            return f"Delete {names}{of}"
+        case Action.PRUNE:
+            count = len(plan.snapshots)
+            return f"Prune {count:,} {'snapshot' if count == 1 else 'snapshots'}{of}"
+        case Action.DROP_MEMORY:
+            return f"Drop the memory of {names}{of}"
+        case Action.DESCRIBE:
+            return f"{what_is_said(plan, names)}{of}"
+        case Action.RENAME:
+            return f"{describe_step(plan.steps[0]) if plan.steps else f'Rename {names}'}{of}"
+        case Action.UNDO:
+            return f"Undo{on}"
+        case Action.FINISH:
+            return f"Finish what was interrupted{on}"
+        case Action.LEAVE:
+            return f"Leave what was interrupted{on}"
 
 
 def _describe_merge(step: MergeLayers) -> str:

@@ -92,7 +92,10 @@ def half_deleted(operation: Operation) -> tuple[str, ...]:
 def _finish(operation: Operation, situation: Situation) -> Plan:
     plan, done = operation.plan, operation.steps_done
     found = situation.found or _NOT_LOOKED_AT
-    draft = Draft(Action.FINISH, replace(situation, unfinished=None, found=None))
+    situation = replace(situation, unfinished=None, found=None)
+    if found.state is StepState.HALF_WAY and isinstance(half_done := plan.steps[done], TakeSnapshot):
+        situation = _before_taking(situation, half_done)
+    draft = Draft(Action.FINISH, situation)
     ready = list(plan.steps[:done])
     for number, step in enumerate(plan.steps[done:], start=done):
         state = found.state if number == done else StepState.NOT_BEGUN
@@ -120,6 +123,29 @@ def _finish(operation: Operation, situation: Situation) -> Plan:
     if ready:
         draft.warn(FINISHED_ALREADY.say(_case(draft, ready[0]), {"steps": _in_words(ready)}))
     return draft.plan(plan.snapshots, Forecast(), plan.undo)
+
+
+def _before_taking(situation: Situation, step: TakeSnapshot) -> Situation:
+    """As it was before the disks were switched to the layers of a step that goes on from there."""
+    layers, overlays = situation.layers, step.overlays
+    below = {
+        chain.target: chain.layers[1]
+        for chain in layers.chains
+        if len(chain.layers) > 1 and chain.active == overlays.get(chain.target)
+    }
+    chains = [replace(chain, layers=chain.layers[1:]) if chain.target in below else chain for chain in layers.chains]
+    disks = [
+        replace(disk, path=(path := below[disk.target]), format=layers.images[path].format)
+        if disk.target in below
+        else disk
+        for disk in situation.disks
+    ]
+    return replace(
+        situation,
+        layers=replace(layers, chains=tuple(chains)),
+        disks=tuple(disks),
+        existing_files=situation.existing_files - {*overlays.values()},
+    )
 
 
 def _half_done(draft: Draft, step: Step, found: StepFound) -> Finding:

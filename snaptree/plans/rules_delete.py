@@ -10,7 +10,7 @@ from snaptree.plans.facts import LIBVIRT_9_9, internal_images, is_external
 from snaptree.plans.plan import Action
 from snaptree.plans.rule import QEMU, TEST, Case, Evidence, Rule, Verdict, actions, first, found
 from snaptree.plans.situation import Known
-from snaptree.plans.wording import files_named, listed, plain, quoted, snapshots_named
+from snaptree.plans.wording import files_named, plain, quoted, snapshots_named
 
 _DELETE = actions(Action.DELETE)
 _OWN_JOBS = "SnapTree merges the layers by block jobs of its own."
@@ -114,12 +114,6 @@ def _has_unrecorded_layers(case: Case, name: str) -> bool:
         and case.facts.below.get(case.facts.key(disk.frozen), "unknown") is not None
         for disk in case.tree[name].disks
     )
-
-
-def _checkpoints_off(case: Case) -> Evidence | None:
-    if not case.effect.merges or case.is_active or not case.situation.checkpoints:
-        return None
-    return found(checkpoints=listed(plain(name) for name in case.situation.checkpoints))
 
 
 def _disk_cannot_merge(case: Case) -> Evidence | None:
@@ -304,6 +298,7 @@ RULES = (
         remedy="Update libvirt to 9.9 or later.",
         source="lab on 9.0: inactive leaf refused",
         needs=Known.TREE,
+        until=LIBVIRT_9_9,
         another_way="SnapTree removes its layer by itself, and lets libvirt forget it.",
     ),
     Rule(
@@ -314,6 +309,7 @@ RULES = (
         reason="libvirt {libvirt} can't merge below the newest layer while {vm} is off.",
         remedy="Start {vm}, delete {snapshot}, and shut it down again.",
         source="lab on 9.0: 'could not find base disk source in disk source chain'",
+        until=LIBVIRT_9_9,
         another_way=_OWN_JOBS,
     ),
     Rule(
@@ -349,16 +345,6 @@ RULES = (
         source="libvirt 11: 'disk image for internal snapshot is not the same as disk image currently used by VM';"
         " 9.0 only forgets the snapshot and leaves its data behind",
         needs=Known.LAYERS,
-    ),
-    Rule(
-        id="checkpoints-need-it-running",
-        actions=_DELETE,
-        verdict=Verdict.REFUSE,
-        condition=_checkpoints_off,
-        reason="{vm} has checkpoints ({checkpoints}), and while it is off libvirt can't merge their layers.",
-        remedy="Start {vm} first.",
-        source="lab: external delete of a machine that is off is refused while a checkpoint exists",
-        another_way=_OWN_JOBS,
     ),
     Rule(
         id="disk-cannot-merge",

@@ -9,9 +9,8 @@ from rich.console import Console
 
 from snaptree import words
 from snaptree.plans.operation import Operation, OperationState, last_undoable
-from snaptree.plans.plan import Action, Plan
-from snaptree.plans.plan_json import describe_step, what_is_said
-from snaptree.plans.wording import snapshots_named
+from snaptree.plans.plan import Action
+from snaptree.plans.plan_json import describe_plan
 from snaptree.terminal.console import iso_time, plain
 from snaptree.terminal.plans import error_json
 from snaptree.terminal.table import Column, Cut, add_row, print_table
@@ -78,39 +77,13 @@ def print_history(out: Console, operations: Sequence[Operation]) -> None:
             columns,
             words.moment(operation.started),
             plain(plan.domain),
-            plain(what(plan)),
+            plain(describe_plan(plan)),
             plain(operation.who) or words.UNKNOWN,
             "yes" if (plan.host_uri, operation.id) in can_undo else "",
             plain(plan.host_uri),
             plain(result(operation)),
         )
     print_table(out, [column for column in columns if column is not host or len(hosts) > 1])
-
-
-def what(plan: Plan) -> str:
-    """What a plan was to do, in few words: `Delete “a” and “b”`."""
-    names = snapshots_named(plan.snapshots)
-    match plan.action:
-        case Action.TAKE:
-            return f"Take {names}"
-        case Action.REVERT:
-            return f"Revert to {names}"
-        case Action.DELETE:
-            return f"Delete {names}"
-        case Action.PRUNE:
-            return f"Prune {words.count(len(plan.snapshots), 'snapshot')}"
-        case Action.DROP_MEMORY:
-            return f"Drop the memory of {names}"
-        case Action.DESCRIBE:
-            return what_is_said(plan, names)
-        case Action.RENAME:
-            return describe_step(plan.steps[0]) if plan.steps else f"Rename {names}"
-        case Action.UNDO:
-            return "Undo"
-        case Action.FINISH:
-            return "Finish what was interrupted"
-        case Action.LEAVE:
-            return "Leave what was interrupted"
 
 
 def result(operation: Operation) -> str:

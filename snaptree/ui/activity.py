@@ -21,8 +21,7 @@ from PySide6.QtWidgets import (
 from snaptree import words
 from snaptree.plans.operation import OperationState, last_undoable
 from snaptree.plans.plan import Action
-from snaptree.plans.plan_json import describe_step, what_is_said
-from snaptree.plans.wording import listed
+from snaptree.plans.plan_json import describe_plan, describe_step
 from snaptree.ui import icons
 from snaptree.ui.labels import ElidedLabel, PlainLabel
 from snaptree.ui.text import in_sentence, tooltip
@@ -51,29 +50,7 @@ _SETTLED = {Action.FINISH: "It was taken up again since.", Action.LEAVE: "It was
 
 def title_of(plan: Plan) -> str:
     """What a plan does, as a heading: `Delete “auto-12” of web-01`."""
-    machine = in_sentence(plan.domain)
-    names = listed(f"“{in_sentence(name)}”" for name in plan.snapshots)
-    match plan.action:
-        case Action.TAKE:
-            return f"Take {names} of {machine}" if names else f"Take a snapshot of {machine}"
-        case Action.REVERT:
-            return f"Revert {machine} to {names}"
-        case Action.DELETE:
-            return f"Delete {names} of {machine}"
-        case Action.PRUNE:
-            return f"Prune {words.count(len(plan.snapshots), 'snapshot')} of {machine}"
-        case Action.DROP_MEMORY:
-            return f"Drop the memory of {names} of {machine}"
-        case Action.DESCRIBE:
-            return f"{what_is_said(plan, names)} of {machine}"
-        case Action.RENAME:
-            return f"{describe_step(plan.steps[0])} of {machine}" if plan.steps else f"Rename {names} of {machine}"
-        case Action.UNDO:
-            return f"Undo on {machine}"
-        case Action.FINISH:
-            return f"Finish what was interrupted on {machine}"
-        case Action.LEAVE:
-            return f"Leave {machine} as it is"
+    return describe_plan(plan, machine=in_sentence(plan.domain), named=in_sentence)
 
 
 def progress_text(progress: Progress) -> str:

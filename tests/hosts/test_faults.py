@@ -234,6 +234,7 @@ def test_a_disk_that_is_full_by_then(host: EmbeddedHost, small_disk: Path, name:
     assert operation.error is not None
     assert "No space left" in operation.error.summary
     assert "Free some space" in operation.error.hint
+    assert "merge-may-fill-disk" in machine.spoken(Delete((name,)))
     refused = machine.plan(Delete((name,), by_own_jobs=True)).refusals
     assert {each.rule for each in refused} == {"merge-lacks-room"}, "it is seen before, the next time"
     filler.unlink()
@@ -251,6 +252,7 @@ def test_no_room_for_the_memory(host: EmbeddedHost, small_disk: Path) -> None:
     plan = machine.plan(Take("new", capture=Capture.DISKS_AND_MEMORY))
     filler = fill(small_disk)
     operation = run_plan(host.connection, plan)
+    assert "no-space-for-memory" in machine.spoken(Take("new", capture=Capture.DISKS_AND_MEMORY))
     filler.unlink()
     assert operation.state in (OperationState.FAILED, OperationState.INTERRUPTED)
     check_all_is_well(machine, before)
@@ -295,6 +297,8 @@ def test_a_file_that_vanished(host: EmbeddedHost, of: str) -> None:
     again = machine.plan(Delete(("two",)))
     assert not any(isinstance(step, RemoveLeftover) for step in again.steps), "what is gone may stand on anything"
     assert again.is_refused or of == "two", "its own layer is gone: it can still be forgotten"
+    if of == "three":
+        assert {each.rule for each in again.refusals} == {"removed-layer-is-needed"}
     away.rename(frozen)
     assert unchanged(before, machine.contents())
     machine.change(Delete(("two",), by_own_jobs=True))

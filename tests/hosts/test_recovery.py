@@ -17,6 +17,7 @@ from snaptree.hosts.journal import Journal
 from snaptree.hosts.recovery import block_job, with_operations
 from snaptree.hosts.running import run_plan
 from snaptree.hosts.situation import read_situation
+from snaptree.hosts.snapshot_xml import take_xml
 from snaptree.plans.intention import Capture, Delete, Intention, Recover, Revert, Take, TakeBack
 from snaptree.plans.operation import Operation, OperationState, last_undoable
 from snaptree.plans.plan import Action, DeleteSnapshot, EndOrphanedMerge, MergeWay, Plan, RecordLayers, TakeSnapshot
@@ -24,7 +25,7 @@ from snaptree.plans.planner import make_plan
 from tests.hosts.test_merging import grow, plan_of, steps_to_delete
 from tests.kit.crashing import Moment, run_and_kill
 from tests.kit.daemon import LibvirtDaemon
-from tests.kit.machines import MIB, NOW, Machine, run_tool, unchanged
+from tests.kit.machines import MIB, NOW, EmbeddedHost, Machine, run_tool, unchanged
 from tests.kit.processes import qemu_processes
 
 pytestmark = pytest.mark.qemu
@@ -90,6 +91,7 @@ def test_a_delete_whose_program_was_killed_is_finished(
     plan = ask(machine, journal, Recover())
     assert len(plan.steps) == 2 - (step if moment is not Moment.ENDED else 2)
     assert ("half-done" in rules(plan)) == (moment is Moment.BEGUN and capture is Capture.DISKS)
+    assert ("finished-already" in rules(plan)) == (step == 1 or moment in (Moment.ACTED, Moment.ENDED))
     operation = recover(machine, journal)
     assert operation.plan.action is Action.FINISH
     assert unchanged(before, machine.contents(), "one", "two")
@@ -141,6 +143,96 @@ def test_a_revert_whose_program_was_killed_is_finished_and_can_be_undone(
     assert undo is not None
     machine.change(TakeBack(undo))
     assert machine.contents() == before
+
+
+def take_unrecorded(machine: Machine, plan: Plan, journal: Journal, patch: pytest.MonkeyPatch) -> TakeSnapshot:
+    """As when libvirt's daemon dies after QEMU has switched the disks, and before it has written that down."""
+    step = plan.steps[0]
+    assert isinstance(step, TakeSnapshot)
+    with patch.context() as dead:
+        dead.setattr("snaptree.hosts.journal.this_process", lambda: (2**22 + 1, 1.0))
+        number = journal.begin(plan).id
+        journal.step_begins(number, 0, was_active=machine.is_running)
+    disk_only = 0 if step.memory_file else libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_DISK_ONLY
+    machine.handle.snapshotCreateXML(take_xml(step), libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_NO_METADATA | disk_only)
+    return step
+
+
+@pytest.mark.parametrize(
+    ("capture", "running", "as_first"),
+    [(Capture.DISKS, True, True), (Capture.DISKS, False, False), (Capture.DISKS_AND_MEMORY, True, False)],
+)
+def test_a_snapshot_that_libvirt_did_not_write_down_is_recorded(
+    host: EmbeddedHost,
+    journal: Journal,
+    monkeypatch: pytest.MonkeyPatch,
+    capture: Capture,
+    running: bool,
+    as_first: bool,
+) -> None:
+    machine = host.make_machine(disks=("raw", "qcow2"), running=running)
+    machine.write(1)
+    machine.write(1, target="vdb")
+    if not as_first:
+        machine.change(Take("before", capture=capture))
+        machine.write(2)
+    then = machine.contents()
+    plan = machine.plan(Take("it", description="<kept>", capture=capture))
+    step = take_unrecorded(machine, plan, journal, monkeypatch)
+    machine.write(3)
+    assert "it" not in machine.tree()
+    assert "half-done" in rules(ask(machine, journal, Recover()))
+
+    recover(machine, journal)
+    tree = machine.tree()
+    it = tree["it"]
+    assert (tree.current, it.parent, it.description) == ("it", None if as_first else "before", "<kept>")
+    assert it.consistency is step.consistency
+    assert it.annotations.taken_by
+    now = machine.contents()
+    assert now["it"] == then[NOW]
+    machine.change(Take("later", capture=capture))
+    machine.change(Revert("it", take_safety_snapshot=False))
+    assert machine.contents()[NOW] == then[NOW]
+    assert machine.is_running == (capture is Capture.DISKS_AND_MEMORY)
+    machine.change(Delete(("it",)))
+    after = machine.contents()
+    assert unchanged({**then, "later": now[NOW], NOW: then[NOW]}, after)
+    machine.check_images()
+
+
+def test_a_safety_snapshot_that_libvirt_did_not_write_down_is_recorded_and_the_revert_goes_on(
+    host: EmbeddedHost, journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine = host.make_machine()
+    machine.write(1)
+    machine.change(Take("good", capture=Capture.DISKS_AND_MEMORY))
+    machine.write(2)
+    before = machine.contents()
+    plan = machine.plan(Revert("good"))
+    take_unrecorded(machine, plan, journal, monkeypatch)
+    recover(machine, journal)
+    assert machine.contents()[NOW] == before["good"]
+    (last, *_) = journal.recent()
+    assert last.can_undo
+    assert last.plan.undo is not None
+    machine.change(TakeBack(last.plan.undo))
+    assert machine.contents() == before
+
+
+def test_a_snapshot_whose_memory_was_not_saved_to_the_end_is_not_recorded(
+    host: EmbeddedHost, journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine = host.make_machine()
+    plan = machine.plan(Take("it", capture=Capture.DISKS_AND_MEMORY))
+    memory_file = Path(take_unrecorded(machine, plan, journal, monkeypatch).memory_file or "")
+    memory_file.write_bytes(memory_file.read_bytes().replace(b"LibvirtQemudSave", b"LibvirtQemudPart", 1))
+    finish = ask(machine, journal, Recover())
+    (refusal,) = [finding for finding in finish.refusals if finding.rule == "cannot-finish"]
+    assert str(memory_file) in refusal.reason
+    leave = ask(machine, journal, Recover(leave=True))
+    assert run_plan(machine.connection, leave, journal=journal).error is None
+    assert memory_file.exists()
 
 
 def test_files_of_a_snapshot_that_was_not_taken_are_removed_and_it_is_taken(
@@ -376,6 +468,40 @@ def test_a_merge_that_goes_on_in_the_machine_is_taken_up_and_hurried(daemon: Lib
     assert 0 < job["cur"] < job["end"], "it goes on without its program"
     assert "goes on" in " ".join(finding.reason for finding in ask(machine, journal, Recover()).warnings)
     recover(machine, journal)
+    assert unchanged(before, machine.contents(), "two")
+
+
+def test_a_merge_whose_machine_ended_is_left_and_planned_anew(daemon: LibvirtDaemon, journal: Journal) -> None:
+    """It was to go on in a QEMU that is no more: what is off is merged by other steps."""
+    machine = daemon.make_machine()
+    grow(machine, "one", "two", "three")
+    before = machine.contents()
+    steps = steps_to_delete(machine, "two", MergeWay.COMMIT, live=True)
+    run_and_kill(daemon.uri, plan_of(machine, steps), journal.path, Moment.MERGING, 0)
+    machine.handle.destroy()
+    (refusal,) = ask(machine, journal, Recover()).refusals
+    assert refusal.rule == "cannot-finish"
+    assert "does not run any more" in refusal.reason
+    assert run_plan(machine.connection, ask(machine, journal, Recover(leave=True)), journal=journal).error is None
+    assert run_plan(machine.connection, ask(machine, journal, Delete(("two",))), journal=journal).error is None
+    assert unchanged(before, machine.contents(), "two")
+
+
+@pytest.mark.parametrize("moment", [Moment.MERGING, Moment.ACTED])
+def test_what_was_overwritten_is_not_reverted_to(daemon: LibvirtDaemon, journal: Journal, moment: Moment) -> None:
+    """It is a mixture, which libvirt would bring back without a word."""
+    machine = daemon.make_machine()
+    grow(machine, "one", "two", "three")
+    before = machine.contents()
+    machine.handle.destroy()
+    steps = steps_to_delete(machine, "two", MergeWay.COMMIT, live=False)
+    run_and_kill(daemon.uri, plan_of(machine, steps), journal.path, moment, 0)
+    leave = ask(machine, journal, Recover(leave=True))
+    assert {"half-done", "left-undone"} <= rules(leave)
+    assert run_plan(machine.connection, leave, journal=journal).error is None
+    assert machine.contents()["two"] != before["two"] or moment is Moment.MERGING
+    assert "left-half-deleted" in rules(ask(machine, journal, Revert("two")))
+    assert run_plan(machine.connection, ask(machine, journal, Delete(("two",))), journal=journal).error is None
     assert unchanged(before, machine.contents(), "two")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import libvirt
@@ -12,7 +13,7 @@ from snaptree.hosts.situation import read_situation
 from snaptree.plans.intention import Capture, Delete, Intention, Revert, Take
 from snaptree.plans.plan import DeleteSnapshot, TakeSnapshot
 from snaptree.plans.planner import make_plan
-from tests.kit.machines import NOW, EmbeddedHost, Machine, run_tool, unchanged
+from tests.kit.machines import NOW, EmbeddedHost, Machine, RealHost, run_tool, unchanged
 
 pytestmark = pytest.mark.qemu
 
@@ -42,9 +43,9 @@ def assert_merged_by_ourselves(machine: Machine, *names: str) -> None:
     machine.check_images()
 
 
-def chain(host: EmbeddedHost, *names: str) -> Machine:
-    """A running machine with external snapshots."""
-    machine = host.make_machine()
+def chain(host: RealHost, *names: str, running: bool = True, disks: Sequence[str] = ("qcow2",)) -> Machine:
+    """A machine with external snapshots; what is written overlaps."""
+    machine = host.make_machine(running=running, disks=disks)
     for number, name in enumerate(names):
         machine.write(number)
         machine.virsh_take_disk_only(name)
@@ -151,7 +152,7 @@ def test_a_managed_save(host: EmbeddedHost) -> None:
         assert_refused(machine, intention, "managed-save")
 
 
-def with_wrong_current(host: EmbeddedHost) -> Machine:
+def with_wrong_current(host: RealHost) -> Machine:
     """The first of three snapshots is current, by somebody's hand."""
     machine = chain(host, "one", "two", "three")
     text = machine.handle.snapshotLookupByName("one").getXMLDesc(SECURE)
@@ -281,6 +282,7 @@ def test_chains_that_libvirt_can_no_longer_read(host: EmbeddedHost) -> None:
         machine.virsh_take_disk_only(f"s{number}")
     before = machine.contents()
     assert_refused(machine, Take("x", capture=Capture.DISKS), "too-deep-to-start-again")
+    assert "too-deep-to-merge" in machine.spoken(Delete(("s10",)))
     assert_merged_by_ourselves(machine, "s10")
     before = machine.contents()
     assert_refused(machine, Revert("s28"), "too-deep-to-go-back", "too-deep-to-leave")
@@ -290,3 +292,4 @@ def test_chains_that_libvirt_can_no_longer_read(host: EmbeddedHost) -> None:
     machine.handle.destroy()
     with pytest.raises(libvirt.libvirtError, match="nesting too deep"):
         machine.handle.create()
+    assert_refused(machine, Delete(("s28",)), "merge-too-deep", "merge-stuck")

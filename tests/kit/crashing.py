@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 
@@ -89,15 +91,25 @@ class Moment(StrEnum):
 
 def run_and_kill(uri: str, plan: Plan, journal: Path, moment: Moment, step: int) -> None:
     """Run a plan in a program of its own, until it is there; then kill it by SIGKILL."""
-    _kill_there(_RUNS_A_PLAN, moment, step, uri, str(journal), json.dumps(plan_to_record(plan)))
+    with standing_still(uri, plan, journal, moment, step):
+        pass
+
+
+@contextmanager
+def standing_still(uri: str, plan: Plan, journal: Path, moment: Moment, step: int) -> Iterator[None]:
+    """As `run_and_kill`, but meanwhile something may be done while that program stands there."""
+    with _there(_RUNS_A_PLAN, moment, step, uri, str(journal), json.dumps(plan_to_record(plan))):
+        yield
 
 
 def command_and_kill(moment: Moment, step: int, *arguments: str) -> None:
     """As `run_and_kill`, for a command of the terminal."""
-    _kill_there(_RUNS_A_COMMAND, moment, step, *arguments)
+    with _there(_RUNS_A_COMMAND, moment, step, *arguments):
+        pass
 
 
-def _kill_there(program: str, moment: Moment, step: int, *arguments: str) -> None:
+@contextmanager
+def _there(program: str, moment: Moment, step: int, *arguments: str) -> Iterator[None]:
     with subprocess.Popen(
         [sys.executable, "-c", _STANDS_STILL + program, moment.value, str(step), *arguments],
         cwd=CHECKOUT,
@@ -107,5 +119,8 @@ def _kill_there(program: str, moment: Moment, step: int, *arguments: str) -> Non
     ) as running:
         assert running.stdout is not None
         said = running.stdout.readline()
-        running.kill()
-        assert said == "here\n", said
+        try:
+            assert said == "here\n", said
+            yield
+        finally:
+            running.kill()

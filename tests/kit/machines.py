@@ -34,9 +34,11 @@ from snaptree.hosts.situation import read_situation
 from snaptree.images.files import ImageReader
 from snaptree.model.estate import DiskSnapshot
 from snaptree.model.tree import SnapshotTree
-from snaptree.plans.intention import Intention
+from snaptree.plans import rules
+from snaptree.plans.draft import Draft
+from snaptree.plans.intention import Delete, Intention
 from snaptree.plans.operation import Operation
-from snaptree.plans.plan import Plan
+from snaptree.plans.plan import Action, DeleteSnapshot, Plan
 from snaptree.plans.planner import make_plan
 
 MIB = 2**20
@@ -154,6 +156,7 @@ def remove(domain: Any) -> None:
                 libvirt.VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA
                 | libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE
                 | libvirt.VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA
+                | libvirt.VIR_DOMAIN_UNDEFINE_KEEP_NVRAM
             )
 
 
@@ -212,6 +215,17 @@ class Machine:
     def plan(self, intention: Intention) -> Plan:
         """Plan from a fresh reading."""
         return make_plan(intention, read_situation(self.connection, self.uuid))
+
+    def spoken(self, intention: Intention) -> set[str]:
+        """The rules that speak of a plan; of a delete, those about libvirt's own, whichever way the plan takes."""
+        if not isinstance(intention, Delete):
+            plan = self.plan(intention)
+            return {finding.rule for finding in plan.refusals or plan.warnings}
+        (name,) = intention.snapshots
+        situation = read_situation(self.connection, self.uuid)
+        own = DeleteSnapshot(name, situation.tree.children(name), merges=True)
+        case = Draft(Action.DELETE, situation).case(own, batch=intention.snapshots)
+        return {finding.rule for finding in (*rules.refusals(case), *rules.warnings(case))}
 
     def change(self, intention: Intention) -> Operation:
         """Plan and run; fails the test if the plan is refused or does not end well."""

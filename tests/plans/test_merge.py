@@ -115,6 +115,13 @@ def test_a_fork_that_becomes_current_notes_the_layer_beside_those_of_its_branche
     assert record_of(make_plan(Delete(("c",), by_own_jobs=True), old.build())).overlays["a"] == {"vda": "/images/vda.c"}
 
 
+def test_what_is_in_use_since_a_revert_is_noted_for_all_disks_in_one_place() -> None:
+    situation = a_machine(disk("vda"), disk("vdb")).external("a", excluded=("vda",)).external("b").revert("a").build()
+    record = record_of(make_plan(Delete(("b",), by_own_jobs=True), situation))
+    assert {name: set(overlays) for name, overlays in record.revert_overlays.items()} == {"a": {"vda", "vdb"}}
+    assert not record.overlays, "noted twice, it would be removed twice"
+
+
 def test_disks_of_one_snapshot_are_merged_before_it_is_forgotten() -> None:
     situation = a_machine(disk("vda"), disk("vdb")).external("a").external("b").build()
     plan = make_plan(Delete(("a", "b")), situation)

@@ -739,13 +739,6 @@ DELETE = [
         a_machine(version=DEBIAN_12, state=RUNNING).internal("a").renamed("a", "a b"),
     ),
     Row(
-        "checkpoints-need-it-running",
-        delete("a"),
-        a_machine().external("a").having(checkpoints=("monday",)),
-        ("monday",),
-        a_machine().external("a").state(RUNNING).having(checkpoints=("monday",)),
-    ),
-    Row(
         "disk-cannot-merge",
         delete("a"),
         a_machine().external("a").having(disks=(disk(path="/images/vda.a", bus="sd"),)),
