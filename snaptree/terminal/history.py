@@ -105,6 +105,10 @@ def what(plan: Plan) -> str:
             return what_is_said(plan, names)
         case Action.RENAME:
             return describe_step(plan.steps[0]) if plan.steps else f"Rename {names}"
+        case Action.LOOK:
+            return f"Look at {names}"
+        case Action.UNLOOK:
+            return "Remove the machine"
         case Action.UNDO:
             return "Undo"
         case Action.FINISH:

@@ -68,6 +68,10 @@ def title_of(plan: Plan) -> str:
             return f"{what_is_said(plan, names)} of {machine}"
         case Action.RENAME:
             return f"{describe_step(plan.steps[0])} of {machine}" if plan.steps else f"Rename {names} of {machine}"
+        case Action.LOOK:
+            return f"Look at {names} of {machine}"
+        case Action.UNLOOK:
+            return f"Remove {machine}"
         case Action.UNDO:
             return f"Undo on {machine}"
         case Action.FINISH:
