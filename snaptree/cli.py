@@ -222,6 +222,15 @@ def _parser() -> argparse.ArgumentParser:
     rename.add_argument("snapshot", metavar="SNAPSHOT")
     rename.add_argument("new_name", metavar="NEW")
 
+    look = command("look", "look at a snapshot in a new machine, and leave the old one as it is", _look, changes=True)
+    look.add_argument("vm", metavar="VM")
+    look.add_argument("snapshot", metavar="SNAPSHOT")
+    look.add_argument("--name", default="", help="of the new machine; by default made of both names")
+    look.add_argument("--with-networks", action="store_true", help="connected; by default its cables are unplugged")
+    look.add_argument("--start", action="store_true", help="start it at once")
+    unlook = command("unlook", "remove a machine that 'look' made, with all its files", _unlook, changes=True)
+    unlook.add_argument("vm", metavar="VM")
+
     history = command("history", "what was done, by whom, and what came of it", _history)
     history.add_argument("vm", metavar="VM", nargs="?")
     undo = command(
@@ -563,6 +572,21 @@ def _rename(options: argparse.Namespace) -> int:
     return _change(options, Rename(options.snapshot, options.new_name))
 
 
+def _look(options: argparse.Namespace) -> int:
+    from snaptree.plans.intention import Look
+
+    return _change(
+        options,
+        Look(options.snapshot, options.name, connect_networks=options.with_networks, start=options.start),
+    )
+
+
+def _unlook(options: argparse.Namespace) -> int:
+    from snaptree.plans.intention import Unlook
+
+    return _change(options, Unlook())
+
+
 def _history(options: argparse.Namespace) -> int:
     from snaptree.hosts.journal import journal_of
     from snaptree.terminal import console, history
@@ -582,7 +606,7 @@ def _history(options: argparse.Namespace) -> int:
 
 def _undo(options: argparse.Namespace) -> int:
     from snaptree.hosts.journal import journal_of
-    from snaptree.plans.intention import TakeBack
+    from snaptree.plans.intention import take_back
     from snaptree.plans.operation import last_undoable
 
     with _connected(options) as connections:
@@ -599,14 +623,13 @@ def _undo(options: argparse.Namespace) -> int:
             machine = "" if options.vm is None else f" to {options.vm}"
             raise SnapTreeError(f"Nothing was done{machine} that could be taken back.", hint="See 'snaptree history'.")
         connection, operation = max(last, key=lambda each: each[1].finished or 0)
-        undo = operation.plan.undo
-        assert undo is not None
-        intention = TakeBack(undo)
-        return _change_machine(options, connection, operation.plan.domain_uuid, intention, undoes=operation.id)
+        undone, intention = take_back(operation.plan)
+        return _change_machine(options, connection, undone, intention, undoes=operation.id)
 
 
 def _recover(options: argparse.Namespace) -> int:
     from snaptree.hosts.journal import journal_of
+    from snaptree.hosts.reading import list_domains
     from snaptree.plans.intention import Recover
     from snaptree.terminal import console
 
@@ -616,7 +639,10 @@ def _recover(options: argparse.Namespace) -> int:
         for connection in connections if named is None else [named[0]]:
             with journal_of(connection.uri) as journal:
                 found = () if journal is None else journal.unfinished(host_uri=connection.uri)
-            machines |= {(connection, each.plan.domain_uuid): each.plan.domain for each in found}
+            # Of a machine that is gone nothing is left to finish, or it was its removal.
+            there = {domain.uuid for domain in list_domains(connection)} if found else set()
+            unfinished = [each for each in found if each.plan.domain_uuid in there]
+            machines |= {(connection, each.plan.domain_uuid): each.plan.domain for each in unfinished}
         if named is not None:
             machines = {machine: name for machine, name in machines.items() if machine == named}
         if not machines:
@@ -647,10 +673,10 @@ def _change_machine(
     from snaptree.hosts.layers import analysed
     from snaptree.hosts.recovery import with_operations
     from snaptree.hosts.situation import read_situation, read_to_describe
-    from snaptree.plans.intention import Delete, Recover, only_describes
+    from snaptree.plans.intention import Recover, only_describes
     from snaptree.plans.plan import Action
     from snaptree.plans.plan_json import plan_to_json
-    from snaptree.plans.planner import make_plan
+    from snaptree.plans.planner import make_plan, needs_analysis
     from snaptree.terminal import console, plans
 
     situation = (read_to_describe if only_describes(intention) else read_situation)(connection, uuid)
@@ -658,7 +684,7 @@ def _change_machine(
         situation = with_operations(connection, situation, known, recovers=isinstance(intention, Recover))
         if known is not None:
             situation = replace(situation, speed=known.speed(connection.uri))
-    if isinstance(intention, Delete):
+    if needs_analysis(intention, situation):
         situation = replace(situation, layers=analysed(connection, situation.layers))
     plan = make_plan(intention, situation)
     only_plan = plan.is_refused or options.dry_run

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 import humanize
 
-from snaptree.model.estate import Consistency, DomainState, Mark, MemorySnapshot, SnapshotKind
+from snaptree.model.estate import Consistency, DomainState, LooksAt, Mark, MemorySnapshot, SnapshotKind
 from snaptree.model.figures import Confidence, Figure
 from snaptree.model.settings import THERE, WHILE_RUNNING, SettingChange
-from snaptree.model.text import plain
+from snaptree.model.text import plain, quoted
 
 UNKNOWN = "?"
 NONE = "—"
@@ -42,6 +42,11 @@ def figure_in_full(figure: Figure) -> str:
     }.get(figure.confidence, "")
     takes = f"It takes {size(-figure.bytes)} more than it gives back." if figure.bytes < 0 else ""
     return "\n".join(part for part in (f"{figure.bytes:,} bytes", takes, sure, figure.how) if part)
+
+
+def looks_at(look: LooksAt) -> str:
+    """What a machine was made for: `looks at “before-upgrade” of db-01`."""
+    return f"looks at {quoted(look.snapshot)} of {plain(look.domain)}"
 
 
 def age(seconds: float) -> str:

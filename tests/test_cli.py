@@ -96,7 +96,7 @@ def test_list_shows_every_machine_with_its_totals(terminal: Terminal) -> None:
 
 def test_tree_as_json_has_the_keys_that_scripts_rely_on(terminal: Terminal) -> None:
     tree = terminal.json("tree", "web-01")
-    assert set(tree) == {"domain", "host", "state", "current", "totals", "troubles", "snapshots"}
+    assert set(tree) == {"domain", "host", "state", "current", "totals", "looks_at", "troubles", "snapshots"}
     assert len(tree["snapshots"]) >= 40
     assert tree["current"] in names(tree)
     for snapshot in tree["snapshots"]:
@@ -523,6 +523,28 @@ def test_what_was_interrupted_can_be_left(terminal: Terminal) -> None:
     assert "Not done, if it is left as it is: Take the snapshot “half”" in done.stdout
     assert terminal.json("tree", "fresh-01")["troubles"] == []
     assert "left as it was" in terminal.run("history", "fresh-01").stdout
+
+
+def test_a_look_comes_and_goes(terminal: Terminal) -> None:
+    machine, snapshot = "ci-runner-01", "release-3-0"
+    before = terminal.json("tree", machine)
+    made = terminal.json("look", machine, snapshot, "--name", "peek", "--with-networks", "--start", "-y")
+    assert (made["action"], made["undo"], made["result"]["state"]) == ("look", True, "done")
+    assert [step["kind"] for step in made["steps"]] == ["make-look", "start-look"]
+    assert {warning["rule"] for warning in made["warnings"]} == {"look-networks-on", "look-keeps-layers"}
+    assert "running" in terminal.virsh("domstate", "peek")
+    look = terminal.json("tree", "peek")
+    assert (look["looks_at"]["snapshot"], look["looks_at"]["domain"]) == (snapshot, machine)
+    assert before["looks_at"] is None
+    assert "peek looks at “release-3-0” of ci-runner-01" in terminal.run("list").stdout
+    assert re.search(r"release-3-0 .*base of peek", terminal.run("tree", machine).stdout)
+    refused = terminal.run("unlook", machine, "-y")
+    assert refused.returncode == 3
+    assert "did not make" in refused.stderr
+    assert terminal.run("undo", machine, "-y").returncode == 0
+    assert terminal.run("tree", "peek").returncode == 1
+    assert terminal.json("tree", machine) == before
+    assert "taken back" in terminal.run("undo", machine, "-y").stderr
 
 
 def test_a_fork_point_is_deleted_where_virsh_refuses(terminal: Terminal) -> None:

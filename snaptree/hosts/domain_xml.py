@@ -159,6 +159,7 @@ def _disk(element: ET.Element) -> Disk:
         read_only=element.find("readonly") is not None,
         transient=element.find("transient") is not None,
         shareable=element.find("shareable") is not None,
+        is_encrypted=element.find("encryption") is not None or element.find("source/encryption") is not None,
         records_chain=element.find("backingStore") is not None,
     )
 

@@ -237,6 +237,11 @@ class Journal:
                     "UPDATE operations SET undone = 1 WHERE id = (SELECT undoes FROM operations WHERE id = ?)",
                     (operation.id,),
                 )
+            if operation.state is OperationState.DONE and operation.plan.action is Action.UNLOOK:
+                database.execute(
+                    "UPDATE operations SET undone = 1 WHERE json_extract(plan, '$.undo.removes') = ?",
+                    (operation.plan.domain_uuid,),
+                )
 
     def recent(
         self,

@@ -14,6 +14,7 @@ from snaptree.hosts.connection import Connection
 from snaptree.hosts.domain_xml import parse, read_definition
 from snaptree.hosts.errors import explained
 from snaptree.hosts.far_images import FarImages
+from snaptree.hosts.look_xml import read_mark
 from snaptree.hosts.reading import never
 from snaptree.hosts.volumes import VolumeImages, side_by_side
 from snaptree.images.analyses import Analyses
@@ -248,7 +249,8 @@ def layers_of(connection: Connection, domain: Any, tree: SnapshotTree, images: I
     """As `read_layers`, for a caller that goes on looking at the same picture of the images."""
     with explained("reading the machine's disks"):
         is_active = bool(domain.isActive())
-        definition = read_definition(parse(domain.XMLDesc()))
+        root = parse(domain.XMLDesc())
+        definition = read_definition(root)
         saves_inside = any(snapshot.memory is MemorySnapshot.INTERNAL for snapshot in tree)
         drops_memory = is_active and saves_inside and tuple(domain.state()) == _GOES_ON
     formats = {path: layer_format for _, listed in definition.chains for path, layer_format in listed}
@@ -277,6 +279,7 @@ def layers_of(connection: Connection, domain: Any, tree: SnapshotTree, images: I
         memory_files=MappingProxyType({path: images.memory_file(path) for path in memory_files}),
         memory_compressions=MappingProxyType({path: images.memory_compression(path) for path in memory_files}),
         is_running=is_active,
+        looks_at=read_mark(root),
     )
 
 

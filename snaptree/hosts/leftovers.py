@@ -34,6 +34,24 @@ def remove_leftover(
     if connection.host.is_local and not _is_file_here(step.path):
         return
     prove_unneeded(connection, domain, step.path, except_for=deleted_later)
+    _remove_file(connection, step)
+
+
+def remove_with_machine(connection: Connection, domain: Any, paths: Collection[str], why: str) -> None:
+    """Remove files that go with their machine, which may still name them; no harm where they are gone already.
+
+    Raises as `remove_leftover`: ChangedMeanwhileError, before anything is removed, if any other machine or file
+    needs one.
+    """
+    images = Images(connection)
+    there = [path for path in paths if not connection.host.is_local or _is_file_here(path)]
+    for path in there:
+        _prove_unnamed_by_all(images, domain, path, go_too=there, machine_goes=True)
+    for path in there:
+        _remove_file(connection, RemoveLeftover(path, why))
+
+
+def _remove_file(connection: Connection, step: RemoveLeftover) -> None:
     if connection.host.is_local:
         try:
             Path(step.path).unlink(missing_ok=True)
@@ -105,14 +123,31 @@ def prove_unneeded(connection: Connection, domain: Any, path: str, *, except_for
     for chain in live_chains(connection, domain, images):
         if removed.are_among(chain.layers):
             raise ChangedMeanwhileError(f"disk {chain.target} stands on {path}")
+    _prove_unnamed_by_all(images, domain, path, except_for=except_for)
+
+
+def _prove_unnamed_by_all(
+    images: Images,
+    domain: Any,
+    path: str,
+    *,
+    except_for: Collection[str] = (),
+    go_too: Collection[str] = (),
+    machine_goes: bool = False,
+) -> None:
+    """Nobody names the file or stands on it, but for what goes with it. Raises ChangedMeanwhileError."""
+    connection = images.connection
+    removed, gone = _Names(images, [path]), _Names(images, [path, *go_too])
     with explained("looking who else needs a file"):
         for other in connection.handle.listAllDomains():
             if is_helper(other):
                 continue
             is_own = other.UUIDString() == domain.UUIDString()
+            if is_own and machine_goes:
+                continue
             _prove_unnamed(images, other, removed, path, except_for if is_own else (), is_other=not is_own)
     for neighbour in files_in(connection, str(Path(path).parent)):
-        if images.apparent_format(neighbour) != "qcow2" or removed.are_among([neighbour]):
+        if images.apparent_format(neighbour) != "qcow2" or gone.are_among([neighbour]):
             continue
         backing = images.read_image(neighbour, "qcow2").backing
         if backing and removed.are_among([backing]):

@@ -14,13 +14,31 @@ import libvirt
 
 from snaptree.hosts.connection import Connection
 from snaptree.hosts.errors import explained
+from snaptree.hosts.volumes import refresh_pool
 from snaptree.model.errors import SnapTreeError
 from snaptree.plans.plan import Layer
 
 
 def can_make_layers(connection: Connection, directory: str) -> bool:
     """Whether `make_layer` can work in a directory of the host."""
-    return _is_ours_to_write(connection, directory) or _pool(connection, directory) is not None
+    return not why_not_written(connection, directory) or _pool(connection, directory) is not None
+
+
+def why_not_written(connection: Connection, directory: str) -> str:
+    """Why this program itself can't make images in a directory, as a clause; empty if it can."""
+    if not connection.host.is_local:
+        return "it is on another host"
+    if not os.access(directory, os.W_OK | os.X_OK):
+        return f"SnapTree may not write in {directory}"
+    return "" if shutil.which("qemu-img") is not None else "qemu-img is not installed"
+
+
+def reserve_file(path: str) -> None:
+    """Make an empty file, which only its owner can read. Raises SnapTreeError if there is one, or none can be made."""
+    try:
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+    except OSError as error:
+        raise SnapTreeError(f"The file {path} cannot be made: {error.strerror}.") from error
 
 
 def make_layer(connection: Connection, path: str, base: Layer) -> None:
@@ -29,7 +47,7 @@ def make_layer(connection: Connection, path: str, base: Layer) -> None:
     Raises SnapTreeError if there is such a file already, or none can be made; nothing is left behind then.
     """
     directory = posixpath.dirname(path)
-    if _is_ours_to_write(connection, directory):
+    if not why_not_written(connection, directory):
         _make_file(path, base)
         return
     pool = _pool(connection, directory)
@@ -39,7 +57,7 @@ def make_layer(connection: Connection, path: str, base: Layer) -> None:
             hint="Make that directory a storage pool of the host (virsh pool-create-as NAME dir --target DIRECTORY).",
         )
     with explained(f"making the layer {path}"):
-        pool.refresh()
+        refresh_pool(pool)
         below = connection.handle.storageVolLookupByPath(base.path)
         pool.createXML(_volume_xml(posixpath.basename(path), below.info()[1], base), 0)
 
@@ -47,16 +65,12 @@ def make_layer(connection: Connection, path: str, base: Layer) -> None:
 def remove_layer(connection: Connection, path: str) -> None:
     """Take back what `make_layer` just made. Never raises: what can't be removed is an empty layer that stays."""
     try:
-        if _is_ours_to_write(connection, posixpath.dirname(path)):
+        if not why_not_written(connection, posixpath.dirname(path)):
             Path(path).unlink(missing_ok=True)
         else:
             connection.handle.storageVolLookupByPath(path).delete(0)
     except (OSError, libvirt.libvirtError):
         return
-
-
-def _is_ours_to_write(connection: Connection, directory: str) -> bool:
-    return connection.host.is_local and os.access(directory, os.W_OK | os.X_OK) and shutil.which("qemu-img") is not None
 
 
 def _pool(connection: Connection, directory: str) -> Any:
@@ -68,10 +82,7 @@ def _pool(connection: Connection, directory: str) -> Any:
 
 
 def _make_file(path: str, base: Layer) -> None:
-    try:
-        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
-    except OSError as error:
-        raise SnapTreeError(f"The layer {path} cannot be made: {error.strerror}.") from error
+    reserve_file(path)
     done = subprocess.run(  # noqa: S603  arguments, without a shell
         ["qemu-img", "create", "-q", "-f", "qcow2", "-b", base.path, "-F", base.format, "--", path],  # noqa: S607
         stdin=subprocess.DEVNULL,

@@ -16,6 +16,7 @@ from snaptree.hosts.errors import explained
 from snaptree.hosts.forgetting import find_forgotten
 from snaptree.hosts.journal import Journal
 from snaptree.hosts.layers import Images, live_chains
+from snaptree.hosts.looking import is_made, is_started
 from snaptree.hosts.merging import is_merged, is_stranded
 from snaptree.hosts.reading import current_name
 from snaptree.hosts.records import is_recorded
@@ -25,8 +26,10 @@ from snaptree.hosts.taking import record_of
 from snaptree.images.files import read_chain
 from snaptree.model.errors import SnapTreeError
 from snaptree.model.estate import DiskChain, DiskSnapshot, Snapshot, SnapshotKind
+from snaptree.plans.naming import part_of
 from snaptree.plans.operation import Operation, StepFound, StepState
 from snaptree.plans.plan import (
+    CopyOut,
     DeleteSnapshot,
     DescribeSnapshot,
     DropManagedSave,
@@ -34,18 +37,21 @@ from snaptree.plans.plan import (
     ForgetMemory,
     ForkAtSnapshot,
     Layer,
+    MakeLook,
     MergeLayers,
     RecordLayers,
     RemoveLeftover,
+    RemoveLook,
     RenameSnapshot,
     RevertToSnapshot,
+    StartLook,
     Step,
     StopMachine,
     TakeSnapshot,
 )
 from snaptree.plans.recovery import half_deleted
 from snaptree.plans.situation import Situation
-from snaptree.plans.wording import files_named, listed, quoted
+from snaptree.plans.wording import files_named, listed, plain, quoted
 
 _DONE = StepFound(StepState.DONE)
 _NOT_BEGUN = StepFound(StepState.NOT_BEGUN)
@@ -128,6 +134,14 @@ def find_step(
             case RemoveLeftover():
                 is_here = connection.host.is_local
                 return _DONE if is_here and not Path(step.path).exists() else _NOT_BEGUN
+            case CopyOut():
+                return _find_copy(connection, domain, step, begun=begun)
+            case MakeLook():
+                return _DONE if is_made(connection, step) else _find_files(connection, domain, step, begun=begun)
+            case StartLook():
+                return _DONE if is_started(connection, step) else _NOT_BEGUN
+            case RemoveLook():
+                return StepFound(StepState.HALF_WAY, "some of its files may be gone already") if begun else _NOT_BEGUN
 
 
 def merging_disks(connection: Connection, domain: Any) -> tuple[str, ...]:
@@ -191,7 +205,10 @@ def _find_unrecorded(
     return StepFound(StepState.HALF_WAY, says)
 
 
-def _find_files(connection: Connection, domain: Any, step: TakeSnapshot | ForkAtSnapshot, *, begun: bool) -> StepFound:
+MakesFiles = TakeSnapshot | ForkAtSnapshot | CopyOut | MakeLook
+
+
+def _find_files(connection: Connection, domain: Any, step: MakesFiles, *, begun: bool) -> StepFound:
     """A step that has come no further than making files, if that far."""
     left = list(files_made(connection, step))
     if not left:
@@ -203,16 +220,33 @@ def _find_files(connection: Connection, domain: Any, step: TakeSnapshot | ForkAt
     return StepFound(StepState.HALF_WAY, f"{files_named(left)} was left behind, and nothing refers to it")
 
 
-def files_made(connection: Connection, step: TakeSnapshot | ForkAtSnapshot) -> Iterator[str]:
+def files_made(connection: Connection, step: MakesFiles) -> Iterator[str]:
     """Files that a step makes and that exist, as far as one can see from here."""
-    memory_file = step.memory_file if isinstance(step, TakeSnapshot) else None
     if connection.host.is_local:
-        yield from (path for path in (*step.overlays.values(), memory_file) if path and Path(path).exists())
+        yield from (path for path in _made_by(step) if path and Path(path).exists())
+
+
+def _made_by(step: MakesFiles) -> tuple[str | None, ...]:
+    match step:
+        case TakeSnapshot():
+            return (*step.overlays.values(), step.memory_file)
+        case ForkAtSnapshot():
+            return tuple(step.overlays.values())
+        case CopyOut():
+            return (part_of(step.path),)
+        case MakeLook():
+            return (*(step.disks[target] for target in step.bases), step.nvram)
 
 
 def _named_by_somebody(domain: Any, paths: list[str]) -> list[str]:
     texts = [domain.XMLDesc(), *(snapshot.getXMLDesc() for snapshot in domain.listAllSnapshots())]
     return [path for path in paths if any(path in text for text in texts)]
+
+
+def _find_copy(connection: Connection, domain: Any, step: CopyOut, *, begun: bool) -> StepFound:
+    if not Path(step.path).exists():
+        return _find_files(connection, domain, step, begun=begun)
+    return _DONE if begun else _changed(f"{plain(step.path)} exists by now")
 
 
 def _find_revert(connection: Connection, domain: Any, step: RevertToSnapshot, *, begun: bool) -> StepFound:

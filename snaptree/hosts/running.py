@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Collection, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from copy import copy
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from snaptree.hosts.forgetting import forget_memory
 from snaptree.hosts.journal import Journal, this_user
 from snaptree.hosts.layers import live_chains
 from snaptree.hosts.leftovers import remove_leftover
+from snaptree.hosts.looking import copy_out, make_look, remove_look, start_look
 from snaptree.hosts.merging import Bandwidth, MergeProgress, merge_layers, unlimited
 from snaptree.hosts.reading import current_name, never, read_domain
 from snaptree.hosts.records import record_layers
@@ -40,18 +42,22 @@ from snaptree.model.estate import Annotations, DiskSnapshot, DomainState, Memory
 from snaptree.plans.operation import Operation, OperationState, Progress, StepFound, StepState
 from snaptree.plans.plan import (
     Action,
+    CopyOut,
     DeleteSnapshot,
     DescribeSnapshot,
     DropManagedSave,
     EndOrphanedMerge,
     ForgetMemory,
     ForkAtSnapshot,
+    MakeLook,
     MergeLayers,
     Plan,
     RecordLayers,
     RemoveLeftover,
+    RemoveLook,
     RenameSnapshot,
     RevertToSnapshot,
+    StartLook,
     StateAfter,
     Step,
     StopMachine,
@@ -173,8 +179,8 @@ class _Run:
         found = self._find(number)
         if found.state is StepState.CHANGED:
             raise ChangedMeanwhileError(found.says)
-        if isinstance(step, TakeSnapshot) and found.state is StepState.NOT_BEGUN:
-            self._check_take(step)  # what it finds must not look as if this step had left it
+        if found.state is StepState.NOT_BEGUN:
+            self._check_way(step)  # what it finds must not look as if this step had left it
         check_unmarked(self._domain, _lost_in_passing(self._operation.plan, number))
         was_active = bool(self._domain.isActive())
         if self._journal is not None:
@@ -223,6 +229,18 @@ class _Run:
                 Thumbnails.of(self._connection.uri, self._operation.plan.domain_uuid).rename(step.name, step.new_name)
             case RemoveLeftover():
                 remove_leftover(self._connection, self._domain, step, deleted_later=deleted_later)
+            case CopyOut():
+                copy_out(step, on_progress=partial(self._copied, step), cancelled=self._cancelled)
+            case MakeLook():
+                make_look(self._connection, self._domain, step)
+            case StartLook():
+                start_look(self._connection, step)
+            case RemoveLook():
+                remove_look(self._connection, self._domain, step)
+
+    def _copied(self, step: CopyOut, share: float) -> None:
+        if step.copies:
+            self._measured(int(share * step.copies), step.copies, can_cancel=True)
 
     # What an interrupted operation left
 
@@ -248,8 +266,8 @@ class _Run:
     def _clear_the_way(self, step: Step) -> None:
         """Bring what is half done to where the step can be done again."""
         match step:
-            case TakeSnapshot() | ForkAtSnapshot():
-                if reverting.is_on(self._domain, step):
+            case TakeSnapshot() | ForkAtSnapshot() | CopyOut() | MakeLook():
+                if isinstance(step, TakeSnapshot | ForkAtSnapshot) and reverting.is_on(self._domain, step):
                     return
                 for path in list(files_made(self._connection, step)):
                     left = RemoveLeftover(path, "what was interrupted left it behind")
@@ -392,12 +410,22 @@ class _Run:
 
     # The steps
 
+    def _check_way(self, step: Step) -> None:
+        match step:
+            case TakeSnapshot():
+                self._check_take(step)
+            case CopyOut() | MakeLook():
+                self._check_no_files(step)
+
+    def _check_no_files(self, step: TakeSnapshot | CopyOut | MakeLook) -> None:
+        for path in files_made(self._connection, step):
+            raise ChangedMeanwhileError(f"the file {path} exists by now")
+
     def _check_take(self, step: TakeSnapshot) -> None:
         self._check_current(step.expected_current)
         if step.name in {snapshot.getName() for snapshot in self._domain.listAllSnapshots()}:
             raise ChangedMeanwhileError(f"a snapshot named {step.name} exists by now")
-        for path in files_made(self._connection, step):
-            raise ChangedMeanwhileError(f"the file {path} exists by now")
+        self._check_no_files(step)
 
     def _take(self, step: TakeSnapshot, *, goes_on: bool) -> None:
         if goes_on and self._resumed is not None and step.overlays and reverting.is_on(self._domain, step):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import os
 import re
 import shutil
 import time
@@ -19,7 +20,8 @@ from snaptree.hosts.errors import explained
 from snaptree.hosts.helper_machine import is_helper
 from snaptree.hosts.journal import this_user
 from snaptree.hosts.layers import Images, layers_of
-from snaptree.hosts.new_layers import can_make_layers
+from snaptree.hosts.look_xml import shared_devices
+from snaptree.hosts.new_layers import can_make_layers, why_not_written
 from snaptree.hosts.reading import read_domain, read_tree, texts_of
 from snaptree.hosts.settings import LazyMapping, changes, recorded_in, recorded_now
 from snaptree.hosts.snapshot_xml import recorded_disks
@@ -73,7 +75,12 @@ def read_situation(connection: Connection, uuid: str) -> Situation:
         settings=LazyMapping(texts, lambda xml: changes(now, recorded_in(xml), same_disk)),
         existing_files=frozenset(path for paths in existing.values() for path in paths),
         missing_files=frozenset(path for path in layers.memory_files if images.is_missing(path)),
-        takes_new_layers=_takes_new_layers(connection, directories),
+        takes_new_layers=frozenset(each for each in directories if can_make_layers(connection, each)),
+        why_not_copied=_why_not_copied(connection, layers),
+        shared_devices=MappingProxyType({name: found for name, xml in texts.items() if (found := shared_devices(xml))}),
+        nvram=definition.nvram,
+        copies_nvram=definition.nvram is not None and not _why_not_read(connection, definition.nvram),
+        machine_names=_machine_names(connection),
         free_bytes=MappingProxyType(
             {directory: free for directory in directories if (free := _free(connection, directory)) is not None}
         ),
@@ -239,10 +246,21 @@ def files_in(connection: Connection, directory: str) -> tuple[str, ...]:
         return ()  # no pool there
 
 
-def _takes_new_layers(connection: Connection, directories: Iterable[str]) -> frozenset[str]:
-    if connection.host.external_snapshots:
-        return frozenset()  # libvirt makes its own
-    return frozenset(directory for directory in directories if can_make_layers(connection, directory))
+def _why_not_copied(connection: Connection, layers: DomainLayers) -> Mapping[str, str]:
+    inside = [path for path, image in layers.images.items() if image.internal_snapshots]
+    return MappingProxyType({path: why for path in inside if (why := _why_not_read(connection, path))})
+
+
+def _why_not_read(connection: Connection, path: str) -> str:
+    """Why this program can't read a file and write beside it, as a clause; empty if it can."""
+    return why_not_written(connection, str(Path(path).parent)) or (
+        "" if os.access(path, os.R_OK) else "SnapTree may not read it"
+    )
+
+
+def _machine_names(connection: Connection) -> frozenset[str]:
+    with explained("listing the virtual machines"):
+        return frozenset(str(handle.name()) for handle in connection.handle.listAllDomains())
 
 
 def _free(connection: Connection, directory: str) -> int | None:

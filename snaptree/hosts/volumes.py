@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import posixpath
+import time
 import xml.etree.ElementTree as ET
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from threading import Lock
+from threading import Event, Lock
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import libvirt
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
 _NO_POOL_HINT = "Put its directory into a storage pool (virsh pool-create-as NAME dir --target DIRECTORY)."
 MOST_AT_ONCE: Final = 32
 """Reads that are under way: each is two round trips, which a far host makes long, and nearly no work for it."""
+
+_BUSY_SECONDS: Final = 5.0
+_BUSY_WAIT_SECONDS: Final = 0.05
 
 _images: Remembered[Image] = Remembered(4096)
 """By URI and path: the beginning of one that is as it was need not come again."""
@@ -123,6 +127,7 @@ class VolumeImages:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._refreshed = False
+        self._not_refreshed: set[str] = set()
         self._lock = Lock()
 
     def read_image(self, path: str, recorded_format: str) -> Image:
@@ -160,7 +165,8 @@ class VolumeImages:
         if error.get_error_code() != libvirt.VIR_ERR_NO_STORAGE_VOL or self._connection.host.read_only:
             return False
         try:
-            return bool(self._connection.handle.storagePoolLookupByTargetPath(posixpath.dirname(path)).isActive())
+            pool = self._connection.handle.storagePoolLookupByTargetPath(posixpath.dirname(path))
+            return bool(pool.isActive()) and pool.UUIDString() not in self._not_refreshed
         except libvirt.libvirtError:
             return False
 
@@ -191,8 +197,28 @@ class VolumeImages:
             return
         self._refreshed = True
         for pool in self._connection.handle.listAllStoragePools(libvirt.VIR_CONNECT_LIST_STORAGE_POOLS_ACTIVE):
-            with contextlib.suppress(libvirt.libvirtError):  # one broken pool must not hide the others
-                pool.refresh()
+            try:
+                refresh_pool(pool)
+            except libvirt.libvirtError:  # one broken pool must not hide the others
+                self._not_refreshed.add(pool.UUIDString())
+
+
+def refresh_pool(pool: Any) -> None:
+    """Let the host look what is in a pool by now. Raises libvirtError.
+
+    It refuses to while it does anything else with the pool, such as closing the stream of a volume that was read.
+    """
+    give_up = time.monotonic() + _BUSY_SECONDS
+    while True:
+        try:
+            pool.refresh()
+        except libvirt.libvirtError as error:
+            # "pool '...' has asynchronous jobs running" has no code of its own
+            if error.get_error_code() != libvirt.VIR_ERR_INTERNAL_ERROR or time.monotonic() > give_up:
+                raise
+            Event().wait(_BUSY_WAIT_SECONDS)
+        else:
+            return
 
 
 def _format(element: ET.Element | None) -> str:

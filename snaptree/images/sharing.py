@@ -170,6 +170,10 @@ class Sharing:
         """As `written`, without saved memory."""
         return self.written(holder, parent, _OF_THE_DISK)
 
+    def data(self, holder: int) -> Space:
+        """What a holder has of the guest's disk, without the tables that lead to it."""
+        return self.referred(holder, [Kind.DATA])
+
     def frees(self, snapshots: Collection[int], kinds: Collection[Kind] = EVERY_KIND) -> Space:
         """What becomes free if all these snapshots are deleted.
 

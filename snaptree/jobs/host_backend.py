@@ -35,10 +35,10 @@ from snaptree.model.estate import Domain, DomainLayers, Host, ImageKey, Snapshot
 from snaptree.model.merging import ALONE, Elsewhere
 from snaptree.model.settings import Comparison, layers_of_one_disk
 from snaptree.model.tree import SnapshotTree
-from snaptree.plans.intention import Delete, Intention, Recover, TakeBack, only_describes
-from snaptree.plans.operation import Operation, OperationState, Settled
+from snaptree.plans.intention import Intention, Recover, only_describes, take_back
+from snaptree.plans.operation import Operation, OperationState, Settled, undoes_look
 from snaptree.plans.plan import Action, Plan
-from snaptree.plans.planner import make_plan
+from snaptree.plans.planner import make_plan, needs_analysis
 from snaptree.plans.speed import NOT_MEASURED, Speed
 from snaptree.plans.wording import machines_named
 
@@ -768,7 +768,7 @@ class HostBackend(QObject):
                 situation = replace(read_situation(connection, uuid), speed=self._speed_now())
                 recovers = isinstance(intention, Recover)
                 situation = with_operations(connection, situation, self._journal, recovers=recovers)
-                if not isinstance(intention, Delete | TakeBack):
+                if not needs_analysis(intention, situation):
                     return make_plan(intention, situation)
                 # What is on screen was analysed already; a figure in a preview need not be truer than that.
                 known = self._costs.get(uuid)
@@ -808,8 +808,8 @@ class HostBackend(QObject):
         if not operation.can_undo or undo is None or operation.id in self._being_undone:
             return
         self._being_undone.add(operation.id)
-        intention = TakeBack(undo)
-        self.plan(operation.plan.domain_uuid, intention, partial(self._run_undo, operation))
+        uuid, intention = take_back(operation.plan)
+        self.plan(uuid, intention, partial(self._run_undo, operation))
 
     def _run_undo(self, undoes: Operation, plan: Plan | SnapTreeError) -> None:
         if isinstance(plan, Plan):
@@ -934,6 +934,9 @@ class HostBackend(QObject):
             self._being_undone.discard(undoes.id)
             if operation.state is OperationState.DONE:
                 self._tell_operation(replace(undoes, undone=True))
+        known = (self._history or {}) | self._operations
+        for earlier in [each for each in known.values() if not each.undone and undoes_look(operation, each)]:
+            self._tell_operation(replace(earlier, undone=True))
         self._read_list(Priority.ON_SCREEN)
         self._read_tree(operation.plan.domain_uuid, Priority.ON_SCREEN)
         self._read_journal()

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from snaptree.model.estate import DiskSnapshot, DomainLayers, ImageKey, MemorySnapshot, Snapshot, SnapshotDisk, Space
-from snaptree.model.figures import NOTHING, Confidence, Figure, total, unknown
+from snaptree.model.figures import NOTHING, Confidence, Figure, exact, total, unknown
 from snaptree.model.merging import ALONE, Elsewhere, LayerTree
 from snaptree.model.tree import SnapshotTree
 
@@ -156,6 +156,17 @@ def _written_inside(snapshot: Snapshot, path: str, tree: SnapshotTree, layers: D
         above = tree.parents[above]
     of_whom = "that its parent has not" if parent is not None else "of the image that it holds"
     return _as_figure(sharing.written_to_disk(number, parent), path, layers, f"clusters {of_whom}", frozen=True)
+
+
+def held_inside(layers: DomainLayers, path: str, name: str) -> Figure:
+    """Bytes of a disk's data that an internal snapshot holds in its image: what a copy of it takes in.
+
+    Data that is compressed there is larger in the copy.
+    """
+    sharing, number = layers.sharing.get(path), _number_inside(name, path, layers)
+    if sharing is None or number is None:
+        return unknown(_NEEDS_ANALYSIS)
+    return exact(sharing.data(number).in_image, "clusters of data that the snapshot holds")
 
 
 def _number_inside(name: str, path: str, layers: DomainLayers) -> int | None:

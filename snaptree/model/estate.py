@@ -288,6 +288,9 @@ class ClusterSharing(Protocol):
     def written_to_disk(self, holder: int, parent: int | None) -> Space:
         """What a holder has and its parent has not, saved memory left out; all that it has if there is no parent."""
 
+    def data(self, holder: int) -> Space:
+        """What a holder has of the guest's disk, without the tables that lead to it."""
+
     def frees(self, snapshots: Collection[int]) -> Space:
         """What becomes free if all these snapshots are deleted."""
 
@@ -352,6 +355,18 @@ class DiskChain:
 
 
 @dataclass(frozen=True, slots=True)
+class LooksAt:
+    """What a machine was made for: to look at a snapshot of another one, without reverting that."""
+
+    snapshot: str
+    domain: str
+    """The other machine's name when this one was made."""
+    domain_uuid: str
+    files: tuple[str, ...] = ()
+    """What was made for it, and goes with it."""
+
+
+@dataclass(frozen=True, slots=True)
 class DomainLayers:
     """Everything known about the images of one domain: the live chains and every image that a snapshot names."""
 
@@ -370,6 +385,8 @@ class DomainLayers:
     """By path, for images that stand on others or below them, if they were analysed. Layers of one disk have one."""
     is_running: bool = False
     """Whether a QEMU holds the chains."""
+    looks_at: LooksAt | None = None
+    """Whose layers it was put on, if it was made to look at a snapshot."""
 
     def key(self, path: str) -> ImageKey:
         """What tells an image from others, by whichever path it is asked for."""

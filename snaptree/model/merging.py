@@ -15,7 +15,7 @@ from functools import cached_property
 from itertools import chain
 from types import MappingProxyType
 
-from snaptree.model.estate import DiskSnapshot, DomainLayers, Image, ImageKey, LayerOverlaps, MergeBytes
+from snaptree.model.estate import DiskSnapshot, DomainLayers, Image, ImageKey, LayerOverlaps, MergeBytes, Snapshot
 from snaptree.model.figures import NOTHING, Confidence, Figure, total, unknown
 from snaptree.model.text import plain
 from snaptree.model.tree import SnapshotTree
@@ -43,6 +43,17 @@ class Elsewhere:
     """Image -> names of other machines."""
     unknown: str = ""
     """Why there may be more users than these; empty if there are not."""
+
+    def on(self, snapshot: Snapshot, layers: DomainLayers) -> frozenset[str]:
+        """Other machines that stand directly on what a snapshot froze, and not on anything of this machine's above."""
+        held = {layers.key(disk.frozen) for disk in snapshot.disks if disk.frozen and disk.how is DiskSnapshot.EXTERNAL}
+        on, above = set[str](), set[str]()
+        for key in held:
+            on |= self.users.get(key, frozenset())
+        for image in layers.images.values():
+            if image.backing is not None and layers.key(image.backing) in held:
+                above |= self.users.get(layers.key(image.path), frozenset())
+        return frozenset(on - above)
 
 
 ALONE = Elsewhere()

@@ -36,18 +36,22 @@ from snaptree.plans.facts import (
 )
 from snaptree.plans.naming import revert_overlay_path
 from snaptree.plans.plan import (
+    CopyOut,
     DeleteSnapshot,
     DescribeSnapshot,
     DropManagedSave,
     EndOrphanedMerge,
     ForgetMemory,
     ForkAtSnapshot,
+    MakeLook,
     MergeLayers,
     MergeWay,
     RecordLayers,
     RemoveLeftover,
+    RemoveLook,
     RenameSnapshot,
     RevertToSnapshot,
+    StartLook,
     StateAfter,
     Step,
     StopMachine,
@@ -98,6 +102,14 @@ def _after(situation: Situation, step: Step) -> Situation:
             return after_forgotten_memory(situation, step)
         case RemoveLeftover():
             return _without_files(situation, {step.path})
+        case CopyOut():
+            return replace(situation, existing_files=situation.existing_files | {step.path})
+        case MakeLook():
+            return after_look(situation, step)
+        case StartLook():
+            return situation
+        case RemoveLook():
+            return _without_files(situation, set(step.files))
 
 
 def leaks_memory_file(situation: Situation) -> bool:
@@ -598,6 +610,26 @@ def after_rename(situation: Situation, step: RenameSnapshot) -> Situation:
         situation,
         tree=SnapshotTree.build(renamed, named(tree.current)),
         recorded_disks=MappingProxyType(recorded),
+    )
+
+
+# Looking
+
+
+def after_look(situation: Situation, step: MakeLook) -> Situation:
+    """The situation once another machine stands on what a snapshot holds."""
+    facts = Facts(situation)
+    overlays_on, dependants = dict(situation.overlays_on), dict(situation.dependants)
+    for target, base in step.bases.items():
+        overlays_on[base.path] = overlays_on.get(base.path, frozenset()) | {step.disks[target]}
+        for layer in facts.stack(base.path):
+            dependants[layer] = dependants.get(layer, frozenset()) | {step.machine}
+    return replace(
+        situation,
+        overlays_on=MappingProxyType(overlays_on),
+        dependants=MappingProxyType(dependants),
+        machine_names=situation.machine_names | {step.machine},
+        existing_files=situation.existing_files | set(step.disks.values()),
     )
 
 

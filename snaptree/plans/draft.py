@@ -15,12 +15,14 @@ from snaptree.plans.aftermath import after
 from snaptree.plans.facts import Facts
 from snaptree.plans.plan import (
     Action,
+    CopyOut,
     DeleteSnapshot,
     DescribeSnapshot,
     Finding,
     Forecast,
     ForgetMemory,
     ForkAtSnapshot,
+    MakeLook,
     MergeLayers,
     Plan,
     RecordLayers,
@@ -85,6 +87,8 @@ class Draft:
         """What rules are asked about, if this were the next step. `name`: the snapshot, where the step names none."""
         if isinstance(step, _NAMING):
             name = step.name
+        elif isinstance(step, CopyOut | MakeLook):
+            name = step.snapshot
         return Case(
             self.situation,
             self.facts,

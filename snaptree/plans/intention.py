@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from types import MappingProxyType
 
-from snaptree.plans.plan import StateAfter, Undo
+from snaptree.plans.plan import Plan, StateAfter, Undo
 from snaptree.plans.policy import Policy
 
 
@@ -108,7 +108,25 @@ class Recover:
     leave: bool = False
 
 
-Intention = Take | Revert | Delete | Prune | DropMemory | Describe | Rename | TakeBack | Recover
+@dataclass(frozen=True, slots=True)
+class Look:
+    """Make a new machine that shows a snapshot's disks, and leave everything else as it is.
+
+    An empty `machine` asks for a name. Its networks are unplugged unless they shall be connected.
+    """
+
+    snapshot: str
+    machine: str = ""
+    connect_networks: bool = False
+    start: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Unlook:
+    """Remove a machine that was made to look at a snapshot, with the files that were made for it."""
+
+
+Intention = Take | Revert | Delete | Prune | DropMemory | Describe | Rename | TakeBack | Recover | Look | Unlook
 
 
 def only_describes(intention: Intention) -> bool:
@@ -119,3 +137,12 @@ def only_describes(intention: Intention) -> bool:
         case TakeBack(undo=undo):
             return bool(undo.describe) or undo.rename is not None
     return False
+
+
+def take_back(plan: Plan) -> tuple[str, Intention]:
+    """What undoes a plan, and the machine that it is asked of, by UUID. Only of plans that have an `undo`."""
+    undo = plan.undo
+    assert undo is not None
+    if undo.removes is not None:
+        return undo.removes, Unlook()
+    return plan.domain_uuid, TakeBack(undo)

@@ -18,6 +18,8 @@ LONGEST_FILE_NAME = 247
 """Bytes: a file system's 255, less what libvirt appends while it writes (`.xml.new`, the second of a revert)."""
 
 _BAD_CHARACTER = re.compile(r"[^A-Za-z0-9_-]")
+_BAD_IN_MACHINE = re.compile(r"[^A-Za-z0-9_.-]")
+_ROOM_FOR_NUMBER = 5
 _IMAGE_SUFFIXES = (".qcow2", ".qcow", ".qed", ".img", ".raw", ".vmdk", ".vdi", ".vhd", ".vhdx")
 _SECONDS_SUFFIX = re.compile(r"\.\d{9,11}")
 """What libvirt appends to the overlays that a revert makes: seconds since 1970."""
@@ -81,6 +83,44 @@ def revert_overlay_path(frozen_layer: str, now: int) -> str:
 def memory_path(overlay: str) -> str:
     """Where saved memory goes: beside the overlay of the first disk."""
     return f"{overlay}.mem"
+
+
+def machine_name_problem(name: str) -> str:
+    """Why a new machine can't have this name, of which its files get theirs; empty if it can. One sentence."""
+    if len(name) > LONGEST_NAME:
+        return f"A machine's name can have {LONGEST_NAME} characters; this one has {len(name)}."
+    if _BAD_IN_MACHINE.search(name) or not name or name[0] in "-_.":
+        return (
+            f"{quoted(name)} is no name for a machine: use letters from a to z, digits, dashes, underscores and dots,"
+            " a letter or digit first."
+        )
+    return ""
+
+
+def look_name(domain: str, snapshot: str, taken: Collection[str]) -> str:
+    """A name for the machine that looks at a snapshot of another one; it sorts beside that."""
+    whole = _BAD_IN_MACHINE.sub("-", f"{domain}-at-{snapshot}").lstrip("-_.")
+    base = name = whole[: LONGEST_NAME - _ROOM_FOR_NUMBER] or "look"
+    number = 1
+    while name in taken:
+        number += 1
+        name = f"{base}-{number}"
+    return name
+
+
+def look_path(layer: str, machine: str, target: str) -> str:
+    """Where a disk of such a machine goes: beside the layer that holds its content."""
+    return posixpath.join(posixpath.dirname(layer), f"{machine}-{target}.qcow2")
+
+
+def look_nvram(nvram: str, machine: str) -> str:
+    """Where the UEFI variables of such a machine go: beside those that they are a copy of."""
+    return posixpath.join(posixpath.dirname(nvram), f"{machine}_VARS{posixpath.splitext(nvram)[1]}")
+
+
+def part_of(path: str) -> str:
+    """What a copy is called until it is whole."""
+    return f"{path}.part"
 
 
 def file_name_is_too_long(path: str) -> bool:

@@ -131,6 +131,8 @@ _NAMES = {
     Action.DROP_MEMORY: "Dropping the memory of a snapshot",
     Action.DESCRIBE: "A change of notes or marks",
     Action.RENAME: "A rename",
+    Action.LOOK: "Making a machine to look at a snapshot",
+    Action.UNLOOK: "Removing the machine",
     Action.UNDO: "Taking a change back",
     Action.FINISH: "Finishing what had been interrupted",
     Action.LEAVE: "Leaving things as they are",
@@ -150,6 +152,13 @@ def troubles_of_operation(unfinished: Operation | None) -> Iterator[Trouble]:
     """What is wrong with a machine on which an operation was interrupted."""
     if unfinished is not None:
         yield Trouble(Severity.ERROR, interruption(unfinished))
+
+
+def undoes_look(later: Operation, operation: Operation) -> bool:
+    """Whether a later operation removed the very machine that this one made."""
+    undo, plan = operation.plan.undo, later.plan
+    is_removed = plan.action is Action.UNLOOK and later.state is OperationState.DONE
+    return is_removed and undo is not None and undo.removes == plan.domain_uuid
 
 
 def last_undoable(operations: Iterable[Operation], uuid: str | None = None) -> Operation | None:

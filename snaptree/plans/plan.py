@@ -28,6 +28,8 @@ class Action(StrEnum):
     DESCRIBE = "describe"
     """Its note and its marks."""
     RENAME = "rename"
+    LOOK = "look"
+    UNLOOK = "unlook"
     UNDO = "undo"
     FINISH = "finish"
     """What an interrupted operation had left to do."""
@@ -271,6 +273,52 @@ class RenameSnapshot:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class CopyOut:
+    """Copy what an internal snapshot holds of a disk into an image of its own. Where it lies is only read."""
+
+    snapshot: str
+    target: str
+    source: Layer
+    base: Layer | None
+    """What the source stands on; the copy will, too."""
+    path: str
+    copies: int | None = None
+    """Bytes, if that is known."""
+
+
+@dataclass(frozen=True, slots=True)
+class MakeLook:
+    """Define a machine that shows a snapshot's disks and is marked as doing so. It writes to files of its own."""
+
+    snapshot: str
+    machine: str
+    uuid: str
+    disks: Mapping[str, str]
+    """Disk -> the file that it writes to."""
+    bases: Mapping[str, Layer]
+    """Disk -> the layer that a new one stands on. Disks without are copies, which are there by then."""
+    connect_networks: bool
+    nvram: str | None
+    """The copy of the machine's UEFI variables. None: it has none, or they are made anew from the firmware's."""
+
+
+@dataclass(frozen=True, slots=True)
+class StartLook:
+    """Start the machine that was made."""
+
+    machine: str
+    uuid: str
+
+
+@dataclass(frozen=True, slots=True)
+class RemoveLook:
+    """Remove the machine itself, which is off and was made to look at a snapshot: its files, then its definition."""
+
+    files: tuple[str, ...]
+    """Its own, each before what it stands on."""
+
+
 Step = (
     TakeSnapshot
     | RevertToSnapshot
@@ -285,6 +333,10 @@ Step = (
     | RemoveLeftover
     | DescribeSnapshot
     | RenameSnapshot
+    | CopyOut
+    | MakeLook
+    | StartLook
+    | RemoveLook
 )
 
 
@@ -314,7 +366,10 @@ class Forecast:
 
 @dataclass(frozen=True, slots=True)
 class Undo:
-    """How a finished plan is taken back: revert to `revert_to`, delete what was taken for it, say what was said."""
+    """How a finished plan is taken back: revert to `revert_to`, delete what was taken for it, say what was said.
+
+    Or remove the machine that it made: `removes` is that one's UUID.
+    """
 
     text: str
     revert_to: str | None = None
@@ -323,6 +378,7 @@ class Undo:
     """What was said before and since, to be said as before again. What others changed since is left alone."""
     rename: tuple[str, str] | None = None
     """The name that a snapshot has since, and the one it had before."""
+    removes: str | None = None
 
     @property
     def loses_something(self) -> bool:

@@ -12,6 +12,7 @@ from snaptree.model.figures import Confidence, Figure
 from snaptree.model.settings import SettingChange
 from snaptree.plans.plan import (
     Action,
+    CopyOut,
     DeleteSnapshot,
     DescribeSnapshot,
     DropManagedSave,
@@ -21,13 +22,16 @@ from snaptree.plans.plan import (
     ForgetMemory,
     ForkAtSnapshot,
     Layer,
+    MakeLook,
     MergeLayers,
     MergeWay,
     Plan,
     RecordLayers,
     RemoveLeftover,
+    RemoveLook,
     RenameSnapshot,
     RevertToSnapshot,
+    StartLook,
     StateAfter,
     Step,
     StopMachine,
@@ -55,6 +59,10 @@ _KINDS: Mapping[type[Step], str] = MappingProxyType(
         RemoveLeftover: "remove-leftover",
         DescribeSnapshot: "describe",
         RenameSnapshot: "rename",
+        CopyOut: "copy-out",
+        MakeLook: "make-look",
+        StartLook: "start-look",
+        RemoveLook: "remove-look",
     }
 )
 
@@ -99,6 +107,17 @@ def describe_step(step: Step) -> str:
             return describe_remarks(step, quoted(step.name))
         case RenameSnapshot():
             return f"Rename {quoted(step.name)} to {quoted(step.new_name)}"
+        case CopyOut():
+            return f"Copy {quoted(step.snapshot)} out of {plain(step.source.path)} into {plain(step.path)}"
+        case MakeLook():
+            new = [path for target, path in step.disks.items() if target in step.bases]
+            on_layers = f" on new layers ({files_named(new)})" if new else ""
+            return f"Make the machine {quoted(step.machine)} with the disks of {quoted(step.snapshot)}{on_layers}"
+        case StartLook():
+            return f"Start {quoted(step.machine)}"
+        case RemoveLook():
+            files = f" and its files ({files_named(step.files)})" if step.files else ""
+            return f"Remove the machine{files}"
 
 
 def what_is_said(plan: Plan, names: str) -> str:
@@ -150,6 +169,10 @@ def describe_plan(plan: Plan, *, machine: str = "", named: Callable[[str], str] 
             return f"{what_is_said(plan, names)}{of}"
         case Action.RENAME:
             return f"{describe_step(plan.steps[0]) if plan.steps else f'Rename {names}'}{of}"
+        case Action.LOOK:
+            return f"Look at {names}{of}"
+        case Action.UNLOOK:
+            return f"Remove {machine or 'the machine'}"
         case Action.UNDO:
             return f"Undo{on}"
         case Action.FINISH:
@@ -266,6 +289,7 @@ def _undo_to_record(undo: Undo) -> dict[str, Any]:
         "delete": list(undo.delete),
         "describe": [_step_to_record(step) for step in undo.describe],
         "rename": None if undo.rename is None else list(undo.rename),
+        "removes": undo.removes,
     }
 
 
@@ -277,6 +301,7 @@ def _undo_from_record(record: Mapping[str, Any]) -> Undo:
         tuple(record["delete"]),
         tuple(_describe_from_record(step) for step in record.get("describe", ())),  # nor this
         None if rename is None else (rename[0], rename[1]),
+        record.get("removes"),  # nor this
     )
 
 
@@ -361,6 +386,29 @@ def _step_to_record(step: Step) -> dict[str, Any]:
                 "children": list(step.children),
                 "revert_overlays": {name: dict(overlays) for name, overlays in step.revert_overlays.items()},
             }
+        case CopyOut():
+            return kind | {
+                "snapshot": step.snapshot,
+                "target": step.target,
+                "source": asdict(step.source),
+                "base": None if step.base is None else asdict(step.base),
+                "path": step.path,
+                "copies": step.copies,
+            }
+        case MakeLook():
+            return kind | {
+                "snapshot": step.snapshot,
+                "machine": step.machine,
+                "uuid": step.uuid,
+                "disks": dict(step.disks),
+                "bases": {target: asdict(layer) for target, layer in step.bases.items()},
+                "connect_networks": step.connect_networks,
+                "nvram": step.nvram,
+            }
+        case StartLook():
+            return kind | {"machine": step.machine, "uuid": step.uuid}
+        case RemoveLook():
+            return kind | {"files": list(step.files)}
 
 
 def _step_from_record(record: Mapping[str, Any]) -> Step:
@@ -437,6 +485,29 @@ def _step_from_record(record: Mapping[str, Any]) -> Step:
                 children=tuple(record["children"]),
                 revert_overlays=_frozen_twice(record["revert_overlays"]),
             )
+        case "copy-out":
+            return CopyOut(
+                snapshot=record["snapshot"],
+                target=record["target"],
+                source=Layer(**record["source"]),
+                base=None if record["base"] is None else Layer(**record["base"]),
+                path=record["path"],
+                copies=record["copies"],
+            )
+        case "make-look":
+            return MakeLook(
+                snapshot=record["snapshot"],
+                machine=record["machine"],
+                uuid=record["uuid"],
+                disks=_frozen(record["disks"]),
+                bases=_frozen({target: Layer(**layer) for target, layer in record["bases"].items()}),
+                connect_networks=record["connect_networks"],
+                nvram=record["nvram"],
+            )
+        case "start-look":
+            return StartLook(record["machine"], record["uuid"])
+        case "remove-look":
+            return RemoveLook(tuple(record["files"]))
         case kind:
             raise ValueError(f"a step of an unknown kind: {kind}")
 

@@ -5,18 +5,22 @@ from __future__ import annotations
 from snaptree.plans.delete import plan_delete
 from snaptree.plans.describe import plan_describe, plan_rename
 from snaptree.plans.drop_memory import plan_drop_memory
+from snaptree.plans.facts import is_external
 from snaptree.plans.intention import (
     Delete,
     Describe,
     DropMemory,
     Intention,
+    Look,
     Prune,
     Recover,
     Rename,
     Revert,
     Take,
     TakeBack,
+    Unlook,
 )
+from snaptree.plans.look import plan_look, plan_unlook
 from snaptree.plans.plan import Plan
 from snaptree.plans.prune import plan_prune
 from snaptree.plans.recovery import plan_recovery
@@ -50,3 +54,15 @@ def make_plan(intention: Intention, situation: Situation) -> Plan:
             return plan_take_back(intention, situation)
         case Recover():
             return plan_recovery(intention, situation)
+        case Look():
+            return plan_look(intention, situation)
+        case Unlook():
+            return plan_unlook(situation)
+
+
+def needs_analysis(intention: Intention, situation: Situation) -> bool:
+    """Whether a plan's figures depend on what lies in the clusters of the images."""
+    if isinstance(intention, Look):
+        snapshot = situation.tree.snapshots.get(intention.snapshot)
+        return snapshot is not None and not is_external(snapshot)
+    return isinstance(intention, Delete | TakeBack)

@@ -10,20 +10,24 @@ from snaptree.model.errors import SnapTreeError
 from snaptree.plans import rules
 from snaptree.plans.draft import Draft
 from snaptree.plans.intention import Recover
+from snaptree.plans.naming import part_of
 from snaptree.plans.operation import Operation, StepFound, StepState
 from snaptree.plans.plan import (
     Action,
+    CopyOut,
     DeleteSnapshot,
     DescribeSnapshot,
     EndOrphanedMerge,
     Finding,
     Forecast,
     ForgetMemory,
+    MakeLook,
     MergeLayers,
     MergeWay,
     Plan,
     RecordLayers,
     RemoveLeftover,
+    RemoveLook,
     RenameSnapshot,
     RevertToSnapshot,
     Step,
@@ -33,14 +37,21 @@ from snaptree.plans.plan_json import describe_step
 from snaptree.plans.rule import Case, action_of
 from snaptree.plans.rules_plan import CANNOT_FINISH, FINISHED_ALREADY, HALF_DONE, LEFT_UNDONE
 from snaptree.plans.situation import Situation
-from snaptree.plans.wording import plain, quoted
+from snaptree.plans.wording import files_named, plain, quoted
 
 _ITS_OWN_TRACES = frozenset(
     {"block-job-running", "orphaned-delete-job", "finish-interrupted-delete", "merged-layer-has-overlays"}
 )
 """Rules that speak of what an interrupted delete or merge left behind itself."""
 _JUDGED = (
-    TakeSnapshot | RevertToSnapshot | DeleteSnapshot | MergeLayers | ForgetMemory | DescribeSnapshot | RenameSnapshot
+    TakeSnapshot
+    | RevertToSnapshot
+    | DeleteSnapshot
+    | MergeLayers
+    | ForgetMemory
+    | DescribeSnapshot
+    | RenameSnapshot
+    | MakeLook
 )
 """Steps that rules have something to say about, also where others come before them."""
 _NOT_LOOKED_AT = StepFound(StepState.NOT_BEGUN)
@@ -63,14 +74,18 @@ def plan_recovery(intention: Recover, situation: Situation) -> Plan:
 
 
 def is_torn(plan: Plan, steps_begun: int, steps_done: int) -> bool:
-    """Whether layers were merged, or may be, of which libvirt was not told yet.
+    """Whether layers were merged, or may be, of which libvirt was not told yet; or copies made for no machine yet.
 
     A pull that was cut short has changed nothing that anybody sees. A commit has begun to overwrite what is deleted.
     """
     merged = any(isinstance(step, MergeLayers) for step in plan.steps[:steps_done]) or any(
         isinstance(step, MergeLayers) and step.way is MergeWay.COMMIT for step in plan.steps[steps_done:steps_begun]
     )
-    return merged and any(isinstance(step, RecordLayers) for step in plan.steps[steps_done:])
+    copied = any(isinstance(step, CopyOut) for step in plan.steps[:steps_done])
+    rest = plan.steps[steps_done:]
+    return (merged and any(isinstance(step, RecordLayers) for step in rest)) or (
+        copied and any(isinstance(step, MakeLook) for step in rest)
+    )
 
 
 def half_deleted(operation: Operation) -> tuple[str, ...]:
@@ -209,6 +224,12 @@ def _if_left(step: Step) -> str:
         case TakeSnapshot():
             files = [plain(path) for path in (*step.overlays.values(), step.memory_file) if path is not None]
             return f"Look at {' and '.join(files)} before you go on." if files else ""
+        case CopyOut():
+            return f"What was copied so far can be removed: {plain(part_of(step.path))}."
+        case MakeLook():
+            return f"Nothing needs the files that were made for it: {files_named(step.disks.values())}."
+        case RemoveLook():
+            return "Some of its files are gone, so it is of no use any more: remove it."
         case DeleteSnapshot():
             return (
                 f"{quoted(step.name)} may be damaged: do not revert to it. All other snapshots are what they were;"
@@ -240,6 +261,10 @@ def _if_left_undone(step: Step) -> str:
             return "libvirt still takes the content of merged layers to be where it was: do not revert to snapshots."
         case RemoveLeftover():
             return f"{plain(step.path)} stays, though nothing needs it."
+        case MakeLook(disks=disks, bases=bases) if copies := [disks[target] for target in disks if target not in bases]:
+            return f"What was copied for it stays, though nothing needs it: {files_named(copies)}."
+        case RemoveLook():
+            return "The machine stays, and can be removed later."
         case _:
             return ""
 

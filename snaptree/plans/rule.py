@@ -13,6 +13,7 @@ from snaptree.model.tree import SnapshotTree
 from snaptree.plans.facts import LIBVIRT_9_9, DeleteEffect, Facts, internal_images, is_external
 from snaptree.plans.plan import (
     Action,
+    CopyOut,
     DeleteSnapshot,
     DescribeSnapshot,
     DropManagedSave,
@@ -20,11 +21,14 @@ from snaptree.plans.plan import (
     Finding,
     ForgetMemory,
     ForkAtSnapshot,
+    MakeLook,
     MergeLayers,
     RecordLayers,
     RemoveLeftover,
+    RemoveLook,
     RenameSnapshot,
     RevertToSnapshot,
+    StartLook,
     StateAfter,
     Step,
     StopMachine,
@@ -160,6 +164,11 @@ class Case:
         return self.step if isinstance(self.step, MergeLayers) else None
 
     @property
+    def look(self) -> MakeLook | None:
+        """The step, if it makes a machine to look at a snapshot."""
+        return self.step if isinstance(self.step, MakeLook) else None
+
+    @property
     def is_by_libvirt(self) -> bool:
         """Whether libvirt deletes the snapshot, and not we, piece by piece. So it is as long as nobody has planned."""
         return self.step is None or isinstance(self.step, DeleteSnapshot)
@@ -275,6 +284,10 @@ def action_of(step: Step) -> Action:
             return Action.RENAME
         case DeleteSnapshot() | EndOrphanedMerge() | MergeLayers() | RecordLayers() | RemoveLeftover():
             return Action.DELETE
+        case CopyOut() | MakeLook() | StartLook():
+            return Action.LOOK
+        case RemoveLook():
+            return Action.UNLOOK
 
 
 def actions(*which: Action) -> frozenset[Action]:

@@ -11,6 +11,7 @@ from snaptree.plans import (
     rules_depth,
     rules_describe,
     rules_files,
+    rules_look,
     rules_memory,
     rules_merge,
     rules_names,
@@ -34,6 +35,7 @@ RULES: tuple[Rule, ...] = (
     *rules_names.RULES,
     *rules_files.RULES,
     *rules_depth.RULES,
+    *rules_look.RULES,
     *rules_plan.RULES,
 )
 """In the order in which a reader meets them: the first refusal is the one that a tooltip shows."""

@@ -16,7 +16,7 @@ from snaptree.plans.wording import listed, plain, quoted
 _REVERT_OVERLAY = re.compile(r"\.[0-9]{9,}$")
 _ANY_DRIVER: frozenset[str] = frozenset()
 _CHANGES = actions(Action.TAKE, Action.REVERT, Action.DELETE, Action.DROP_MEMORY)
-_ANY_CHANGE = _CHANGES | actions(Action.DESCRIBE, Action.RENAME)
+_ANY_CHANGE = _CHANGES | actions(Action.DESCRIBE, Action.RENAME, Action.LOOK, Action.UNLOOK)
 """libvirt's own deletes hold on to what a change of a note would replace."""
 
 
@@ -240,7 +240,7 @@ RULES = (
     ),
     Rule(
         id="unreadable-snapshot",
-        actions=_ANY_CHANGE - actions(Action.TAKE),
+        actions=_ANY_CHANGE - actions(Action.TAKE, Action.UNLOOK),
         verdict=Verdict.REFUSE,
         condition=_unreadable_snapshot,
         reason="What libvirt recorded about {snapshot} can't be understood ({problem}), so nobody can say what would"

@@ -109,6 +109,19 @@ RULES: tuple[Rule, ...] = (
         until=NESTING_UNTIL,
     ),
     Rule(
+        id="too-deep-to-look",
+        actions=actions(Action.LOOK),
+        verdict=Verdict.REFUSE,
+        condition=_too_deep_to_go_back,
+        reason="Disk {disk} of the new machine would stand on {layers} layers, and libvirt {libvirt} can't start it"
+        " with more than {most}.",
+        remedy=f"Choose an older snapshot. {_WAY_OUT}",
+        source=_SOURCE,
+        needs=Known.LAYERS,
+        since=NESTING_SINCE,
+        until=NESTING_UNTIL,
+    ),
+    Rule(
         id="too-deep-to-leave",
         actions=actions(Action.REVERT),
         verdict=Verdict.REFUSE,

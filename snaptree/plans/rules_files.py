@@ -146,8 +146,8 @@ def _layer_missing(case: Case) -> Evidence | None:
     return found(files=files_named(missing)) if missing else None
 
 
-def _content_changed(case: Case) -> Evidence | None:
-    """What a revert would bring back may not be what was there (a manual commit, most often)."""
+def content_changed(case: Case) -> Evidence | None:
+    """What a snapshot's layers show may not be what was there when it was taken (a manual commit, most often)."""
     if case.snapshot is None:
         return None
     for disk in case.snapshot.disks:
@@ -315,7 +315,7 @@ RULES = (
         id="content-changed",
         actions=actions(Action.REVERT),
         verdict=Verdict.REFUSE,
-        condition=_content_changed,
+        condition=content_changed,
         reason="The layers below {snapshot} are not those it was taken on: {files} may hold other data by now, and"
         " libvirt would bring that back without a word.",
         remedy="If a layer was merged by hand, {snapshot} no longer exists as it was: drop what libvirt recorded,"

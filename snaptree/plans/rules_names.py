@@ -118,7 +118,7 @@ RULES = (
     ),
     Rule(
         id="twice-in-image",
-        actions=_REVERT,
+        actions=actions(Action.REVERT, Action.LOOK),
         verdict=Verdict.REFUSE,
         condition=_twice_in_image,
         reason="There is more than one snapshot named {snapshot} in {files}, and nobody can say which of them would"

@@ -31,6 +31,8 @@ _TITLES = {
     Action.DROP_MEMORY: "Dropping the memory of a snapshot",
     Action.DESCRIBE: "Changing a note or a mark",
     Action.RENAME: "Renaming a snapshot",
+    Action.LOOK: "Looking at a snapshot in a new machine",
+    Action.UNLOOK: "Removing a machine that looks at a snapshot",
 }
 
 

@@ -62,7 +62,7 @@ LEFTOVER_STAYS = Rule(
     remedy="Remove it on the host if nobody needs it.",
     source="lab: the memory file on 9.0, the layer of a leaf without a parent on 11.3 and 12.8",
 )
-_CHANGES = actions(Action.TAKE, Action.REVERT, Action.DELETE, Action.DROP_MEMORY)
+_CHANGES = actions(Action.TAKE, Action.REVERT, Action.DELETE, Action.DROP_MEMORY, Action.LOOK, Action.UNLOOK)
 CANNOT_FINISH = Rule(
     id="cannot-finish",
     actions=_CHANGES,

@@ -19,6 +19,7 @@ from snaptree.plans.situation import Disk, Known
 from snaptree.plans.wording import files_named, listed, plain, quoted
 
 _REVERT = actions(Action.REVERT)
+_REVERT_OR_LOOK = actions(Action.REVERT, Action.LOOK)
 _ANY_DRIVER = frozenset({QEMU, TEST})
 
 
@@ -303,7 +304,7 @@ RULES = (
     ),
     Rule(
         id="not-in-image",
-        actions=_REVERT,
+        actions=_REVERT_OR_LOOK,
         verdict=Verdict.REFUSE,
         condition=_not_in_image,
         reason="There is no snapshot {snapshot} in {files} any more, though libvirt lists it.",
@@ -343,7 +344,7 @@ RULES = (
     ),
     Rule(
         id="half-deleted",
-        actions=_REVERT,
+        actions=_REVERT_OR_LOOK,
         verdict=Verdict.REFUSE,
         condition=_half_deleted,
         reason="A deletion of {snapshot} or of a snapshot beside it was cut short, so its layer may hold half of"
@@ -354,7 +355,7 @@ RULES = (
     ),
     Rule(
         id="left-half-deleted",
-        actions=_REVERT,
+        actions=_REVERT_OR_LOOK,
         verdict=Verdict.REFUSE,
         condition=_left_half_deleted,
         reason="A delete of {snapshot} was cut short when it had begun to overwrite its layer, and was left like that:"

@@ -45,6 +45,7 @@ class Disk:
     read_only: bool = False
     transient: bool = False
     shareable: bool = False
+    is_encrypted: bool = False
     records_chain: bool = False
     """Its `<disk>` lists the layers below (`<backingStore>`); asked of `recorded_disks` only."""
 
@@ -86,8 +87,17 @@ class Situation:
     missing_files: frozenset[str] = frozenset()
     """Saved-memory files that snapshots name and that do not exist."""
     takes_new_layers: frozenset[str] = frozenset()
-    """Directories of this machine's images in which SnapTree itself can make layers. Asked for where libvirt does not
-    revert to external snapshots."""
+    """Directories of this machine's images in which SnapTree itself can make layers."""
+    why_not_copied: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    """Image with internal snapshots -> why SnapTree can't copy one out of it, as a clause. Of others it can."""
+    shared_devices: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: MappingProxyType({}))
+    """Snapshot -> what its machine had, in words, that two machines can't have at once."""
+    nvram: str | None = None
+    """The file of the UEFI variables."""
+    copies_nvram: bool = False
+    """SnapTree can read that file, and write beside it."""
+    machine_names: frozenset[str] = frozenset()
+    """Of all machines of the host."""
     free_bytes: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
     """Directory -> bytes free for it, where that is known."""
     images_let_go: bool = False

@@ -12,10 +12,14 @@ from snaptree.model.figures import Figure
 from snaptree.plans.operation import Operation, OperationState
 from snaptree.plans.plan import (
     Action,
+    CopyOut,
     DropManagedSave,
     ForkAtSnapshot,
+    MakeLook,
     RemoveLeftover,
+    RemoveLook,
     RevertToSnapshot,
+    StartLook,
     Step,
     StopMachine,
     TakeSnapshot,
@@ -29,6 +33,7 @@ _LEAST_SHARE: Final = 0.1
 
 A_MOMENT: Final = 0.2
 """Seconds for what is only a call: ending QEMU, removing a file."""
+_ONLY_A_CALL: Final = (StopMachine, DropManagedSave, RemoveLeftover, MakeLook, StartLook, RemoveLook)
 
 
 class Way(StrEnum):
@@ -83,7 +88,7 @@ class Speed:
         """How long takes and reverts take with what belongs to them; None if that was not learned yet."""
         spent = 0.0
         for step in steps:
-            seconds = A_MOMENT if isinstance(step, StopMachine | DropManagedSave | RemoveLeftover) else self._of(step)
+            seconds = A_MOMENT if isinstance(step, _ONLY_A_CALL) else self._of(step)
             if seconds is None:
                 return None
             spent += seconds
@@ -91,10 +96,15 @@ class Speed:
 
     def pause_of(self, steps: Iterable[Step]) -> float | None:
         """How long the guest of a running machine stands still meanwhile, or is not there."""
+        steps = tuple(steps)
+        if any(isinstance(step, CopyOut | MakeLook | RemoveLook) for step in steps):
+            return 0.0  # nothing is done to a guest that goes on
         return self.seconds_of(step for step in steps if not (isinstance(step, TakeSnapshot) and _memory_of(step) == 0))
 
     def _of(self, step: Step) -> float | None:
         """As long as others took, and longer by the share by which there is more memory: less is rarely quicker."""
+        if isinstance(step, CopyOut):
+            return self._of_copying(step.copies)
         memory = _memory_of(step)
         like = [
             sample.seconds * (max(1.0, memory / sample.memory) if memory else 1.0)
@@ -102,6 +112,13 @@ class Speed:
             if sample.way is way_of(step) and bool(sample.memory) == bool(memory)
         ]
         return median(like) if like else None
+
+    def _of_copying(self, copies: int | None) -> float | None:
+        if copies is None:
+            return None
+        if copies <= _MUCH:
+            return A_MOMENT
+        return None if self.bytes_per_second is None else copies / self.bytes_per_second
 
     def seconds(self, snapshots: int, copies: Figure) -> float | None:
         """How long deleting so many snapshots takes if that copies so much."""

@@ -11,7 +11,7 @@ from snaptree import words
 from snaptree.model.costs import host_disk
 from snaptree.model.estate import Host
 from snaptree.terminal.console import plain
-from snaptree.terminal.reading import DomainReading, print_trouble, troubles_json
+from snaptree.terminal.reading import DomainReading, looks_at_json, print_look, print_trouble, troubles_json
 from snaptree.terminal.table import Column, Cut, add_row, print_table
 
 _MARK = " !"
@@ -35,6 +35,7 @@ def list_json(hosts: Iterable[Host], readings: Iterable[DomainReading]) -> list[
                     "depth": reading.tree.depth,
                     "current": reading.tree.current,
                     "totals": {"disk": reading.costs.disk.bytes, "memory": reading.costs.memory.bytes},
+                    "looks_at": looks_at_json(reading),
                     "troubles": troubles_json(reading),
                 }
                 for reading in machines
@@ -72,6 +73,8 @@ def print_list(out: Console, hosts: Iterable[Host], readings: Iterable[DomainRea
                 plain(reading.tree.current or "—"),
             )
         print_table(out, columns)
+        for reading in machines:
+            print_look(out, reading)
         for reading in machines:
             if troubles := reading.troubles:
                 more = f" (and {len(troubles) - 1} more)" if len(troubles) > 1 else ""

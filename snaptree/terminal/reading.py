@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from rich.console import Console
 
+from snaptree import words
 from snaptree.model.costs import DomainCosts
 from snaptree.model.estate import Domain, DomainLayers, Host
 from snaptree.model.merging import ALONE, Elsewhere
@@ -38,6 +39,18 @@ class DomainReading:
                 *troubles_of_tree(self.tree, is_complete=True),
             ]
         )
+
+
+def looks_at_json(reading: DomainReading) -> dict[str, str] | None:
+    """Which snapshot of which machine this one was made to look at; None if it was made for something else."""
+    look = reading.layers.looks_at
+    return None if look is None else {"snapshot": look.snapshot, "domain": look.domain, "uuid": look.domain_uuid}
+
+
+def print_look(out: Console, reading: DomainReading) -> None:
+    """Print what a machine was made to look at, if it was."""
+    if reading.layers.looks_at is not None:
+        out.print(f"{plain(reading.domain.name)} {words.looks_at(reading.layers.looks_at)}", soft_wrap=False)
 
 
 def troubles_json(reading: DomainReading) -> list[dict[str, str]]:

@@ -14,10 +14,12 @@ from snaptree import words
 from snaptree.model.estate import DomainLayers, Mark, Snapshot, SnapshotKind
 from snaptree.model.folding import NOW, RowId, fold
 from snaptree.model.lanes import LaneRow, draw_row, lay_out
+from snaptree.model.merging import Elsewhere
 from snaptree.model.saved_memory import saved_memory
+from snaptree.plans.wording import machines_named
 from snaptree.terminal.console import iso_time, plain
 from snaptree.terminal.memory import memory_json
-from snaptree.terminal.reading import DomainReading, print_troubles, troubles_json
+from snaptree.terminal.reading import DomainReading, looks_at_json, print_look, print_troubles, troubles_json
 from snaptree.terminal.table import Column, Cut, add_row, print_table
 
 
@@ -29,6 +31,7 @@ def tree_json(reading: DomainReading) -> dict[str, Any]:
         "state": reading.domain.state.value,
         "current": reading.tree.current,
         "totals": {"disk": reading.costs.disk.bytes, "memory": reading.costs.memory.bytes},
+        "looks_at": looks_at_json(reading),
         "troubles": troubles_json(reading),
         "snapshots": [_snapshot_json(snapshot, reading) for snapshot in reading.tree],
     }
@@ -82,6 +85,7 @@ def print_tree(out: Console, reading: DomainReading) -> None:
         style="bold",
         soft_wrap=False,
     )
+    print_look(out, reading)
     print_troubles(out, reading)
     layout = lay_out(fold(tree, unfolded=tree.snapshots).rows, straight_to=NOW)
     names = Column("Snapshot", turn=3, cut=Cut.MIDDLE, stays=True, kept=2 * layout.width + 1)
@@ -103,7 +107,7 @@ def print_tree(out: Console, reading: DomainReading) -> None:
         add_row(
             columns,
             lanes + name,
-            ", ".join(_marks(snapshot, usual, reading.layers)),
+            ", ".join(_marks(snapshot, usual, reading.layers, reading.elsewhere)),
             words.age(now - snapshot.created),
             words.figure(cost.written),
             words.figure(cost.frees),
@@ -116,7 +120,7 @@ def print_tree(out: Console, reading: DomainReading) -> None:
     print_table(out, [column for column in columns if column is not marks or not marks.is_empty])
 
 
-def _marks(snapshot: Snapshot, usual: SnapshotKind | None, layers: DomainLayers) -> Iterator[str]:
+def _marks(snapshot: Snapshot, usual: SnapshotKind | None, layers: DomainLayers, elsewhere: Elsewhere) -> Iterator[str]:
     """What is worth knowing of a snapshot besides its figures, in the words of the window's badges."""
     if snapshot.problem:
         yield "damaged"
@@ -130,6 +134,8 @@ def _marks(snapshot: Snapshot, usual: SnapshotKind | None, layers: DomainLayers)
         yield "known good"
     if snapshot.annotations.safety:
         yield "safety"
+    if names := elsewhere.on(snapshot, layers):
+        yield f"base of {machines_named(names)}"
     if snapshot.kind is not usual:
         yield words.kind(snapshot.kind)
 

@@ -58,6 +58,15 @@ class Actions(QObject):
         self.compare = self._add(
             "&Compare Settings…", "", "Show what was set otherwise: at two snapshots, or at one and now", "Ctrl+D"
         )
+        self.look = self._add(
+            "&Look in a New Machine…",
+            "look",
+            "Make a new machine with the disks of this snapshot; nothing else changes",
+            "Ctrl+K",
+        )
+        self.unlook = self._add(
+            "Re&move This Machine…", "", "Remove a machine that was made to look at a snapshot, with all its files"
+        )
         self.undo = self._add("&Undo", "undo", "Take back what was done last", standard.Undo)
         self.refresh = self._add("Re&fresh", "refresh", "Read everything again", standard.Refresh)
         self.find = self._add("F&ind…", "find", "Search machines and snapshots", standard.Find)
@@ -82,6 +91,8 @@ class Actions(QObject):
             Action.DROP_MEMORY: (self.drop_memory,),
             Action.DESCRIBE: (self.note, self.pin, self.known_good),
             Action.RENAME: (self.rename,),
+            Action.LOOK: (self.look,),
+            Action.UNLOOK: (self.unlook,),
         }
         self.dress()
         self.offer(Selection())

@@ -9,6 +9,8 @@ from snaptree.plans.plan import Action, Finding
 from snaptree.plans.wording import plain
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from snaptree.model.estate import Annotations
     from snaptree.ui.machine import Machine
 
@@ -42,6 +44,15 @@ class Selection:
         return [] if tree is None else [tree[name].annotations for name in self.snapshots if name in tree]
 
 
+_ONE_ONLY: Mapping[Action, str] = {
+    Action.REVERT: "A machine can be reverted to one snapshot only.",
+    Action.DROP_MEMORY: "Memory is dropped of one snapshot at a time.",
+    Action.RENAME: "Every snapshot has a name of its own.",
+    Action.LOOK: "A new machine shows one snapshot only.",
+}
+"""Actions that are for one snapshot, and why."""
+
+
 def why_off(action: Action, selection: Selection) -> Finding | None:
     """Why an action is greyed for this selection; None if it is offered."""
     return _nothing_to_act_on(action, selection) or _not_connected(selection.machine) or _refused(action, selection)
@@ -52,19 +63,23 @@ def _nothing_to_act_on(action: Action, selection: Selection) -> Finding | None:
         return Finding("no-machine", "No virtual machine is selected.", "Select one in the list on the left.")
     if action is Action.TAKE:
         return None
+    if action is Action.UNLOOK:
+        return _no_look(selection.machine)
     if not selection.snapshots:
         if selection.now and action is Action.REVERT:
             return Finding("now", "The machine is at “Now” already.", "Select the snapshot to go back to.")
         if selection.now:
             return Finding("now", "“Now” is the machine itself, not a snapshot.", "Select a snapshot.")
         return Finding("no-snapshot", "No snapshot is selected.", "Select one in the tree.")
-    if action is Action.REVERT and len(selection.snapshots) > 1:
-        return Finding("one-only", "A machine can be reverted to one snapshot only.", "Select just that one.")
-    if action is Action.DROP_MEMORY and len(selection.snapshots) > 1:
-        return Finding("one-only", "Memory is dropped of one snapshot at a time.", "Select just that one.")
-    if action is Action.RENAME and len(selection.snapshots) > 1:
-        return Finding("one-only", "Every snapshot has a name of its own.", "Select just that one.")
+    if len(selection.snapshots) > 1 and (why := _ONE_ONLY.get(action)):
+        return Finding("one-only", why, "Select just that one.")
     return None
+
+
+def _no_look(machine: Machine) -> Finding | None:
+    if machine.looks_at is not None:
+        return None
+    return Finding("no-look", "This machine was not made to look at a snapshot.", "Select one that was.")
 
 
 def _not_connected(machine: Machine | None) -> Finding | None:
@@ -89,6 +104,8 @@ def _refused(action: Action, selection: Selection) -> Finding | None:
         # Marks are for several, too: what forbids one of them is said at once.
         findings = (why_not(action, situation, name) for name in selection.snapshots[:_ASKED_ABOUT])
         return next(filter(None, findings), None)
+    if action is Action.UNLOOK:
+        return why_not(action, situation)
     if action is Action.TAKE or len(selection.snapshots) != 1:
         if action is Action.TAKE or machine.unfinished is not None:
             return why_not(Action.TAKE, situation)

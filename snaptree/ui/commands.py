@@ -10,8 +10,18 @@ from PySide6.QtCore import QObject
 from snaptree import words
 from snaptree.model.errors import SnapTreeError
 from snaptree.model.estate import SnapshotKind
-from snaptree.plans.intention import Delete, Describe, DropMemory, Intention, Recover, Revert, TakeBack
-from snaptree.plans.plan import StateAfter
+from snaptree.plans.intention import (
+    Delete,
+    Describe,
+    DropMemory,
+    Intention,
+    Look,
+    Recover,
+    Revert,
+    TakeBack,
+    Unlook,
+)
+from snaptree.plans.plan import MakeLook, StartLook, StateAfter
 from snaptree.ui.compare_dialog import CompareDialog
 from snaptree.ui.error_dialog import show_error
 from snaptree.ui.plan_dialog import Alternatives, Choice, PlanDialog
@@ -131,6 +141,27 @@ class Commands(QObject):
             )
         )
 
+    def look(self, machine: Machine, snapshot: str) -> None:
+        """Make a machine that shows a snapshot, after a preview: its name is told there."""
+        self._open(
+            PlanDialog(
+                self._planner(machine),
+                Look(snapshot),
+                title=f"Look at “{in_sentence(snapshot)}” of {in_sentence(machine.domain.name)} in a new machine",
+                verb="&Make Machine",
+                choices=[
+                    Choice("Start it at once", is_ticked=False, apply=_started),
+                    Choice(
+                        "Connect its networks",
+                        is_ticked=False,
+                        apply=_connected,
+                        explanation="Its guest believes that it is the machine that it is a picture of.",
+                    ),
+                ],
+                parent=self._window,
+            )
+        )
+
     def describe(self, machine: Machine, intention: Describe) -> None:
         """Write a note, or set or take off a mark. Undo takes it back, so nothing is asked."""
 
@@ -156,9 +187,22 @@ class Commands(QObject):
         if machine is not None:
             CompareDialog(self._estate[moments.machine.uri], machine.domain.name, moments, self._window).open()
 
+    def unlook(self, machine: Machine) -> None:
+        """Remove a machine that looks at a snapshot, after a preview: what was written in it is lost."""
+        self._preview_removal(self._planner(machine), machine.domain.name)
+
+    def _preview_removal(self, planner: Planner, name: str) -> None:
+        title = f"Remove {in_sentence(name)}"
+        self._open(PlanDialog(planner, Unlook(), title=title, verb="&Remove", parent=self._window))
+
     def undo(self, uri: str, operation: Operation) -> None:
-        """Take a finished operation back: at once, but for a take after a preview: what it took is gone then."""
+        """Take a finished operation back: at once, but after a preview where what was made is gone then."""
         undo = operation.plan.undo
+        if undo is not None and undo.removes is not None:
+            names = (step.machine for step in operation.plan.steps if isinstance(step, MakeLook | StartLook))
+            name = next(names, f"the machine that looks at {operation.plan.domain}")
+            self._preview_removal(Planner(self._estate[uri], undo.removes, undoes=operation), name)
+            return
         if undo is not None and undo.loses_something:
             which = " and ".join(f"“{in_sentence(name)}”" for name in undo.delete)
             self._open(
@@ -230,6 +274,16 @@ class Commands(QObject):
     def _show_error(self, error: SnapTreeError | None) -> None:
         if error is not None:
             show_error(error, self._window)
+
+
+def _started(intention: Intention, ticked: bool) -> Intention:
+    assert isinstance(intention, Look)
+    return replace(intention, start=ticked)
+
+
+def _connected(intention: Intention, ticked: bool) -> Intention:
+    assert isinstance(intention, Look)
+    return replace(intention, connect_networks=ticked)
 
 
 def _with_safety(intention: Intention, ticked: bool) -> Intention:

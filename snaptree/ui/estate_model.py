@@ -326,6 +326,9 @@ def _host_tooltip(entry: HostEntry, total: Figure) -> str:
 
 def _machine_tooltip(machine: Machine) -> str:
     parts = [machine.domain.name, words.state(machine.domain.state)]
+    if machine.looks_at is not None:
+        looks_at = words.looks_at(machine.looks_at)
+        parts.append(f"{looks_at[0].upper()}{looks_at[1:]}")
     if machine.snapshot_count is not None:
         parts.append(words.count(machine.snapshot_count, "snapshot"))
     disk = machine.disk
@@ -341,6 +344,8 @@ def _machine_tooltip(machine: Machine) -> str:
 
 def _machine_for_ears(machine: Machine) -> str:
     parts = [plain(machine.domain.name), words.state(machine.domain.state)]
+    if machine.looks_at is not None:
+        parts.append(words.looks_at(machine.looks_at))
     if machine.worst is not None:
         parts.append(machine.worst.text)
     return ", ".join(parts)

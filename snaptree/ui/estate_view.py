@@ -122,10 +122,7 @@ class EstateDelegate(QStyledItemDelegate):
             colour = {"lost": colours.warning, "failed": colours.error}.get(phase, colours.dim)
             rect = self._paint_icon(painter, rect, _HOST_ICONS.get(phase, "host"), colour)
             if host.status.host is not None and host.status.host.read_only:
-                side = icons.SIZE
-                lock = QRect(rect.right() - side, rect.center().y() - side // 2 + 1, side, side)
-                icons.icon("lock", colours.dim).paint(painter, lock)
-                rect.setRight(lock.left() - 4)
+                rect = self._paint_mark(painter, rect, "lock", colours.dim)
             font = QFont(painter.font())
             font.setWeight(QFont.Weight.DemiBold)
             painter.setFont(font)
@@ -147,11 +144,10 @@ class EstateDelegate(QStyledItemDelegate):
             rect = self._paint_icon(painter, rect, state_icon(state), state_colour(state, colours))
             if machine.worst is not None:
                 is_error = machine.worst.severity is Severity.ERROR
-                side = icons.SIZE
-                mark = QRect(rect.right() - side + 1, rect.center().y() - side // 2 + 1, side, side)
-                icon = icons.icon("error" if is_error else "warning", colours.error if is_error else colours.warning)
-                icon.paint(painter, mark)
-                rect.setRight(mark.left() - 4)
+                sign, colour = ("error", colours.error) if is_error else ("warning", colours.warning)
+                rect = self._paint_mark(painter, rect, sign, colour)
+            if machine.looks_at is not None:
+                rect = self._paint_mark(painter, rect, "look", colours.dim)
             self._paint_text(painter, rect, text, colours.text)
             return
         if column is Column.MEASURE and self._model.order not in (Order.AGE, Order.DEPTH):
@@ -171,6 +167,13 @@ class EstateDelegate(QStyledItemDelegate):
         place = QRect(rect.left(), rect.center().y() - side // 2 + 1, side, side)
         icons.icon(name, colour).paint(painter, place)
         return rect.adjusted(side + 6, 0, 0, 0)
+
+    def _paint_mark(self, painter: QPainter, rect: QRect, name: str, colour: QColor) -> QRect:
+        """An icon at the right end. Returns the room that is left."""
+        side = icons.SIZE
+        place = QRect(rect.right() - side + 1, rect.center().y() - side // 2 + 1, side, side)
+        icons.icon(name, colour).paint(painter, place)
+        return rect.adjusted(0, 0, -side - 4, 0)
 
     def _paint_text(
         self,

@@ -23,7 +23,7 @@ from snaptree.model.figures import NOTHING, Figure, total, unknown
 from snaptree.model.saved_memory import UNCOMPRESSED, SavedMemory, saved_memory
 from snaptree.model.troubles import Severity, Trouble
 from snaptree.plans.plan import Action
-from snaptree.plans.wording import listed, plain, version
+from snaptree.plans.wording import listed, machines_named, plain, quoted, version
 from snaptree.ui.availability import Selection
 from snaptree.ui.changed_settings import ChangedSettings
 from snaptree.ui.labels import ElidedLabel, PlainLabel, SectionTitle
@@ -136,12 +136,15 @@ class Inspector(QScrollArea):
             buttons.addWidget(_button(action, page))
         self.drop_memory = _button(actions.drop_memory, page)
         self.picture = Picture(page)
+        self.look, self.unlook = _button(actions.look, page), _button(actions.unlook, page)
         layout = QVBoxLayout(page)
         layout.setContentsMargins(_MARGIN, _MARGIN, _MARGIN, _MARGIN)
         layout.setSpacing(8)
         layout.addWidget(self.title)
         layout.addWidget(self.subtitle)
         layout.addLayout(buttons)
+        layout.addWidget(self.look)
+        layout.addWidget(self.unlook)
         layout.addWidget(self.drop_memory)
         layout.addWidget(self.picture)
         layout.addLayout(self._troubles_page)
@@ -203,6 +206,8 @@ class Inspector(QScrollArea):
         self._selection = selection
         self._show_picture()
         self.changed.show_selection(selection)
+        self.look.setVisible(len(names) == 1)
+        self.unlook.setVisible(not names and machine.looks_at is not None)
         if tree is not None and len(names) == 1 and names[0] in tree:
             self._show_snapshot(machine, tree[names[0]])
         elif len(names) > 1:
@@ -253,6 +258,8 @@ class Inspector(QScrollArea):
             children = machine.tree.children(snapshot.name)
             facts.append(Fact("Parent", words.NONE if parent is None else plain(parent)))
             facts.append(Fact("Children", listed(plain(child) for child in children) or words.NONE))
+        if machine.costs is not None and (names := machine.costs.elsewhere.on(snapshot, machine.costs.layers)):
+            facts.append(Fact("Base of", machines_named(names), "What it holds stays as long as they are there."))
         if snapshot.annotations.taken_by:
             facts.append(Fact("Taken by", plain(snapshot.annotations.taken_by)))
         marks = {"Pinned": snapshot.annotations.pinned, "Known good": snapshot.annotations.known_good}
@@ -279,7 +286,9 @@ class Inspector(QScrollArea):
         self._show_note(None)
         self._show_troubles(machine.troubles)
         count = machine.snapshot_count
-        facts = [
+        look = machine.looks_at
+        facts = [] if look is None else [Fact("Looks at", f"{quoted(look.snapshot)} of {plain(look.domain)}")]
+        facts += [
             Fact("Snapshots", words.UNKNOWN if count is None else f"{count:,}"),
             _bytes("On disk", machine.disk),
             _bytes("Saved memory", machine.memory),
@@ -314,7 +323,7 @@ class Inspector(QScrollArea):
     def _show_reasons(self) -> None:
         """Say why actions are off, those with the same reason together."""
         by_reason: dict[str, list[str]] = {}
-        for kind in (Action.TAKE, Action.REVERT, Action.DELETE, Action.DROP_MEMORY):
+        for kind in (Action.TAKE, Action.REVERT, Action.DELETE, Action.DROP_MEMORY, Action.LOOK):
             finding = self._actions.reasons.get(kind)
             if finding is not None and finding.rule not in _GO_WITHOUT_SAYING:
                 does = kind.value.replace("-", " ")

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from snaptree.jobs.host_backend import CostReading, HostStatus, TreeReading
     from snaptree.model.errors import SnapTreeError
-    from snaptree.model.estate import Domain, Snapshot
+    from snaptree.model.estate import Domain, LooksAt, Snapshot
     from snaptree.model.tree import SnapshotTree
     from snaptree.plans.operation import Operation
 
@@ -57,6 +57,11 @@ class Machine:
     def snapshot_count(self) -> int | None:
         """How many snapshots it has, None if nobody knows yet."""
         return self.domain.snapshot_count if self.tree is None else len(self.tree)
+
+    @property
+    def looks_at(self) -> LooksAt | None:
+        """What it was made to look at; None if it was made for something else, or nobody knows yet."""
+        return None if self.costs is None else self.costs.layers.looks_at
 
     @cached_property
     def disk(self) -> Figure:

@@ -155,7 +155,7 @@ class MainWindow(QMainWindow):
         snapshot.addSeparator()
         snapshot.addActions([actions.note, actions.pin, actions.known_good, actions.rename])
         snapshot.addSeparator()
-        snapshot.addAction(actions.compare)
+        snapshot.addActions([actions.compare, actions.look, actions.unlook])
         snapshot.addSeparator()
         snapshot.addAction(actions.undo)
         snapshot.addSeparator()
@@ -214,6 +214,8 @@ class MainWindow(QMainWindow):
         actions.known_good.triggered.connect(self._mark_known_good)
         actions.rename.triggered.connect(self._rename)
         actions.compare.triggered.connect(self._compare)
+        actions.look.triggered.connect(self._look)
+        actions.unlook.triggered.connect(self._unlook)
         actions.undo.triggered.connect(self._undo)
         actions.refresh.triggered.connect(self._estate.refresh)
         actions.find.triggered.connect(self.estate_view.start_search)
@@ -458,6 +460,16 @@ class MainWindow(QMainWindow):
             only_latest=True,
         )
 
+    def _look(self) -> None:
+        selection = self.selection()
+        if selection.machine is not None and len(selection.snapshots) == 1:
+            self.commands.look(selection.machine, selection.snapshots[0])
+
+    def _unlook(self) -> None:
+        machine = self.machine
+        if machine is not None:
+            self.commands.unlook(machine)
+
     def _undo(self) -> None:
         machine = self.machine
         operation = last_undoable(self.activity.operations, None if machine is None else machine.id.uuid)
@@ -525,11 +537,16 @@ class MainWindow(QMainWindow):
         actions = self.actions_
         changes = [actions.take, actions.revert, actions.revert_with_choices, actions.delete, actions.drop_memory]
         words = [actions.note, actions.pin, actions.known_good, actions.rename]
-        self._pop_up([*changes, None, *words, actions.compare, None, actions.undo, None, actions.refresh], place)
+        self._pop_up(
+            [*changes, None, *words, None, actions.compare, actions.look, None, actions.undo, None, actions.refresh],
+            place,
+        )
 
     def _estate_menu(self, place: QPoint) -> None:
         actions = self.actions_
-        parts = [actions.take, None] if isinstance(self._chosen, MachineId) else []
+        parts: list[QAction | None] = [actions.take, None] if isinstance(self._chosen, MachineId) else []
+        if self.machine is not None and self.machine.looks_at is not None:
+            parts = [actions.take, actions.unlook, None]
         self._pop_up([*parts, actions.retry, actions.remove_host, None, actions.add_host], place)
 
     def _menu_by_keyboard(self) -> None:

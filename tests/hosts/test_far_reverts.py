@@ -1,4 +1,4 @@
-"""Reverts on a host whose images are there as storage volumes only: what is missing is found as early as here."""
+"""Reverts and looks on a host whose images are there as storage volumes only: they go as they do here."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from snaptree.hosts.connection import Connection
 from snaptree.hosts.running import run_plan
 from snaptree.hosts.situation import read_situation
 from snaptree.images.versions import Remembered
-from snaptree.plans.intention import Capture, Intention, Revert, Take
+from snaptree.plans.intention import Capture, Intention, Look, Revert, Take, take_back
 from snaptree.plans.operation import OperationState
 from snaptree.plans.plan import Plan
 from snaptree.plans.planner import make_plan
@@ -137,3 +137,27 @@ def test_a_snapshot_that_its_image_does_not_hold_is_missed_far_away(daemon: Libv
         assert "good" in str(operation.error)
         refused = planned(connection, machine, Revert("good"))
     assert "not-in-image" in {finding.rule for finding in refused.refusals}
+
+
+def test_a_look_far_away_stands_on_volumes(daemon: LibvirtDaemon) -> None:
+    machine = daemon.make_machine()
+    pool(daemon, machine)
+    machine.write(1)
+    machine.change(Take("good", capture=Capture.DISKS))
+    machine.write(2)
+    machine.change(Take("inside", capture=Capture.INTERNAL))
+    before, files = machine.contents(), set(machine.directory.iterdir())
+    with far(daemon) as connection:
+        refused = planned(connection, machine, Look("inside"))
+        assert [refusal.rule for refusal in refused.refusals] == ["look-not-copied-out"], refused.refusals
+        assert "another host" in refused.refusals[0].reason
+        operation = run_plan(connection, planned(connection, machine, Look("good", start=True)))
+        assert operation.error is None, f"{operation.error} {operation.error.details}"
+        uuid, removal = take_back(operation.plan)
+        look = Machine(daemon.connection, "", uuid, machine.directory)
+        assert look.is_running
+        assert look.contents()[NOW] == before["good"]
+        operation = run_plan(connection, planned(connection, look, removal))
+        assert operation.error is None, f"{operation.error} {operation.error.details}"
+    assert machine.contents() == before
+    assert set(machine.directory.iterdir()) == files

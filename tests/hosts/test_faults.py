@@ -30,7 +30,7 @@ from snaptree.plans.operation import Operation, OperationState
 from snaptree.plans.plan import RemoveLeftover
 from snaptree.plans.planner import make_plan
 from tests.kit.daemon import LibvirtDaemon
-from tests.kit.machines import MIB, EmbeddedHost, Machine, RealHost, run_tool, unchanged
+from tests.kit.machines import MIB, EmbeddedHost, Machine, RealHost, unchanged
 from tests.kit.processes import qemu_processes
 
 pytestmark = pytest.mark.qemu
@@ -197,18 +197,6 @@ def test_whoever_is_killed_at_any_moment(steady_daemon: LibvirtDaemon, journal: 
 
 
 # Full
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A directory on a file system of its own, of 64 MiB."""
-    place = tmp_path / "small"
-    place.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=64m", "snaptree-test", str(place)]
-    if os.geteuid() != 0 or subprocess.run(mount, check=False).returncode != 0:
-        pytest.skip("only root may mount")
-    yield place
-    run_tool("umount", "--lazy", str(place))
 
 
 def fill(place: Path) -> Path:

@@ -107,6 +107,10 @@ class SituationBuilder:
 
     # What no ordinary history leads to
 
+    def layers(self, **fields: Any) -> SituationBuilder:
+        """Change what is known of the machine's images."""
+        return self._set_layers(**fields)
+
     def having(self, **fields: Any) -> SituationBuilder:
         """Change fields of the situation."""
         self._situation = replace(self._situation, **fields)

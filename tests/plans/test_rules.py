@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
@@ -12,6 +13,7 @@ from snaptree.model.estate import (
     DiskSnapshot,
     DomainState,
     InternalSnapshot,
+    LooksAt,
     Mark,
     SnapshotDisk,
 )
@@ -24,19 +26,23 @@ from snaptree.plans.intention import (
     Describe,
     DropMemory,
     Intention,
+    Look,
     Prune,
     Recover,
     Rename,
     Revert,
     Take,
     TakeBack,
+    Unlook,
 )
+from snaptree.plans.look import make_look, own_files
 from snaptree.plans.plan import (
     Action,
     DeleteSnapshot,
     Finding,
     ForgetMemory,
     RecordLayers,
+    RemoveLook,
     RenameSnapshot,
     RevertToSnapshot,
     StateAfter,
@@ -45,6 +51,7 @@ from snaptree.plans.plan import (
 from snaptree.plans.planner import make_plan
 from snaptree.plans.rule import Case, Rule, Verdict
 from snaptree.plans.rules import RULES, why_not
+from snaptree.plans.rules_look import LOOK_LACKS_ROOM
 from snaptree.plans.rules_merge import BY_THE_PLANNER
 from snaptree.plans.rules_plan import RULES as PLANNERS_OWN
 from snaptree.plans.situation import Situation, glance
@@ -90,6 +97,11 @@ def ask(rule: Rule, intention: Intention, situation: Situation) -> Finding | Non
         case Rename():
             step = RenameSnapshot(intention.snapshot, intention.new_name, None, (), MappingProxyType({}))
             return rule.judge(Case(situation, facts, Action.RENAME, intention.snapshot, step))
+        case Look():
+            make = make_look(intention, situation.tree[intention.snapshot], situation)
+            return rule.judge(Case(situation, facts, Action.LOOK, make.snapshot, make))
+        case Unlook():
+            return rule.judge(Case(situation, facts, Action.UNLOOK, None, RemoveLook(own_files(situation))))
         case Prune() | Describe() | TakeBack() | Recover():
             raise AssertionError("not a single step")
 
@@ -1003,7 +1015,130 @@ MEMORY = [
     ),
 ]
 
-ROWS = [*ANY, *TAKE, *REVERT, *DELETE, *FILES, *MEMORY]
+
+HERE = frozenset({"/images"})
+
+
+def to_look_at() -> SituationBuilder:
+    """A machine with external snapshots, on which new layers can be made."""
+    return a_machine(takes_new_layers=HERE).external("a").external("b")
+
+
+def a_look(*files: str) -> SituationBuilder:
+    """A machine that was made to look at a snapshot of another one."""
+    return a_machine().layers(looks_at=LooksAt("a", "db-01", "7c0e4a3c-0000-4000-8000-000000000009", files or (BASE,)))
+
+
+LOOK = [
+    Row("look-needs-qemu", Look("a"), a_machine().internal("a").host(driver="TEST"), ("no images",), to_look_at()),
+    Row(
+        "look-holds-nothing",
+        Look("a"),
+        to_look_at().snapshot("a", disks=(SnapshotDisk("vda", DiskSnapshot.NO, BASE),)),
+        ("“a”",),
+        to_look_at(),
+    ),
+    Row("look-layer-missing", Look("b"), to_look_at().missing(BASE), ("“b”", BASE), to_look_at()),
+    Row(
+        "look-layer-unreadable",
+        Look("b"),
+        to_look_at().image(BASE, problem="Permission denied"),
+        (BASE, "Permission denied", "“b”"),
+        to_look_at().image("/images/vda.b", problem="Permission denied"),
+    ),
+    Row(
+        "look-content-changed",
+        Look("a"),
+        to_look_at().chain("vda", "/images/vda.b", BASE),
+        ("“a”", BASE),
+        to_look_at(),
+    ),
+    Row(
+        "look-encrypted",
+        Look("a"),
+        to_look_at().having(recorded_disks=MappingProxyType({"a": (disk(is_encrypted=True),)})),
+        ("vda", "web-01"),
+        to_look_at(),
+    ),
+    Row(
+        "look-nowhere-for-layers",
+        Look("a"),
+        to_look_at().having(takes_new_layers=frozenset()),
+        ("/images", "pool-create-as"),
+        a_machine().internal("a"),
+    ),
+    Row(
+        "look-not-copied-out",
+        Look("a"),
+        a_machine().internal("a").having(why_not_copied=MappingProxyType({BASE: "qemu-img is not installed"})),
+        ("“a”", BASE, "qemu-img is not installed"),
+        a_machine().internal("a"),
+    ),
+    Row("look-name-not-allowed", Look("a", machine="a/b"), to_look_at(), ("a/b",), to_look_at(), Look("a", "a.b-1")),
+    Row(
+        "look-name-taken",
+        Look("a", machine="web-02"),
+        to_look_at().having(machine_names=frozenset({"web-02"})),
+        ("web-02",),
+        to_look_at(),
+    ),
+    Row(
+        "look-file-exists",
+        Look("a", machine="web-02"),
+        to_look_at().having(existing_files=frozenset({"/images/web-02-vda.qcow2"})),
+        ("/images/web-02-vda.qcow2",),
+        to_look_at(),
+    ),
+    Row(
+        "look-without-memory",
+        Look("a"),
+        a_machine(state=RUNNING).external("a", memory=True),
+        ("“a”", "not its memory"),
+        a_machine().external("a"),
+    ),
+    Row("look-networks-off", Look("a"), to_look_at(), ("unplugged",), to_look_at(), Look("a", connect_networks=True)),
+    Row("look-networks-on", Look("a", connect_networks=True), to_look_at(), ("web-01",), to_look_at(), Look("a")),
+    Row(
+        "look-disks-left-out",
+        Look("a"),
+        a_machine(disk("vda"), disk("vdb")).external("a", excluded=("vdb",)),
+        ("vdb (not part of the snapshot)",),
+        to_look_at(),
+    ),
+    Row(
+        "look-devices-left-out",
+        Look("a"),
+        to_look_at().having(shared_devices=MappingProxyType({"a": ("the TPM", "leases")})),
+        ("web-01", "the TPM and leases"),
+        to_look_at().having(shared_devices=MappingProxyType({"b": ("the TPM",)})),
+    ),
+    Row("look-nvram", Look("a"), to_look_at().having(has_pflash=True), ("made anew", "“a”"), to_look_at()),
+    Row("look-keeps-layers", Look("a"), to_look_at(), ("“a”",), a_machine().internal("a")),
+    Row("unlook-no-look", Unlook(), a_machine(), ("web-01",), a_look()),
+    Row("unlook-transient", Unlook(), a_look().domain(is_persistent=False), ("web-01",), a_look()),
+    Row("unlook-needed", Unlook(), a_look().having(dependants=dependants(BASE, "eve")), (BASE, "eve"), a_look()),
+    Row(
+        "unlook-needed",
+        Unlook(),
+        a_look().having(overlays_on=MappingProxyType({BASE: frozenset({"/images/stray"})})),
+        (BASE, "/images/stray"),
+        a_look().external("own"),
+    ),
+    Row("unlook-loses", Unlook(), a_look().external("inner"), ("web-01", "“inner”"), to_look_at(), Look("a")),
+    Row("unlook-stops", Unlook(), a_look().state(RUNNING), ("web-01",), a_look()),
+    Row("unlook-keeps", Unlook(), a_look("/images/gone.qcow2"), (BASE,), a_look()),
+    Row("too-deep-to-look", Look("s25"), chain_of(27, version=11_003_000), ("vda", "26"), chain_of(26), Look("s20")),
+    Row("block-job-running", Look("a"), to_look_at().having(block_jobs=("vda",)), ("vda",), to_look_at()),
+    Row(
+        "twice-in-image",
+        Look("a"),
+        a_machine().internal("a").image(BASE, internal_snapshots=(*entry("a"), *entry("a", "8"))),
+        ("“a”", BASE),
+        a_machine().internal("a"),
+    ),
+]
+
+ROWS = [*ANY, *TAKE, *REVERT, *DELETE, *FILES, *MEMORY, *LOOK]
 
 
 def _title(row: Row) -> str:
@@ -1059,7 +1194,7 @@ def test_every_rule_has_a_row() -> None:
     always = {"delete-is-final", "memory-drop-is-final"}  # speak for every one: see test_delete, test_drop_memory
     always |= {"said-otherwise-since"}  # of taking back: see test_describe
     assert {rule.id for rule in RULES} - {
-        rule.id for rule in (*PLANNERS_OWN, *BY_THE_PLANNER)
+        rule.id for rule in (*PLANNERS_OWN, *BY_THE_PLANNER, LOOK_LACKS_ROOM)
     } - always - MERGE_PARTS == {row.rule for row in ROWS}
 
 
@@ -1078,13 +1213,22 @@ def test_sentences_are_sentences(rule: Rule) -> None:
     assert rule.source
 
 
-@pytest.mark.parametrize("row", [row for row in ROWS if isinstance(row.intention, Revert | Delete)], ids=_title)
+ACTIONS: Mapping[type[Intention], Action] = {
+    Revert: Action.REVERT,
+    Delete: Action.DELETE,
+    DropMemory: Action.DROP_MEMORY,
+    Look: Action.LOOK,
+}
+"""Those that a window offers for one snapshot."""
+
+
+@pytest.mark.parametrize("row", [row for row in ROWS if type(row.intention) in ACTIONS], ids=_title)
 def test_what_a_window_says_no_to_no_plan_allows(row: Row) -> None:
     """A greyed action is greyed for a reason that planning would give too, even with a safety snapshot first."""
     situation = row.speaks.build()
-    assert isinstance(row.intention, Revert | Delete | DropMemory)
+    assert isinstance(row.intention, Revert | Delete | DropMemory | Look)
     name = row.intention.snapshots[0] if isinstance(row.intention, Delete) else row.intention.snapshot
-    action = {Revert: Action.REVERT, Delete: Action.DELETE, DropMemory: Action.DROP_MEMORY}[type(row.intention)]
+    action = ACTIONS[type(row.intention)]
     intention = Delete((name,)) if isinstance(row.intention, Delete) else row.intention
     for layers in (None, situation.layers):
         at_a_glance = glance(situation.host, situation.domain, situation.tree, layers)
