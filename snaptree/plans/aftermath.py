@@ -42,6 +42,7 @@ from snaptree.plans.plan import (
     EndOrphanedMerge,
     ForgetMemory,
     ForkAtSnapshot,
+    FreezeFileSystems,
     MergeLayers,
     MergeWay,
     RecordLayers,
@@ -52,6 +53,7 @@ from snaptree.plans.plan import (
     Step,
     StopMachine,
     TakeSnapshot,
+    ThawFileSystems,
 )
 from snaptree.plans.situation import Disk, Situation
 
@@ -68,6 +70,8 @@ def _after(situation: Situation, step: Step) -> Situation:
     match step:
         case TakeSnapshot():
             return after_take(situation, step)
+        case FreezeFileSystems() | ThawFileSystems():
+            return situation
         case RevertToSnapshot():
             return after_revert(situation, step)
         case StopMachine():

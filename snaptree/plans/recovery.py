@@ -19,6 +19,7 @@ from snaptree.plans.plan import (
     Finding,
     Forecast,
     ForgetMemory,
+    FreezeFileSystems,
     MergeLayers,
     MergeWay,
     Plan,
@@ -94,6 +95,8 @@ def _finish(operation: Operation, situation: Situation) -> Plan:
     found = situation.found or _NOT_LOOKED_AT
     draft = Draft(Action.FINISH, replace(situation, unfinished=None, found=None))
     ready = list(plan.steps[:done])
+    if found.state is not StepState.DONE and ready and isinstance(ready[-1], FreezeFileSystems):
+        draft.add_unjudged(ready.pop())  # whatever was frozen is thawed by now
     for number, step in enumerate(plan.steps[done:], start=done):
         state = found.state if number == done else StepState.NOT_BEGUN
         if state is StepState.CHANGED:

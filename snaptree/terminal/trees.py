@@ -17,6 +17,7 @@ from snaptree.model.lanes import LaneRow, draw_row, lay_out
 from snaptree.model.saved_memory import saved_memory
 from snaptree.terminal.console import iso_time, plain
 from snaptree.terminal.memory import memory_json
+from snaptree.terminal.plans import impact_json
 from snaptree.terminal.reading import DomainReading, print_troubles, troubles_json
 from snaptree.terminal.table import Column, Cut, add_row, print_table
 
@@ -44,6 +45,7 @@ def _snapshot_json(snapshot: Snapshot, reading: DomainReading) -> dict[str, Any]
         "state": snapshot.state.value,
         "created": iso_time(snapshot.created),
         "consistency": snapshot.consistency.value,
+        "impact": impact_json(snapshot.annotations.impact),
         **_mark_json("pinned", snapshot.annotations.pinned),
         **_mark_json("known_good", snapshot.annotations.known_good),
         "taken_by": snapshot.annotations.taken_by or None,

@@ -54,7 +54,7 @@ mount -t proc proc /proc
 mount -t sysfs sys /sys
 mount -t devtmpfs dev /dev
 mount -t tmpfs tmp /run
-for module in MODULES; do insmod "/modules/$module.ko"; done
+for module in MODULES; do [ ! -e "/modules/$module.ko" ] || insmod "/modules/$module.ko"; done
 until [ -e /dev/vda ] && grep -qs PORT /sys/class/virtio-ports/*/name; do sleep 0.02; done
 mount -t ext4 /dev/vda /disk
 for port in /sys/class/virtio-ports/*; do
@@ -265,9 +265,9 @@ def _archive() -> bytes:
     for library in _libraries(agent):
         files[str(library).lstrip("/")] = 0o755, library.read_bytes()
     for module in _MODULES:
-        path = next(path for path in packages().glob(f"**/{module}.ko*"))
-        data = path.read_bytes()
-        files[f"modules/{module}.ko"] = 0o644, lzma.decompress(data) if path.suffix == ".xz" else data
+        for path in packages().glob(f"**/{module}.ko*"):  # or it is built in
+            data = path.read_bytes()
+            files[f"modules/{module}.ko"] = 0o644, lzma.decompress(data) if path.suffix == ".xz" else data
     directories = {"proc", "sys", "dev", "run", "disk", "var", "var/run", "etc"}
     for name in files:
         directories |= {str(parent) for parent in Path(name).parents if str(parent) != "."}
