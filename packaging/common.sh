@@ -74,7 +74,7 @@ packages_apt() {
         echo libxcb-keysyms1 libxcb-shape0 libwayland-cursor0 libwayland-egl1
         ;;
     demo) echo libvirt-daemon-driver-qemu qemu-system-x86 qemu-utils ;;
-    tests) echo libvirt-clients libvirt-daemon xvfb ;;
+    tests) echo libvirt-clients libvirt-daemon xvfb e2fsprogs ;;
     esac
 }
 

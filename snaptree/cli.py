@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -166,7 +166,22 @@ def _parser() -> argparse.ArgumentParser:
     kind.add_argument("--memory", action="store_true", help="external, with the memory in a file of its own")
     kind.add_argument("--disk-only", action="store_true", help="external, disks only")
     kind.add_argument("--internal", action="store_true", help="inside the qcow2 images")
-    take.add_argument("--quiesce", action="store_true", help="let the guest agent freeze the file systems meanwhile")
+    take.add_argument("--live", action="store_true", help="with memory, and the guest runs on while it is saved")
+    freeze = take.add_mutually_exclusive_group()
+    freeze.add_argument(
+        "--quiesce",
+        action="store_const",
+        const="required",
+        default="no",
+        help="let the guest agent freeze the file systems meanwhile, and take nothing if it can't",
+    )
+    freeze.add_argument(
+        "--quiesce-if-possible",
+        action="store_const",
+        const="if-possible",
+        dest="quiesce",
+        help="the same, but take the disks as they are if it can't",
+    )
     take.add_argument("--note", default="", metavar="TEXT")
 
     revert = command("revert", "go back to a snapshot, after a safety snapshot of the present", _revert, changes=True)
@@ -312,8 +327,21 @@ def _connected(options: argparse.Namespace) -> Iterator[list[Connection]]:
             connection = Connection(uri, read_only=read_only, ask=_ask_on_terminal)
             connection.open()
             stack.callback(connection.close)
+            if not read_only:
+                _thaw_what_was_left(connection)
             connections.append(connection)
         yield connections
+
+
+def _thaw_what_was_left(connection: Connection) -> None:
+    """Thaw file systems that an interrupted operation left frozen, and say so."""
+    from snaptree.hosts.freezing import thaw_left
+    from snaptree.hosts.journal import journal_of
+
+    # Who only looks needs no journal, and who changes anything is told that it can't be used.
+    with suppress(SnapTreeError), journal_of(connection.uri) as journal:
+        for left in () if journal is None else thaw_left(connection, journal):
+            _complain(SnapTreeError(f"{left.domain}: {left.says}"))
 
 
 @contextmanager
@@ -472,15 +500,18 @@ def _compare(options: argparse.Namespace) -> int:
 
 def _take(options: argparse.Namespace) -> int:
     from snaptree.plans.intention import Capture, Take
+    from snaptree.plans.plan import Freeze
 
+    quiesce = Freeze(options.quiesce)
     capture = Capture.BEST
-    if options.memory:
-        capture = Capture.DISKS_AND_MEMORY
-    elif options.disk_only or options.quiesce:
-        capture = Capture.DISKS
-    elif options.internal:
+    if options.internal:
         capture = Capture.INTERNAL
-    return _change(options, Take(name=options.name, description=options.note, capture=capture, quiesce=options.quiesce))
+    elif options.memory or (options.live and not options.disk_only):
+        capture = Capture.DISKS_AND_MEMORY
+    elif options.disk_only or quiesce is not Freeze.NO:
+        capture = Capture.DISKS
+    intention = Take(options.name, options.note, capture, quiesce=quiesce, live=options.live)
+    return _change(options, intention)
 
 
 def _revert(options: argparse.Namespace) -> int:
@@ -718,7 +749,7 @@ def _change_machine(
     if operation.error is not None:
         raise operation.error
     if not _wants_json(options):
-        console.console().print("Done.")
+        plans.print_result(console.console(), operation)
     return 0
 
 

@@ -7,7 +7,15 @@ from collections.abc import Sequence
 
 import humanize
 
-from snaptree.model.estate import Consistency, DomainState, LooksAt, Mark, MemorySnapshot, SnapshotKind
+from snaptree.model.estate import (
+    Consistency,
+    DomainState,
+    Impact,
+    LooksAt,
+    Mark,
+    MemorySnapshot,
+    SnapshotKind,
+)
 from snaptree.model.figures import Confidence, Figure
 from snaptree.model.settings import THERE, WHILE_RUNNING, SettingChange
 from snaptree.model.text import plain, quoted
@@ -84,6 +92,25 @@ def duration(seconds: float) -> str:
     if seconds < 1:
         return "less than a second"
     return humanize.precisedelta(dt.timedelta(seconds=round(seconds)), minimum_unit="seconds", format="%d")
+
+
+def pause(seconds: float) -> str:
+    """A span that may be short: `0.3 s`, `less than 0.1 s`, `2 minutes and 5 seconds`."""
+    if seconds < 0.1:
+        return "less than 0.1 s"
+    return f"{seconds:.1f} s" if seconds < 60 else duration(seconds)
+
+
+def impact(impact: Impact) -> str:
+    """What taking a snapshot did: `paused the guest for 0.3 s, wrote 212.0 MiB`."""
+    parts = []
+    if impact.paused is not None:
+        parts.append(f"paused the guest for {pause(impact.paused)}" if impact.paused else "did not pause the guest")
+    if impact.frozen is not None:
+        parts.append(f"froze its file systems for {pause(impact.frozen)}")
+    if impact.wrote is not None:
+        parts.append(f"wrote {size(impact.wrote)}")
+    return ", ".join(parts) or f"took {pause(impact.seconds)}"
 
 
 def about(seconds: float) -> str:

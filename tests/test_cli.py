@@ -155,6 +155,18 @@ def test_a_lost_layer_is_said_by_every_command(terminal: Terminal) -> None:
     assert terminal.json("tree", "clone-02")["troubles"] == []
 
 
+def test_how_a_running_guest_is_treated_can_be_said(terminal: Terminal) -> None:
+    (live,) = terminal.json("take", "web-01", "x", "--live", "-n")["steps"]
+    assert live["live"]
+    assert live["memory"] == "external"
+    refused = terminal.run("take", "web-01", "x", "--quiesce", "-n")
+    assert refused.returncode == 3
+    assert "guest agent" in refused.stderr
+    plan = terminal.json("take", "web-01", "x", "--quiesce-if-possible", "-n")
+    assert [step["consistency"] for step in plan["steps"]] == ["crash"]
+    assert "not-frozen" in [warning["rule"] for warning in plan["warnings"]]
+
+
 def test_take_revert_and_delete_plan_first_and_act_with_yes(terminal: Terminal) -> None:
     before = terminal.json("tree", "db-01")
     content = digest_of_now(terminal, "db-01")
@@ -162,7 +174,8 @@ def test_take_revert_and_delete_plan_first_and_act_with_yes(terminal: Terminal) 
     plan = terminal.json("take", "db-01", "mine", "--internal", "--note", "my <b>note</b>", "-n")
     assert plan["refusals"] == []
     assert [step["kind"] for step in plan["steps"]] == ["take"]
-    assert set(plan["forecast"]) == {"copies", "frees", "peak_extra", "seconds", "pause_seconds", "confidence"}
+    figures = {"copies", "frees", "peak_extra", "seconds", "pause_seconds", "likely_extra", "confidence"}
+    assert set(plan["forecast"]) == figures
     assert set(plan["forecast"]["confidence"]) == {"copies", "frees", "peak_extra"}
     assert terminal.json("tree", "db-01") | {"totals": None} == before | {"totals": None}, "a dry run changes nothing"
 
@@ -174,6 +187,8 @@ def test_take_revert_and_delete_plan_first_and_act_with_yes(terminal: Terminal) 
     mine = next(snapshot for snapshot in tree["snapshots"] if snapshot["name"] == "mine")
     assert mine["note"] == "my <b>note</b>"
     assert mine["parent"] == before["current"]
+    assert set(mine["impact"]) == {"seconds", "paused", "frozen", "wrote"}
+    assert mine["impact"] == done["result"]["impact"]
     assert "mine" in terminal.virsh("snapshot-list", "db-01", "--name").split()
 
     plan = terminal.json("revert", "db-01", "quarter-end", "-n")

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from snaptree import words
-from snaptree.model.estate import Consistency, DomainState, Mark, MemorySnapshot, SnapshotKind
+from snaptree.model.estate import Consistency, DomainState, Impact, Mark, MemorySnapshot, SnapshotKind
 from snaptree.model.figures import Confidence, Figure, exact, unknown
 from snaptree.model.settings import SettingChange
 
@@ -85,6 +85,19 @@ def test_marks_say_who_and_when() -> None:
 )
 def test_changed_settings(change: SettingChange, says: str) -> None:
     assert words.setting(change) == says
+
+
+@pytest.mark.parametrize(
+    ("impact", "text"),
+    [
+        (Impact(1.0, paused=0.31, wrote=212 << 20), "paused the guest for 0.3 s, wrote 212.0 MiB"),
+        (Impact(1.0, paused=0.0, frozen=0.02), "did not pause the guest, froze its file systems for less than 0.1 s"),
+        (Impact(80.0, paused=75.0), "paused the guest for 1 minute and 15 seconds"),
+        (Impact(0.5), "took 0.5 s"),
+    ],
+)
+def test_what_taking_a_snapshot_did(impact: Impact, text: str) -> None:
+    assert words.impact(impact) == text
 
 
 def test_counts() -> None:

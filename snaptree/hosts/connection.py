@@ -123,6 +123,12 @@ class Connection:
             if error.get_error_code() != libvirt.VIR_ERR_NO_SUPPORT:
                 raise
 
+    def another(self) -> Connection:
+        """A second one to the same host, opened (blocking) with the same credentials. Raises SnapTreeError."""
+        connection = Connection(self.uri, read_only=self._read_only, ask=self._ask)
+        connection.open()
+        return connection
+
     def close(self) -> None:
         """Let go of the connection; safe to call twice."""
         handle, self._handle = self._handle, None

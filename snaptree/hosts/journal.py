@@ -13,12 +13,14 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 from platformdirs import user_state_path
 
 from snaptree.model.errors import SnapTreeError
+from snaptree.model.estate import Impact
 from snaptree.plans.operation import Operation, OperationState, Settled
 from snaptree.plans.plan import Action, Plan
 from snaptree.plans.plan_json import plan_from_record, plan_to_record
@@ -64,6 +66,11 @@ UPDATE operations SET settled_by = (
     SELECT min(later.id) FROM operations AS later
     WHERE later.host = operations.host AND later.domain_uuid = operations.domain_uuid AND later.id > operations.id
 ) WHERE state = 'running'
+""",
+    """
+ALTER TABLE operations ADD COLUMN frozen REAL;
+ALTER TABLE operations ADD COLUMN impact TEXT;
+ALTER TABLE operations ADD COLUMN remark TEXT NOT NULL DEFAULT ''
 """,
 )
 """What each version of the journal adds to the one before it."""
@@ -216,16 +223,38 @@ class Journal:
                 "UPDATE steps SET finished = ? WHERE operation = ? AND number = ?", (time.time(), operation, number)
             )
 
+    def may_be_frozen(self, operation: int) -> None:
+        """Record that the guest's file systems may be frozen from now on: they have to be thawed, whatever happens."""
+        with self._writing() as database:
+            database.execute("UPDATE operations SET frozen = ? WHERE id = ?", (time.time(), operation))
+
+    def is_thawed(self, operation: int) -> None:
+        """Record that nothing of an operation's is frozen any more."""
+        with self._writing() as database:
+            database.execute("UPDATE operations SET frozen = NULL WHERE id = ?", (operation,))
+
+    def remark(self, operation: int, sentence: str) -> None:
+        """Record what became of an operation that was cut short, for whoever looks at it."""
+        with self._writing() as database:
+            database.execute("UPDATE operations SET remark = ? WHERE id = ?", (sentence, operation))
+
+    def left_frozen(self, host_uri: str) -> tuple[Operation, ...]:
+        """Operations that are over and whose file systems nobody is known to have thawed, oldest first."""
+        found = self._select("o.frozen IS NOT NULL AND o.host = ? ORDER BY o.id", (host_uri,))
+        return tuple(operation for operation in found if operation.state.is_over)
+
     def finish(self, operation: Operation) -> None:
         """Record how an operation ended. What it took back is not offered to be taken back again."""
         error = operation.error
         with self._writing() as database:
             database.execute(
-                "UPDATE operations SET state = ?, finished = ?, error_summary = ?, error_hint = ?, error_details = ?"
-                " WHERE id = ?",
+                "UPDATE operations SET state = ?, finished = ?, impact = ?, remark = ?, error_summary = ?,"
+                " error_hint = ?, error_details = ? WHERE id = ?",
                 (
                     operation.state.value,
                     operation.finished,
+                    None if operation.impact is None else json.dumps(asdict(operation.impact)),
+                    operation.remark,
                     error.summary if error else "",
                     error.hint if error else "",
                     error.details if error else "",
@@ -374,6 +403,8 @@ def _operation(row: sqlite3.Row) -> Operation | None:
         was_active=None if row["was_active"] is None else bool(row["was_active"]),
         settled=None if row["settled_by"] is None else Settled(row["settled_by"], Action(row["settled_how"])),
         who=row["who"],
+        impact=None if row["impact"] is None else Impact(**json.loads(row["impact"])),
+        remark=row["remark"],
     )
 
 

@@ -36,6 +36,7 @@ from snaptree.plans.plan import (
     EndOrphanedMerge,
     ForgetMemory,
     ForkAtSnapshot,
+    FreezeFileSystems,
     Layer,
     MakeLook,
     MergeLayers,
@@ -48,6 +49,7 @@ from snaptree.plans.plan import (
     Step,
     StopMachine,
     TakeSnapshot,
+    ThawFileSystems,
 )
 from snaptree.plans.recovery import half_deleted
 from snaptree.plans.situation import Situation
@@ -111,6 +113,8 @@ def find_step(
                 return _find_take(connection, domain, step, begun=begun)
             case RevertToSnapshot():
                 return _find_revert(connection, domain, step, begun=begun)
+            case FreezeFileSystems() | ThawFileSystems():
+                return _NOT_BEGUN  # what was frozen was thawed at the start, and thawing does no harm
             case StopMachine():
                 return _NOT_BEGUN if domain.isActive() else _DONE
             case DropManagedSave():

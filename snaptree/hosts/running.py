@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from copy import copy
 from functools import partial
 from pathlib import Path
@@ -19,10 +20,12 @@ from snaptree.hosts.connection import Connection
 from snaptree.hosts.describing import check_unmarked, describe, rename
 from snaptree.hosts.errors import explain, explained
 from snaptree.hosts.forgetting import forget_memory
+from snaptree.hosts.freezing import CannotFreezeError, Frozen, freeze, thaw_surely
 from snaptree.hosts.journal import Journal, this_user
 from snaptree.hosts.layers import live_chains
 from snaptree.hosts.leftovers import remove_leftover
 from snaptree.hosts.looking import copy_out, make_look, remove_look, start_look
+from snaptree.hosts.measuring import TakeMeter
 from snaptree.hosts.merging import Bandwidth, MergeProgress, merge_layers, unlimited
 from snaptree.hosts.reading import current_name, never, read_domain
 from snaptree.hosts.records import record_layers
@@ -38,7 +41,7 @@ from snaptree.model.errors import (
     SnapTreeError,
     VanishedError,
 )
-from snaptree.model.estate import Annotations, DiskSnapshot, DomainState, MemorySnapshot
+from snaptree.model.estate import Annotations, Consistency, DiskSnapshot, DomainState, Impact, MemorySnapshot
 from snaptree.plans.operation import Operation, OperationState, Progress, StepFound, StepState
 from snaptree.plans.plan import (
     Action,
@@ -49,6 +52,8 @@ from snaptree.plans.plan import (
     EndOrphanedMerge,
     ForgetMemory,
     ForkAtSnapshot,
+    Freeze,
+    FreezeFileSystems,
     MakeLook,
     MergeLayers,
     Plan,
@@ -62,6 +67,7 @@ from snaptree.plans.plan import (
     Step,
     StopMachine,
     TakeSnapshot,
+    ThawFileSystems,
 )
 from snaptree.plans.plan_json import describe_step
 from snaptree.plans.recovery import is_torn
@@ -137,21 +143,21 @@ class _Run:
         self._step_began = 0.0
         self._merging = False
         """libvirt was seen to merge, in the step that runs."""
+        self._frozen: Frozen | None = None
+        self._may_be_frozen = False
+        """The guest's file systems have to be thawed, whatever happens."""
+        self._taking_since: float | None = None
+        self._taken: tuple[TakeSnapshot, TakeMeter] | None = None
 
     def to_the_end(self) -> Operation:
         plan = self._operation.plan
         state = OperationState.DONE
         error: SnapTreeError | None = None
         try:
-            self._domain = self._connection.domain(plan.domain_uuid)
-            self._check_chains()
-            if self._connection.host.driver == QEMU and any(isinstance(step, TakeSnapshot) for step in plan.steps):
-                # Before all else: no file system is frozen yet, and no guest stands still.
-                self._picture = picture_of(self._connection, self._domain)
-            for number, step in enumerate(plan.steps):
-                if self._cancelled():
-                    raise CancelledError(_what_was_done(plan, number))
-                self._run_step(number, step)
+            try:
+                self._run_steps()
+            finally:
+                self._thaw_in_any_case()
         except CancelledError as cancel:
             state, error = OperationState.CANCELLED, cancel
         except libvirt.libvirtError as libvirt_error:
@@ -171,6 +177,19 @@ class _Run:
             self._journal.finish(self._operation)
         self._tell()
         return self._operation
+
+    def _run_steps(self) -> None:
+        plan = self._operation.plan
+        self._domain = self._connection.domain(plan.domain_uuid)
+        self._check_chains()
+        if self._connection.host.driver == QEMU and any(isinstance(step, TakeSnapshot) for step in plan.steps):
+            # Before all else: no file system is frozen yet, and no guest stands still.
+            self._picture = picture_of(self._connection, self._domain)
+        for number, step in enumerate(plan.steps):
+            # Between taking and thawing there is nothing left to cancel.
+            if self._cancelled() and not isinstance(step, ThawFileSystems):
+                raise CancelledError(_what_was_done(plan, number))
+            self._run_step(number, step)
 
     def _run_step(self, number: int, step: Step) -> None:
         self._step_began = time.monotonic()
@@ -202,8 +221,12 @@ class _Run:
         """Do a step; `goes_on` says that an earlier run was cut short in it."""
         deleted_later = _deleted_by(self._operation.plan.steps[number + 1 :])
         match step:
+            case FreezeFileSystems():
+                self._freeze(step)
             case TakeSnapshot():
                 self._take(step, goes_on=goes_on)
+            case ThawFileSystems():
+                self._thaw()
             case RevertToSnapshot():
                 self._revert(step)
             case StopMachine():
@@ -293,6 +316,8 @@ class _Run:
             return True  # it took over what was interrupted: that is not settled yet
         if begun == 0:
             return False
+        if self._may_be_frozen:
+            return True
         if isinstance(error, ConnectionLostError) or is_torn(plan, begun, done):
             return True
         try:
@@ -431,13 +456,72 @@ class _Run:
         if goes_on and self._resumed is not None and step.overlays and reverting.is_on(self._domain, step):
             record_take(self._connection, self._domain, step, created=self._resumed.started)
             self._picture = b""  # of now, not of then
+            self._check_taken(step)
+            self._annotate(step)
         else:
             self._take_anew(step)
-        self._check_taken(step)
-        self._annotate(step)
-        keep_picture(self._connection, self._domain, step.name, self._picture)
+
+    def _freeze(self, step: FreezeFileSystems) -> None:
+        self._taking_since = self._step_began
+        if self._journal is not None:
+            self._journal.may_be_frozen(self._operation.id)
+        self._may_be_frozen = True
+        try:
+            self._frozen = self._blocking(lambda: freeze(self._domain, step.seconds), lambda: None)
+        except CannotFreezeError as error:
+            if not error.is_unsure:
+                self._is_thawed()
+            if step.required:
+                raise
+            self._remark(f"The file systems were not frozen: {error.summary}")
+
+    def _thaw(self) -> None:
+        if self._frozen is None:  # they could not be frozen, which was allowed, or an earlier run froze them
+            if self._resumed is not None:
+                thaw_surely(self._connection, self._operation.plan.domain_uuid)
+            return
+        were_frozen = self._thaw_frozen(self._frozen)
+        assert self._taken is not None
+        taken, meter = self._taken
+        self._note_taken(taken, meter, were_frozen=were_frozen)
+        if were_frozen:
+            return
+        says = f"The file systems did not stay frozen until {taken.name} was taken, so it is crash-consistent."
+        if taken.quiesce is Freeze.REQUIRED:
+            raise SnapTreeError(says, hint="If that is not enough, delete it, and take another.")
+        self._remark(says)
+
+    def _thaw_frozen(self, frozen: Frozen) -> bool:
+        with explained("thawing the file systems"):
+            were_frozen: bool = self._blocking(frozen.thaw, lambda: None)
+        self._is_thawed()
+        return were_frozen
+
+    def _thaw_in_any_case(self) -> None:
+        """Nothing stays frozen, whatever happened. Raises SnapTreeError if nobody can say that."""
+        if not self._may_be_frozen:
+            return
+        if self._frozen is not None:
+            with suppress(SnapTreeError):
+                self._thaw_frozen(self._frozen)
+                return
+        thaw_surely(self._connection, self._operation.plan.domain_uuid)
+        self._is_thawed()
+
+    def _is_thawed(self) -> None:
+        self._may_be_frozen = False
+        if self._journal is not None:
+            self._journal.is_thawed(self._operation.id)
+
+    def _remark(self, sentence: str) -> None:
+        self._operation = dataclasses.replace(self._operation, remark=sentence)
 
     def _take_anew(self, step: TakeSnapshot) -> None:
+        if step.quiesce is Freeze.REQUIRED and (self._frozen is None or not self._frozen.is_held):
+            raise SnapTreeError(
+                "The file systems do not stay frozen for long enough, so nothing was taken.",
+                hint="Try again when the host is less busy, or take it without freezing.",
+            )
         self._check_take(step)
         external = DiskSnapshot.EXTERNAL in step.disks.values()
         flags = 0
@@ -445,10 +529,23 @@ class _Run:
             flags |= libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_ATOMIC
             if step.memory is MemorySnapshot.NO:
                 flags |= libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_DISK_ONLY
-        if step.quiesce:
-            flags |= libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_QUIESCE
-        with explained(f"taking the snapshot {step.name}"):
+        if step.live:
+            flags |= libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_LIVE
+        meter = TakeMeter(self._connection, self._domain, step)
+        with explained(f"taking the snapshot {step.name}"), meter:
             self._blocking(lambda: self._domain.snapshotCreateXML(take_xml(step), flags), self._memory_progress)
+        self._check_taken(step)
+        self._taken = step, meter
+        if self._frozen is None:
+            self._note_taken(step, meter)
+
+    def _note_taken(self, step: TakeSnapshot, meter: TakeMeter, *, were_frozen: bool = False) -> None:
+        """Keep what is known of a snapshot once the guest can write again: with it, and in the history."""
+        frozen = None if self._frozen is None else self._frozen.seconds
+        impact = meter.impact(since=self._taking_since or self._step_began, frozen=frozen)
+        self._operation = dataclasses.replace(self._operation, impact=impact)
+        self._annotate(step, were_frozen=were_frozen, impact=impact)
+        keep_picture(self._connection, self._domain, step.name, self._picture)
 
     def _memory_progress(self) -> None:
         """RAM written so far. It is the only phase of a snapshot that QEMU lets anybody stop (LIBVIRT.md, 3)."""
@@ -475,9 +572,15 @@ class _Run:
                     hint="Do not revert to or delete this snapshot before you know why.",
                 )
 
-    def _annotate(self, step: TakeSnapshot) -> None:
-        """Write what libvirt does not record. Never with CURRENT, always the SECURE text (LIBVIRT.md, 5 and 9)."""
-        annotations = Annotations(consistency=step.consistency, taken_by=this_user(), safety=step.safety)
+    def _annotate(self, step: TakeSnapshot, *, were_frozen: bool = False, impact: Impact | None = None) -> None:
+        """Write what libvirt does not record. Never with CURRENT, always the SECURE text (LIBVIRT.md, 5 and 9).
+
+        Frozen file systems are claimed only by who saw them frozen from before to after.
+        """
+        consistency = step.consistency
+        if consistency is Consistency.FILESYSTEM and not were_frozen:
+            consistency = Consistency.CRASH
+        annotations = Annotations(consistency=consistency, taken_by=this_user(), safety=step.safety, impact=impact)
         with explained(f"noting who took the snapshot {step.name}"):
             xml = self._snapshot(step.name).getXMLDesc(libvirt.VIR_DOMAIN_SNAPSHOT_XML_SECURE)
             self._domain.snapshotCreateXML(

@@ -15,6 +15,7 @@ from types import MappingProxyType
 from PySide6.QtCore import QObject, Qt, QTimer, Signal, Slot
 
 from snaptree.hosts.connection import Connection
+from snaptree.hosts.freezing import LeftFrozen, thaw_left
 from snaptree.hosts.journal import Journal
 from snaptree.hosts.layers import analysed, is_analysed, read_layers, with_earlier_analysis
 from snaptree.hosts.reading import list_domains, read_tree
@@ -50,6 +51,8 @@ LIVE_COSTS_SECONDS = 10.0
 """A machine on screen that runs is measured this often, as it writes."""
 EARLIER_OPERATIONS = 20
 """What was done before this start, and is shown."""
+THAW_AGAIN_MS = 30_000
+"""Between two attempts to thaw what an operation left frozen."""
 PROGRESS_SECONDS = 0.1
 """Between two reports of an operation's progress."""
 
@@ -120,6 +123,16 @@ class _Change:
     cancelled: threading.Event
     undoes: Operation | None
     limit: _Limit
+
+
+@dataclass(frozen=True, slots=True)
+class _InJournal:
+    """What the journal knows of a host."""
+
+    earlier: tuple[Operation, ...]
+    unfinished: tuple[Operation, ...]
+    left_frozen: bool
+    """Somebody's file systems may be frozen still."""
 
 
 class _Limit:
@@ -213,6 +226,8 @@ class HostBackend(QObject):
         self._live_timer.timeout.connect(self._measure_what_is_on_screen)
         self._elsewhere_timer = QTimer(self, singleShot=True, interval=COUNTS_EVERY_MS)
         self._elsewhere_timer.timeout.connect(self._reckon_all_again)
+        self._thaw_timer = QTimer(self, singleShot=True, interval=THAW_AGAIN_MS)
+        self._thaw_timer.timeout.connect(self._read_journal)
 
     @Slot(object)
     def _run_posted(self, call: Callable[[], None]) -> None:
@@ -283,6 +298,7 @@ class HostBackend(QObject):
         self._counts_timer.stop()
         self._live_timer.stop()
         self._elsewhere_timer.stop()
+        self._thaw_timer.stop()
         for worker in self._workers:
             worker.close()
         self._connector.close()
@@ -333,6 +349,7 @@ class HostBackend(QObject):
         self._session = session
         self._set_status(Phase.CONNECTED, host=session.host, error=session.why_read_only)
         self._must_read_all = True
+        self._thaw_timer.stop()
         session.watcher.look_at(self._looked_at)
         self._read_list(Priority.USER)
         if self._looked_at is not None:
@@ -410,26 +427,47 @@ class HostBackend(QObject):
             return
         wants_history = self._history is None
 
-        def work(_should_stop: ShouldStop) -> tuple[tuple[Operation, ...], tuple[Operation, ...]]:
+        def work(_should_stop: ShouldStop) -> _InJournal:
             earlier = journal.recent(EARLIER_OPERATIONS, host_uri=self.uri) if wants_history else ()
-            return earlier, journal.unfinished(host_uri=self.uri)
+            return _InJournal(earlier, journal.unfinished(host_uri=self.uri), bool(journal.left_frozen(self.uri)))
 
         self._measurer.submit(
             work, on_done=self._journal_read, on_failed=self._list_failed, priority=Priority.ON_SCREEN, key=_JOURNAL
         )
 
-    def _journal_read(self, answer: tuple[tuple[Operation, ...], tuple[Operation, ...]]) -> None:
-        earlier, unfinished = answer
+    def _journal_read(self, found: _InJournal) -> None:
         if self._history is None:
             ours = set(self._journal_numbers.values())
-            known = [self._earlier(each) for each in earlier if each.state.is_over and each.id not in ours]
+            known = [self._earlier(each) for each in found.earlier if each.state.is_over and each.id not in ours]
             self._history = {each.id: each for each in known}
             if known:
                 self.history_read.emit(tuple(known))
-        by_machine = MappingProxyType({each.plan.domain_uuid: each for each in reversed(unfinished)})
+        by_machine = MappingProxyType({each.plan.domain_uuid: each for each in reversed(found.unfinished)})
         if by_machine != self._unfinished:
             self._unfinished = by_machine
             self.unfinished_changed.emit(by_machine)
+        if found.left_frozen:
+            self._thaw_left()
+        else:
+            self._thaw_timer.stop()
+
+    def _thaw_left(self) -> None:
+        """Thaw what was left frozen: at once, and if that fails, again and again. The journal says what came of it."""
+        session, journal = self._session, self._journal
+        if session is None or session.host.read_only or journal is None or self._thaw_timer.isActive():
+            return
+
+        def work(_should_stop: ShouldStop) -> tuple[LeftFrozen, ...]:
+            with self._connection_for_changes() as connection:
+                return thaw_left(connection, journal)
+
+        self._thaw_timer.start()
+        self._changer.submit(
+            work,
+            on_done=lambda _left: self._read_journal(),
+            on_failed=self._list_failed,
+            priority=Priority.USER,
+        )
 
     def _in_journal(self, operation: Operation) -> int | None:
         """The journal's number of an operation, also of one that was just read there; None if it is not in it."""

@@ -43,6 +43,7 @@ from snaptree.plans.plan import (
     EndOrphanedMerge,
     ForgetMemory,
     ForkAtSnapshot,
+    FreezeFileSystems,
     MakeLook,
     MergeLayers,
     MergeWay,
@@ -56,6 +57,7 @@ from snaptree.plans.plan import (
     Step,
     StopMachine,
     TakeSnapshot,
+    ThawFileSystems,
 )
 from snaptree.plans.situation import Disk, Situation
 
@@ -72,6 +74,8 @@ def _after(situation: Situation, step: Step) -> Situation:
     match step:
         case TakeSnapshot():
             return after_take(situation, step)
+        case FreezeFileSystems() | ThawFileSystems():
+            return situation
         case RevertToSnapshot():
             return after_revert(situation, step)
         case StopMachine():

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from types import MappingProxyType
 
-from snaptree.plans.plan import Plan, StateAfter, Undo
+from snaptree.plans.plan import Freeze, Plan, StateAfter, Undo
 from snaptree.plans.policy import Policy
 
 
@@ -31,9 +31,11 @@ class Take:
     name: str = ""
     description: str = ""
     capture: Capture = Capture.BEST
-    quiesce: bool = False
+    quiesce: Freeze = Freeze.NO
     excluded_disks: tuple[str, ...] = ()
     safety: bool = False
+    live: bool = False
+    """Let the guest run on while its RAM is saved."""
 
 
 @dataclass(frozen=True, slots=True)

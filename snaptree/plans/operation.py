@@ -9,6 +9,7 @@ from enum import StrEnum
 from math import inf
 
 from snaptree.model.errors import SnapTreeError
+from snaptree.model.estate import Impact
 from snaptree.model.troubles import Severity, Trouble
 from snaptree.plans.plan import Action, Plan, Step
 
@@ -84,6 +85,10 @@ class Operation:
     settled: Settled | None = None
     who: str = ""
     """The user who ran it; empty if nobody knows."""
+    impact: Impact | None = None
+    """What taking a snapshot did to the machine, if one was taken."""
+    remark: str = ""
+    """What came otherwise than planned, though it was allowed to: a sentence."""
 
     @property
     def can_undo(self) -> bool:
@@ -140,11 +145,11 @@ _NAMES = {
 
 
 def interruption(operation: Operation) -> str:
-    """One sentence: what was interrupted, when (here), and how far it was."""
+    """What was interrupted, when (here), how far it was, and what became of it since."""
     local = dt.datetime.fromtimestamp(operation.started, dt.UTC).astimezone()
     return (
         f"{_NAMES[operation.plan.action]} was interrupted on {local.day} {local:%b %Y, %H:%M},"
-        f" after {operation.steps_done} of {len(operation.plan.steps)} steps."
+        f" after {operation.steps_done} of {len(operation.plan.steps)} steps. {operation.remark}".rstrip()
     )
 
 

@@ -46,6 +46,33 @@ class StateAfter(StrEnum):
     OFF = "off"
 
 
+class Freeze(StrEnum):
+    """Whether the guest agent freezes the file systems while the disks are taken; the values stand in the journal."""
+
+    NO = "no"
+    IF_POSSIBLE = "if-possible"
+    """Where they can't be frozen, the disks are taken as they are: crash-consistent."""
+    REQUIRED = "required"
+
+
+FREEZE_SECONDS = 10.0
+"""How long file systems are frozen at most. Windows gives its own up after ten seconds, too (VSS)."""
+
+
+@dataclass(frozen=True, slots=True)
+class FreezeFileSystems:
+    """Let the guest agent freeze all file systems, for `seconds` at most: after that they are thawed in any case."""
+
+    required: bool
+    """Without them nothing is taken."""
+    seconds: float = FREEZE_SECONDS
+
+
+@dataclass(frozen=True, slots=True)
+class ThawFileSystems:
+    """Let the guest agent thaw the file systems; whether they were frozen until then is noted with the snapshot."""
+
+
 @dataclass(frozen=True, slots=True)
 class TakeSnapshot:
     """Take one snapshot. `disks` maps each disk's target to how it is held; `overlays` to the file that takes over."""
@@ -56,13 +83,17 @@ class TakeSnapshot:
     memory_file: str | None
     disks: Mapping[str, DiskSnapshot]
     overlays: Mapping[str, str]
-    quiesce: bool
+    quiesce: Freeze
+    """What was asked for: the steps before and after this one do it."""
     consistency: Consistency
+    """What is expected. What came of it is noted with the snapshot."""
     expected_current: str | None
     """The current snapshot when the plan was made: the new one's parent."""
     safety: bool = False
     memory_bytes: int = 0
     """RAM that is saved, nominally; 0 where none is. How long that takes depends on it."""
+    live: bool = False
+    """The guest runs on while its RAM is saved, but for a moment at the end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -320,7 +351,9 @@ class RemoveLook:
 
 
 Step = (
-    TakeSnapshot
+    FreezeFileSystems
+    | TakeSnapshot
+    | ThawFileSystems
     | RevertToSnapshot
     | StopMachine
     | DropManagedSave
@@ -362,6 +395,8 @@ class Forecast:
     peak_extra: Figure = _NOT_FORECAST
     seconds: float | None = None
     pause_seconds: float | None = None
+    likely_extra: int | None = None
+    """Of `peak_extra`, going by what the like took on this machine before; None where there was none."""
 
 
 @dataclass(frozen=True, slots=True)

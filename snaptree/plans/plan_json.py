@@ -21,6 +21,8 @@ from snaptree.plans.plan import (
     Forecast,
     ForgetMemory,
     ForkAtSnapshot,
+    Freeze,
+    FreezeFileSystems,
     Layer,
     MakeLook,
     MergeLayers,
@@ -36,6 +38,7 @@ from snaptree.plans.plan import (
     Step,
     StopMachine,
     TakeSnapshot,
+    ThawFileSystems,
     Undo,
 )
 from snaptree.plans.wording import files_named, listed, plain, quoted, snapshots_named
@@ -46,7 +49,9 @@ _Value = TypeVar("_Value")
 
 _KINDS: Mapping[type[Step], str] = MappingProxyType(
     {
+        FreezeFileSystems: "freeze",
         TakeSnapshot: "take",
+        ThawFileSystems: "thaw",
         RevertToSnapshot: "revert",
         StopMachine: "stop",
         DropManagedSave: "drop-managed-save",
@@ -77,6 +82,11 @@ _STATES_AFTER = {
 def describe_step(step: Step) -> str:
     """One step in words, for previews, progress and the journal."""
     match step:
+        case FreezeFileSystems():
+            can = "" if step.required else ", if it can"
+            return f"Let the guest agent freeze the file systems{can}, for {step.seconds:g} seconds at most"
+        case ThawFileSystems():
+            return "Let the guest agent thaw the file systems"
         case TakeSnapshot():
             what = "safety snapshot" if step.safety else "snapshot"
             return f"Take the {what} {quoted(step.name)} ({_how_taken(step)})"
@@ -192,7 +202,7 @@ def _how_taken(step: TakeSnapshot) -> str:
     where = "new layer" if step.overlays else "inside the image"
     match step.consistency:
         case Consistency.MEMORY:
-            what = "disks and memory"
+            what = "disks and memory, while the guest runs on" if step.live else "disks and memory"
         case Consistency.FILESYSTEM:
             what = "disks only, file systems frozen"
         case Consistency.CRASH:
@@ -216,6 +226,7 @@ def plan_to_json(plan: Plan) -> dict[str, Any]:
             "peak_extra": forecast.peak_extra.bytes,
             "seconds": forecast.seconds,
             "pause_seconds": forecast.pause_seconds,
+            "likely_extra": forecast.likely_extra,
             "confidence": {
                 "copies": forecast.copies.confidence.value,
                 "frees": forecast.frees.confidence.value,
@@ -270,6 +281,7 @@ def plan_from_record(record: Mapping[str, Any]) -> Plan:
             peak_extra=_figure(forecast["peak_extra"]),
             seconds=forecast["seconds"],
             pause_seconds=forecast["pause_seconds"],
+            likely_extra=forecast.get("likely_extra"),
         ),
         warnings=tuple(Finding(**finding) for finding in record["warnings"]),
         refusals=tuple(Finding(**finding) for finding in record["refusals"]),
@@ -320,12 +332,15 @@ def _step_to_record(step: Step) -> dict[str, Any]:
                 "memory_file": step.memory_file,
                 "disks": {target: how.value for target, how in step.disks.items()},
                 "overlays": dict(step.overlays),
-                "quiesce": step.quiesce,
+                "quiesce": step.quiesce.value,
                 "consistency": step.consistency.value,
                 "expected_current": step.expected_current,
                 "safety": step.safety,
                 "memory_bytes": step.memory_bytes,
+                "live": step.live,
             }
+        case FreezeFileSystems():
+            return kind | {"required": step.required, "seconds": step.seconds}
         case RevertToSnapshot():
             return kind | {
                 "name": step.name,
@@ -334,7 +349,7 @@ def _step_to_record(step: Step) -> dict[str, Any]:
                 "memory_bytes": step.memory_bytes,
                 "is_internal": step.is_internal,
             }
-        case StopMachine() | DropManagedSave():
+        case StopMachine() | DropManagedSave() | ThawFileSystems():
             return kind
         case ForkAtSnapshot():
             return kind | {
@@ -421,12 +436,17 @@ def _step_from_record(record: Mapping[str, Any]) -> Step:
                 memory_file=record["memory_file"],
                 disks=MappingProxyType({target: DiskSnapshot(how) for target, how in record["disks"].items()}),
                 overlays=MappingProxyType(dict(record["overlays"])),
-                quiesce=record["quiesce"],
+                quiesce=_freeze(record["quiesce"]),
                 consistency=Consistency(record["consistency"]),
                 expected_current=record["expected_current"],
                 safety=record["safety"],
                 memory_bytes=record.get("memory_bytes", 0),
+                live=record.get("live", False),
             )
+        case "freeze":
+            return FreezeFileSystems(record["required"], record["seconds"])
+        case "thaw":
+            return ThawFileSystems()
         case "revert":
             return RevertToSnapshot(
                 record["name"],
@@ -510,6 +530,13 @@ def _step_from_record(record: Mapping[str, Any]) -> Step:
             return RemoveLook(tuple(record["files"]))
         case kind:
             raise ValueError(f"a step of an unknown kind: {kind}")
+
+
+def _freeze(record: str | bool) -> Freeze:
+    """What was asked for; at first plans said yes or no."""
+    if isinstance(record, bool):
+        return Freeze.REQUIRED if record else Freeze.NO
+    return Freeze(record)
 
 
 def _frozen(mapping: Mapping[str, _Value]) -> Mapping[str, _Value]:

@@ -21,6 +21,7 @@ from snaptree.plans.plan import (
     Finding,
     Forecast,
     ForgetMemory,
+    FreezeFileSystems,
     MakeLook,
     MergeLayers,
     MergeWay,
@@ -112,6 +113,8 @@ def _finish(operation: Operation, situation: Situation) -> Plan:
         situation = _before_taking(situation, half_done)
     draft = Draft(Action.FINISH, situation)
     ready = list(plan.steps[:done])
+    if found.state is not StepState.DONE and ready and isinstance(ready[-1], FreezeFileSystems):
+        draft.add_unjudged(ready.pop())  # whatever was frozen is thawed by now
     for number, step in enumerate(plan.steps[done:], start=done):
         state = found.state if number == done else StepState.NOT_BEGUN
         if state is StepState.CHANGED:

@@ -21,6 +21,7 @@ from snaptree.plans.plan import (
     Finding,
     ForgetMemory,
     ForkAtSnapshot,
+    FreezeFileSystems,
     MakeLook,
     MergeLayers,
     RecordLayers,
@@ -33,6 +34,7 @@ from snaptree.plans.plan import (
     Step,
     StopMachine,
     TakeSnapshot,
+    ThawFileSystems,
 )
 from snaptree.plans.situation import Known, Situation
 from snaptree.plans.wording import plain, quoted, version
@@ -272,7 +274,7 @@ def _always_known(case: Case) -> dict[str, str]:
 def action_of(step: Step) -> Action:
     """What a step does, as rules are asked about it."""
     match step:
-        case TakeSnapshot():
+        case TakeSnapshot() | FreezeFileSystems() | ThawFileSystems():
             return Action.TAKE
         case RevertToSnapshot() | StopMachine() | DropManagedSave() | ForkAtSnapshot():
             return Action.REVERT

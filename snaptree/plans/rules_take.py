@@ -5,7 +5,7 @@ from __future__ import annotations
 import posixpath
 from collections.abc import Callable, Iterator
 
-from snaptree.model.estate import DiskSnapshot, DomainState, MemorySnapshot
+from snaptree.model.estate import Consistency, DiskSnapshot, DomainState, MemorySnapshot
 from snaptree.plans.facts import (
     LIBVIRT_9_3,
     LIBVIRT_10_9,
@@ -14,7 +14,7 @@ from snaptree.plans.facts import (
     takes_writes,
 )
 from snaptree.plans.naming import file_name_is_too_long, name_problem
-from snaptree.plans.plan import Action
+from snaptree.plans.plan import Action, Freeze
 from snaptree.plans.rule import QEMU, TEST, Case, Evidence, Rule, Verdict, actions, first, found
 from snaptree.plans.situation import Disk, Known
 from snaptree.plans.wording import files_named, listed, plain, quoted, snapshots_named
@@ -158,20 +158,50 @@ def _suspended(case: Case) -> Evidence | None:
     return found() if case.situation.domain.state is DomainState.SUSPENDED else None
 
 
+def _must_freeze(case: Case) -> bool:
+    return case.take is not None and case.take.quiesce is Freeze.REQUIRED
+
+
 def _quiesce_without_agent(case: Case) -> Evidence | None:
-    return found() if case.take is not None and case.take.quiesce and not case.situation.has_agent else None
+    return found() if _must_freeze(case) and not case.situation.has_agent else None
+
+
+def _not_running(case: Case) -> Evidence | None:
+    state = case.situation.domain.state
+    return None if state is DomainState.RUNNING else found(state=state.value)
 
 
 def _quiesce_not_running(case: Case) -> Evidence | None:
-    if case.take is None or not case.take.quiesce or case.situation.domain.state is DomainState.RUNNING:
+    return _not_running(case) if _must_freeze(case) else None
+
+
+def _not_frozen(case: Case) -> Evidence | None:
+    """Freezing was asked for if possible, the guest is there, and it is not possible."""
+    if (
+        case.take is None
+        or case.take.quiesce is not Freeze.IF_POSSIBLE
+        or case.take.consistency is not Consistency.CRASH
+    ):
         return None
-    return found(state=case.situation.domain.state.value)
+    if not case.situation.has_agent:
+        return found(why="its guest agent does not answer")
+    return found(why=f"it is {case.situation.domain.state.value}")
 
 
 def _quiesce_with_memory(case: Case) -> Evidence | None:
-    if case.take is None or not case.take.quiesce:
+    if case.take is None or case.take.quiesce is Freeze.NO:
         return None
     return found() if case.take.memory is not MemorySnapshot.NO or case.takes_internal else None
+
+
+def _live_not_running(case: Case) -> Evidence | None:
+    return _not_running(case) if case.take is not None and case.take.live else None
+
+
+def _live_without_memory_file(case: Case) -> Evidence | None:
+    if case.take is None or not case.take.live or not case.is_active:
+        return None
+    return found() if case.take.memory is not MemorySnapshot.EXTERNAL else None
 
 
 def _test_driver_external(case: Case) -> Evidence | None:
@@ -480,6 +510,35 @@ RULES = (
         reason="{vm} is not running ({state}), so its guest agent can't freeze anything.",
         remedy="Take the snapshot without freezing, or resume {vm} first.",
         source="libvirt: 'domain is not running'",
+    ),
+    Rule(
+        id="not-frozen",
+        actions=_TAKE,
+        verdict=Verdict.WARN,
+        condition=_not_frozen,
+        reason="The file systems of {vm} can't be frozen now, for {why}: a revert will be like switching it on after a"
+        " power cut.",
+        remedy="",
+        source="the user allowed it (Freeze.IF_POSSIBLE)",
+    ),
+    Rule(
+        id="live-not-running",
+        actions=_TAKE,
+        verdict=Verdict.REFUSE,
+        condition=_live_not_running,
+        reason="{vm} is not running ({state}), so there is no guest that could run on meanwhile.",
+        remedy="Take the snapshot without asking for a live one.",
+        source="libvirt: 'live snapshot creation is supported only during full system snapshots'",
+    ),
+    Rule(
+        id="live-without-memory-file",
+        actions=_TAKE,
+        verdict=Verdict.REFUSE,
+        condition=_live_without_memory_file,
+        reason="Only where the memory goes into a file of its own can the guest run on while it is saved.",
+        remedy="Take an external snapshot with the memory, or do not ask for a live one.",
+        source="libvirt: 'live snapshot creation is supported only during full system snapshots'; LIVE and internal"
+        " exclude each other",
     ),
     Rule(
         id="quiesce-with-memory",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from statistics import median
@@ -15,6 +15,7 @@ from snaptree.plans.plan import (
     CopyOut,
     DropManagedSave,
     ForkAtSnapshot,
+    FreezeFileSystems,
     MakeLook,
     RemoveLeftover,
     RemoveLook,
@@ -23,6 +24,7 @@ from snaptree.plans.plan import (
     Step,
     StopMachine,
     TakeSnapshot,
+    ThawFileSystems,
 )
 
 _MUCH: Final = 16 << 20
@@ -32,8 +34,17 @@ _LEAST_SHARE: Final = 0.1
 
 
 A_MOMENT: Final = 0.2
-"""Seconds for what is only a call: ending QEMU, removing a file."""
-_ONLY_A_CALL: Final = (StopMachine, DropManagedSave, RemoveLeftover, MakeLook, StartLook, RemoveLook)
+"""Seconds for what is only a call: ending QEMU, asking the guest agent, removing a file."""
+_MOMENTARY: Final = (
+    StopMachine,
+    DropManagedSave,
+    RemoveLeftover,
+    FreezeFileSystems,
+    ThawFileSystems,
+    MakeLook,
+    StartLook,
+    RemoveLook,
+)
 
 
 class Way(StrEnum):
@@ -41,6 +52,7 @@ class Way(StrEnum):
 
     TAKE_INTERNAL = "take inside the images"
     TAKE_EXTERNAL = "take on new layers"
+    TAKE_LIVE = "take on new layers while the guest runs on"
     REVERT_INTERNAL = "revert inside the images"
     REVERT_EXTERNAL = "revert on new layers"
     FORK = "revert by our own steps"
@@ -49,6 +61,8 @@ class Way(StrEnum):
 def way_of(step: Step) -> Way | None:
     """How a step does it; None for those whose time is known otherwise."""
     match step:
+        case TakeSnapshot(live=True):
+            return Way.TAKE_LIVE
         case TakeSnapshot():
             return Way.TAKE_EXTERNAL if step.overlays else Way.TAKE_INTERNAL
         case RevertToSnapshot():
@@ -66,11 +80,16 @@ def _memory_of(step: Step) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """What one step took. `memory` in bytes."""
+    """What one step took. `memory` in bytes, nominally."""
 
     way: Way
     memory: int
     seconds: float
+    domain_uuid: str = ""
+    paused: float | None = None
+    """Seconds for which the guest stood still; None if that was not measured."""
+    wrote: int | None = None
+    """Bytes on the host's disk; None if that was not measured."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,31 +105,46 @@ class Speed:
 
     def seconds_of(self, steps: Iterable[Step]) -> float | None:
         """How long takes and reverts take with what belongs to them; None if that was not learned yet."""
-        spent = 0.0
-        for step in steps:
-            seconds = A_MOMENT if isinstance(step, _ONLY_A_CALL) else self._of(step)
-            if seconds is None:
-                return None
-            spent += seconds
-        return spent
+        return _sum(A_MOMENT if isinstance(step, _MOMENTARY) else self._of(step) for step in steps)
 
     def pause_of(self, steps: Iterable[Step]) -> float | None:
         """How long the guest of a running machine stands still meanwhile, or is not there."""
         steps = tuple(steps)
         if any(isinstance(step, CopyOut | MakeLook | RemoveLook) for step in steps):
             return 0.0  # nothing is done to a guest that goes on
-        return self.seconds_of(step for step in steps if not (isinstance(step, TakeSnapshot) and _memory_of(step) == 0))
+        return _sum(self._pause_of(step) for step in steps)
+
+    def _pause_of(self, step: Step) -> float | None:
+        match step:
+            case FreezeFileSystems() | ThawFileSystems() | TakeSnapshot(memory_bytes=0):
+                return 0.0
+            case TakeSnapshot(memory_bytes=memory):
+                paused = [
+                    # All but the last of it was saved while the guest ran on: more memory is no longer pause.
+                    sample.paused * (1.0 if step.live else max(1.0, memory / sample.memory))
+                    for sample in self._like(step)
+                    if sample.paused is not None
+                ]
+                # A guest that does not run on stands still for most of the step.
+                return median(paused) if paused else None if step.live else self._of(step)
+            case _:
+                return self.seconds_of([step])
+
+    def writes(self, step: TakeSnapshot, domain_uuid: str) -> int | None:
+        """Bytes that it takes on the host's disk, from what like ones of the same machine took for each of its RAM."""
+        shares = [
+            sample.wrote / sample.memory
+            for sample in self._like(step)
+            if sample.domain_uuid == domain_uuid and sample.memory and sample.wrote is not None
+        ]
+        return int(median(shares) * step.memory_bytes) if shares else None
 
     def _of(self, step: Step) -> float | None:
         """As long as others took, and longer by the share by which there is more memory: less is rarely quicker."""
         if isinstance(step, CopyOut):
             return self._of_copying(step.copies)
         memory = _memory_of(step)
-        like = [
-            sample.seconds * (max(1.0, memory / sample.memory) if memory else 1.0)
-            for sample in self.samples
-            if sample.way is way_of(step) and bool(sample.memory) == bool(memory)
-        ]
+        like = [sample.seconds * (max(1.0, memory / sample.memory) if memory else 1.0) for sample in self._like(step)]
         return median(like) if like else None
 
     def _of_copying(self, copies: int | None) -> float | None:
@@ -119,6 +153,11 @@ class Speed:
         if copies <= _MUCH:
             return A_MOMENT
         return None if self.bytes_per_second is None else copies / self.bytes_per_second
+
+    def _like(self, step: Step) -> Iterator[Sample]:
+        """Steps of the same kind, with memory or without."""
+        way, memory = way_of(step), _memory_of(step)
+        return (each for each in self.samples if each.way is way and bool(each.memory) == bool(memory))
 
     def seconds(self, snapshots: int, copies: Figure) -> float | None:
         """How long deleting so many snapshots takes if that copies so much."""
@@ -132,6 +171,16 @@ class Speed:
 
 
 NOT_MEASURED: Final = Speed()
+
+
+def _sum(spans: Iterable[float | None]) -> float | None:
+    """Seconds in all; None if any is not known."""
+    spent = 0.0
+    for seconds in spans:
+        if seconds is None:
+            return None
+        spent += seconds
+    return spent
 
 
 def measured(operations: Iterable[Operation]) -> Speed:
@@ -153,9 +202,16 @@ def measured(operations: Iterable[Operation]) -> Speed:
     each = median(little) if little else None
     rates = [copies / max(seconds - count * (each or 0.0), _LEAST_SHARE * seconds) for count, copies, seconds in much]
     samples = [
-        Sample(way, _memory_of(step), seconds)
+        _sample(operation, step, way, seconds)
         for operation in operations
         for step, seconds in zip(operation.plan.steps, operation.step_seconds, strict=False)
         if (way := way_of(step)) is not None
     ]
     return Speed(each, median(rates) if rates else None, tuple(samples))
+
+
+def _sample(operation: Operation, step: Step, way: Way, seconds: float) -> Sample:
+    uuid, impact = operation.plan.domain_uuid, operation.impact
+    if impact is None or not isinstance(step, TakeSnapshot):
+        return Sample(way, _memory_of(step), seconds, uuid)
+    return Sample(way, _memory_of(step), seconds, uuid, impact.paused, impact.wrote)

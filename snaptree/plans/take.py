@@ -12,7 +12,17 @@ from snaptree.plans.draft import Draft
 from snaptree.plans.facts import Facts, is_external, takes_writes
 from snaptree.plans.intention import Capture, Take
 from snaptree.plans.naming import memory_path, overlay_path, suggest_name
-from snaptree.plans.plan import Action, DeleteSnapshot, Forecast, Plan, TakeSnapshot, Undo
+from snaptree.plans.plan import (
+    Action,
+    DeleteSnapshot,
+    Forecast,
+    Freeze,
+    FreezeFileSystems,
+    Plan,
+    TakeSnapshot,
+    ThawFileSystems,
+    Undo,
+)
 from snaptree.plans.rule import QEMU, Case
 from snaptree.plans.situation import Situation
 from snaptree.plans.wording import plain, quoted
@@ -25,7 +35,11 @@ def plan_take(intention: Take, situation: Situation) -> Plan:
     """Plan one snapshot; deleting it again is the undo, where libvirt could do that."""
     draft = Draft(Action.TAKE, situation)
     step = take_step(intention, situation)
+    if step.consistency is Consistency.FILESYSTEM:
+        draft.add_unjudged(FreezeFileSystems(required=step.quiesce is Freeze.REQUIRED))
     draft.add(draft.case(step, wants_memory=intention.capture is Capture.DISKS_AND_MEMORY))
+    if step.consistency is Consistency.FILESYSTEM:
+        draft.add_unjudged(ThawFileSystems())
     undo = None
     if not draft.is_refused:
         delete = draft.case(DeleteSnapshot(step.name, (), merges=bool(step.overlays)), batch=(step.name,))
@@ -54,7 +68,7 @@ def take_step(intention: Take, situation: Situation) -> TakeSnapshot:
         return _step(intention, situation, intention.capture)
     facts = Facts(situation)
     external = Capture.DISKS_AND_MEMORY if situation.domain.state.is_active else Capture.DISKS
-    if intention.quiesce:
+    if intention.quiesce is not Freeze.NO:
         external = Capture.DISKS
     order = [external, Capture.INTERNAL]
     if _prefers_internal(intention, situation, facts):
@@ -69,7 +83,7 @@ def take_step(intention: Take, situation: Situation) -> TakeSnapshot:
 def _prefers_internal(intention: Take, situation: Situation, facts: Facts) -> bool:
     if situation.host.driver != QEMU:
         return True
-    if intention.quiesce or intention.excluded_disks:
+    if intention.quiesce is not Freeze.NO or intention.live or intention.excluded_disks:
         return False
     current = situation.tree.current
     if current is not None:
@@ -114,10 +128,11 @@ def _step(intention: Take, situation: Situation, capture: Capture) -> TakeSnapsh
         disks=MappingProxyType(hows),
         overlays=MappingProxyType(overlays),
         quiesce=intention.quiesce,
-        consistency=_consistency(situation, saves_memory=saves_memory, quiesce=intention.quiesce),
+        consistency=_consistency(situation, intention.quiesce, saves_memory=saves_memory),
         expected_current=situation.tree.current,
         safety=intention.safety,
         memory_bytes=situation.memory_bytes if saves_memory else 0,
+        live=intention.live,
     )
 
 
@@ -130,12 +145,12 @@ def _apart(overlays: dict[str, str]) -> dict[str, str]:
     }
 
 
-def _consistency(situation: Situation, *, saves_memory: bool, quiesce: bool) -> Consistency:
+def _consistency(situation: Situation, quiesce: Freeze, *, saves_memory: bool) -> Consistency:
     if saves_memory:
         return Consistency.MEMORY
     if not situation.domain.state.is_active:
         return Consistency.OFFLINE
-    if quiesce and situation.domain.state is DomainState.RUNNING:
+    if quiesce is not Freeze.NO and situation.domain.state is DomainState.RUNNING and situation.has_agent:
         return Consistency.FILESYSTEM
     return Consistency.CRASH
 
@@ -148,8 +163,13 @@ def empty_layer() -> Figure:
 def forecast_take(step: TakeSnapshot, situation: Situation) -> Forecast:
     """Nothing is copied or freed; new layers and the RAM take room."""
     extra = [empty_layer() for _ in step.overlays]
-    if step.memory is not MemorySnapshot.NO:
+    if step.live:
+        layers = sum(layer.bytes or 0 for layer in extra)
+        again = "all of the machine's RAM, and once more what the guest changes meanwhile"
+        extra = [Figure(layers + situation.memory_bytes, Confidence.LIVE, again)]
+    elif step.memory is not MemorySnapshot.NO:
         extra.append(
             Figure(situation.memory_bytes, Confidence.UPPER_BOUND, "all of the machine's RAM; less where it is empty")
         )
-    return Forecast(copies=NOTHING, frees=NOTHING, peak_extra=total(extra))
+    likely = situation.speed.writes(step, situation.domain.uuid)
+    return Forecast(copies=NOTHING, frees=NOTHING, peak_extra=total(extra), likely_extra=likely)

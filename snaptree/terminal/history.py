@@ -12,7 +12,7 @@ from snaptree.plans.operation import Operation, OperationState, last_undoable
 from snaptree.plans.plan import Action
 from snaptree.plans.plan_json import describe_plan
 from snaptree.terminal.console import iso_time, plain
-from snaptree.terminal.plans import error_json
+from snaptree.terminal.plans import error_json, impact_json
 from snaptree.terminal.table import Column, Cut, add_row, print_table
 
 
@@ -48,6 +48,8 @@ def history_json(operations: Sequence[Operation]) -> list[dict[str, Any]]:
             "settled_by": None if operation.settled is None else operation.settled.by,
             "undone": operation.undone,
             "can_undo": (operation.plan.host_uri, operation.id) in can_undo,
+            "impact": impact_json(operation.impact),
+            "remark": operation.remark,
             "error": error_json(operation.error),
         }
         for operation in operations
@@ -92,13 +94,18 @@ def result(operation: Operation) -> str:
     why = "" if operation.error is None else f": {operation.error.summary}"
     match operation.state:
         case OperationState.DONE:
-            return "done, and taken back since" if operation.undone else "done"
+            return "done, and taken back since" if operation.undone else f"done{_came_to(operation)}"
         case OperationState.INTERRUPTED:
             return f"interrupted {done}{_settled(operation)}{why}"
         case OperationState.FAILED | OperationState.CANCELLED:
             return f"{operation.state.value} {done}{why}"
         case _:
             return operation.state.value
+
+
+def _came_to(operation: Operation) -> str:
+    impact = "" if operation.impact is None else f": {words.impact(operation.impact)}"
+    return f"{impact}. {operation.remark}" if operation.remark else impact
 
 
 def _settled(operation: Operation) -> str:

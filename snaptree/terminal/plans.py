@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 from rich.console import Console
 
 from snaptree import words
 from snaptree.model.errors import SnapTreeError
+from snaptree.model.estate import Impact
 from snaptree.plans.operation import Operation
 from snaptree.plans.plan import Action, Plan
 from snaptree.plans.plan_json import describe_step, plan_to_json
@@ -31,6 +33,8 @@ def print_plan(out: Console, plan: Plan) -> None:
             ("needs {} meanwhile", forecast.peak_extra),
         )
         costs = [text.format(words.figure(figure)) for text, figure in parts if figure.bytes != 0]
+        if forecast.likely_extra is not None:
+            costs.append(f"of which it will likely write {words.size(forecast.likely_extra)}")
         if forecast.seconds is not None:
             costs.append(f"takes {words.about(forecast.seconds)}")
         if costs:
@@ -48,6 +52,21 @@ def print_plan(out: Console, plan: Plan) -> None:
         out.print(plain(line), style=style, soft_wrap=False)
 
 
+def print_result(out: Console, operation: Operation) -> None:
+    """Print that it is done, and what came of it that nobody could know before."""
+    impact = "" if operation.impact is None else f" It {words.impact(operation.impact)}."
+    out.print(f"Done.{impact}")
+    if operation.remark:
+        out.print(plain(operation.remark), style="yellow", soft_wrap=False)
+
+
+def impact_json(impact: Impact | None) -> dict[str, float | None] | None:
+    """What taking a snapshot did, as it stands in documents: seconds and bytes, null where it was not measured."""
+    if impact is None:
+        return None
+    return {key: round(value, 3) if isinstance(value, float) else value for key, value in asdict(impact).items()}
+
+
 def result_json(plan: Plan, operation: Operation) -> dict[str, Any]:
     """The plan's document with what came of it under `result`."""
     return plan_to_json(plan) | {
@@ -55,6 +74,8 @@ def result_json(plan: Plan, operation: Operation) -> dict[str, Any]:
             "state": operation.state.value,
             "steps_done": operation.steps_done,
             "seconds": None if operation.finished is None else round(operation.finished - operation.started, 3),
+            "impact": impact_json(operation.impact),
+            "remark": operation.remark,
             "error": error_json(operation.error),
         }
     }

@@ -19,6 +19,7 @@ from snaptree.model.saved_memory import saved_memory
 from snaptree.plans.wording import machines_named
 from snaptree.terminal.console import iso_time, plain
 from snaptree.terminal.memory import memory_json
+from snaptree.terminal.plans import impact_json
 from snaptree.terminal.reading import DomainReading, looks_at_json, print_look, print_troubles, troubles_json
 from snaptree.terminal.table import Column, Cut, add_row, print_table
 
@@ -47,6 +48,7 @@ def _snapshot_json(snapshot: Snapshot, reading: DomainReading) -> dict[str, Any]
         "state": snapshot.state.value,
         "created": iso_time(snapshot.created),
         "consistency": snapshot.consistency.value,
+        "impact": impact_json(snapshot.annotations.impact),
         **_mark_json("pinned", snapshot.annotations.pinned),
         **_mark_json("known_good", snapshot.annotations.known_good),
         "taken_by": snapshot.annotations.taken_by or None,

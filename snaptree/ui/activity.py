@@ -195,7 +195,8 @@ def _detail(operation: Operation) -> str:
         case OperationState.DONE:
             if operation.undone:
                 return "Done, and taken back since"
-            return f"Done in {took}"
+            impact = "" if operation.impact is None else f": {words.impact(operation.impact)}"
+            return f"Done in {took}{impact}. {operation.remark}" if operation.remark else f"Done in {took}{impact}"
         case _:
             said = f"{error.summary} {error.hint}".strip() if error is not None else operation.state.value.capitalize()
             settled = "" if operation.settled is None else f" {_SETTLED.get(operation.settled.how, '')}".rstrip()

@@ -232,8 +232,10 @@ class Inspector(QScrollArea):
 
     def _show_snapshot(self, machine: Machine, snapshot: Snapshot) -> None:
         self.title.set_text(snapshot.name)
+        impact = snapshot.annotations.impact
+        did = "" if impact is None else f"\nTaking it {words.impact(impact)}."
         consistency = snapshot.consistency
-        self.subtitle.set_text(f"{words.kind(snapshot.kind)}, {words.consistency(consistency)}")
+        self.subtitle.set_text(f"{words.kind(snapshot.kind)}, {words.consistency(consistency)}{did}")
         self.meaning.set_text(words.consistency_in_full(consistency))
         self._show_note(machine, snapshot)
         self._show_troubles(())

@@ -170,6 +170,8 @@ def _forecast(forecast: Forecast, parent: QWidget) -> QGridLayout:
     add_bytes("Comes back on disk", forecast.frees)
     add_bytes("Is copied first", forecast.copies)
     add_bytes("Space needed meanwhile", forecast.peak_extra)
+    if forecast.likely_extra is not None:
+        rows.append(("Likely written", words.size(forecast.likely_extra), "As it was for this machine before."))
     add_seconds(
         "Takes",
         forecast.seconds,

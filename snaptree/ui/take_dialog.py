@@ -25,7 +25,7 @@ from snaptree.model.errors import SnapTreeError
 from snaptree.model.estate import MemorySnapshot
 from snaptree.plans.intention import Capture, Take
 from snaptree.plans.naming import name_problem, suggest_name
-from snaptree.plans.plan import Plan, TakeSnapshot
+from snaptree.plans.plan import Freeze, Plan, TakeSnapshot
 from snaptree.plans.wording import quoted
 from snaptree.ui.labels import PlainLabel
 from snaptree.ui.plan_view import PlanView
@@ -117,12 +117,17 @@ class TakeDialog(QDialog):
             if capture is Capture.DISKS:
                 self.quiesce = QCheckBox("Let the guest agent &freeze the file systems meanwhile", self)
                 self.quiesce.setToolTip(tooltip("Then a revert finds clean file systems. Needs a running guest agent."))
-                self.quiesce.setEnabled(False)
-                self.quiesce.toggled.connect(self._changed)
-                indented = QHBoxLayout()
-                indented.setContentsMargins(24, 0, 0, 4)
-                indented.addWidget(self.quiesce)
-                choices.addLayout(indented)
+                self.gives_way = QCheckBox("Take it e&ven if they can't be frozen (crash-consistent)", self)
+                self.gives_way.toggled.connect(self._changed)
+                self.quiesce.toggled.connect(self._quiesce_toggled)
+                choices.addLayout(_indented(self.quiesce))
+                choices.addLayout(_indented(self.gives_way, 48))
+            elif capture is Capture.DISKS_AND_MEMORY:
+                self.live = QCheckBox("Let the &guest run on while it is saved", self)
+                self.live.setToolTip(tooltip("It stands still only at the end, but the file may become larger."))
+                self.live.toggled.connect(self._changed)
+                choices.addLayout(_indented(self.live))
+        self._show_options()
         form.addRow("Holds", choices)
         self.view = PlanView(self)
         self.view.setSizePolicy(QSizePolicy.Policy.Preferred, QSizePolicy.Policy.Expanding)
@@ -182,15 +187,31 @@ class TakeDialog(QDialog):
         if not checked:
             return
         self._capture = next(capture for capture, button in self.captures.items() if button.isChecked())
-        self.quiesce.setEnabled(self._capture is Capture.DISKS)
+        self._show_options()
         self._changed()
+
+    def _quiesce_toggled(self) -> None:
+        self._show_options()
+        self._changed()
+
+    def _show_options(self) -> None:
+        """Only what belongs to the ticked choice can be ticked."""
+        self.live.setEnabled(self._capture is Capture.DISKS_AND_MEMORY)
+        self.quiesce.setEnabled(self._capture is Capture.DISKS)
+        self.gives_way.setEnabled(self.quiesce.isEnabled() and self.quiesce.isChecked())
+
+    def _freeze(self) -> Freeze:
+        if not self.quiesce.isChecked():
+            return Freeze.NO
+        return Freeze.IF_POSSIBLE if self.gives_way.isChecked() else Freeze.REQUIRED
 
     def _intention(self, capture: Capture) -> Take:
         return Take(
             name=self.name.text().strip(),
             description=self.note.toPlainText().strip(),
             capture=capture,
-            quiesce=capture is Capture.DISKS and self.quiesce.isChecked(),
+            quiesce=self._freeze() if capture is Capture.DISKS else Freeze.NO,
+            live=capture is Capture.DISKS_AND_MEMORY and self.live.isChecked(),
         )
 
     def _make_plan(self) -> None:
@@ -226,7 +247,7 @@ class TakeDialog(QDialog):
         button.blockSignals(True)
         button.setChecked(True)
         button.blockSignals(False)
-        self.quiesce.setEnabled(self._capture is Capture.DISKS)
+        self._show_options()
 
     def _probe(self, capture: Capture, host: HostEntry, uuid: str) -> None:
         """Ask whether this choice would be refused, to grey it out with the reason."""
@@ -240,3 +261,10 @@ class TakeDialog(QDialog):
         planner = Planner(host, uuid)
         self._probes.append(planner)
         planner.make(self._intention(capture), answer)
+
+
+def _indented(widget: QWidget, by: int = 24) -> QHBoxLayout:
+    layout = QHBoxLayout()
+    layout.setContentsMargins(by, 0, 0, 4)
+    layout.addWidget(widget)
+    return layout

@@ -11,8 +11,6 @@ from PySide6.QtCore import QBuffer, QByteArray, QIODevice, QObject, QPoint, QRec
 from PySide6.QtGui import QImage, QImageReader, QImageWriter, QPainter, QPalette
 from PySide6.QtWidgets import QSizePolicy, QWidget
 
-from snaptree.jobs.postman import Postman
-from snaptree.jobs.worker import Priority, Worker
 from snaptree.ui.text import tooltip
 
 if TYPE_CHECKING:
@@ -47,6 +45,9 @@ class ThumbnailLibrary(QObject):
     """MachineId and name of a snapshot whose picture is known now."""
 
     def __init__(self, parent: QObject | None = None) -> None:
+        from snaptree.jobs.postman import Postman  # the first paint does not wait for what works in the background
+        from snaptree.jobs.worker import Worker
+
         super().__init__(parent)
         self._known: OrderedDict[_Key, QImage] = OrderedDict()
         self._asked: set[_Key] = set()
@@ -62,6 +63,8 @@ class ThumbnailLibrary(QObject):
             self._known.move_to_end(key)
             return None if image.isNull() else image
         if key not in self._asked and not self._is_closed:
+            from snaptree.jobs.worker import Priority
+
             self._asked.add(key)
             self._worker.submit(
                 partial(_load, key),

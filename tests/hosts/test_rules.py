@@ -30,7 +30,7 @@ from snaptree.plans import rules
 from snaptree.plans.draft import Draft
 from snaptree.plans.facts import LIBVIRT_9_9, LIBVIRT_10_9
 from snaptree.plans.intention import Capture, Delete, Describe, DropMemory, Intention, Revert, Take, TakeBack
-from snaptree.plans.plan import Action, DeleteSnapshot, MergeLayers, MergeWay, StateAfter
+from snaptree.plans.plan import Action, DeleteSnapshot, Freeze, MergeLayers, MergeWay, StateAfter
 from snaptree.plans.planner import make_plan
 from snaptree.plans.rule import Verdict
 from snaptree.plans.rules import RULES
@@ -371,21 +371,21 @@ REFUSED_BY_BOTH = [
     Row(
         "quiesce-without-agent",
         running,
-        Take("x", capture=Capture.DISKS, quiesce=True),
+        Take("x", capture=Capture.DISKS, quiesce=Freeze.REQUIRED),
         take_by_virsh(DISK_ONLY | QUIESCE),
         "agent",
     ),
     Row(
         "quiesce-not-running",
         paused,
-        Take("x", capture=Capture.DISKS, quiesce=True),
+        Take("x", capture=Capture.DISKS, quiesce=Freeze.REQUIRED),
         take_by_virsh(DISK_ONLY | QUIESCE),
         "not running",
     ),
     Row(
         "quiesce-with-memory",
         running,
-        Take("x", capture=Capture.DISKS_AND_MEMORY, quiesce=True),
+        Take("x", capture=Capture.DISKS_AND_MEMORY, quiesce=Freeze.REQUIRED),
         take_by_virsh(QUIESCE),
         "disk-only|DISK_ONLY",
     ),

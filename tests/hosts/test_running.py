@@ -43,6 +43,11 @@ def test_a_snapshot_holds_what_was_there_when_it_was_taken(host: EmbeddedHost, c
     assert snapshot.consistency is (
         Consistency.MEMORY if with_memory else Consistency.CRASH if running else Consistency.OFFLINE
     )
+    impact = snapshot.annotations.impact
+    assert impact is not None
+    assert (impact.paused is not None) == running
+    assert bool(impact.paused) == with_memory
+    assert impact.wrote or (capture is Capture.INTERNAL and not running)
     machine.check_images()
 
 

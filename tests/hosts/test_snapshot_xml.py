@@ -20,7 +20,7 @@ from snaptree.model.estate import (
     SnapshotDisk,
     SnapshotKind,
 )
-from snaptree.plans.plan import TakeSnapshot
+from snaptree.plans.plan import Freeze, TakeSnapshot
 
 EXTERNAL = """
 <domainsnapshot>
@@ -172,7 +172,7 @@ def test_what_is_asked_for_is_what_libvirt_reads(name: str, description: str, pa
         memory_file=f"/vm/{path}.mem",
         disks={"vda": DiskSnapshot.EXTERNAL, "vdb": DiskSnapshot.NO},
         overlays={"vda": f"/vm/{path}"},
-        quiesce=False,
+        quiesce=Freeze.NO,
         consistency=Consistency.MEMORY,
         expected_current=None,
     )

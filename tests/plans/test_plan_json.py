@@ -26,6 +26,8 @@ from snaptree.plans.plan import (
     Forecast,
     ForgetMemory,
     ForkAtSnapshot,
+    Freeze,
+    FreezeFileSystems,
     Layer,
     MakeLook,
     MergeLayers,
@@ -41,6 +43,7 @@ from snaptree.plans.plan import (
     Step,
     StopMachine,
     TakeSnapshot,
+    ThawFileSystems,
     Undo,
 )
 from snaptree.plans.plan_json import describe_step, plan_from_record, plan_to_json, plan_to_record
@@ -75,12 +78,15 @@ _steps: st.SearchStrategy[Step] = st.one_of(
         memory_file=st.none() | _texts,
         disks=_mappings(st.sampled_from(DiskSnapshot)),
         overlays=_mappings(_texts),
-        quiesce=st.booleans(),
+        quiesce=st.sampled_from(Freeze),
         consistency=st.sampled_from(Consistency),
         expected_current=st.none() | _texts,
         safety=st.booleans(),
         memory_bytes=_bytes,
+        live=st.booleans(),
     ),
+    st.builds(FreezeFileSystems, st.booleans(), st.floats(0.5, 60.0)),
+    st.builds(ThawFileSystems),
     st.builds(RevertToSnapshot, _texts, st.sampled_from(StateAfter), st.none() | _texts, _bytes, st.booleans()),
     st.builds(StopMachine),
     st.builds(DropManagedSave),
@@ -148,7 +154,7 @@ _plans = st.builds(
     domain=_texts,
     snapshots=_names,
     steps=st.lists(_steps, max_size=3).map(tuple),
-    forecast=st.builds(Forecast, _figures, _figures, _figures, _seconds, _seconds),
+    forecast=st.builds(Forecast, _figures, _figures, _figures, _seconds, _seconds, st.none() | _bytes),
     warnings=st.lists(_findings, max_size=2).map(tuple),
     refusals=st.lists(_findings, max_size=2).map(tuple),
     undo=st.none()
@@ -206,7 +212,15 @@ def test_every_document_has_the_same_keys(plan: Plan) -> None:
     assert list(document) == [
         "action", "domain", "snapshots", "steps", "forecast", "warnings", "refusals", "settings", "undo",
     ]  # fmt: skip
-    assert list(document["forecast"]) == ["copies", "frees", "peak_extra", "seconds", "pause_seconds", "confidence"]
+    assert list(document["forecast"]) == [
+        "copies",
+        "frees",
+        "peak_extra",
+        "seconds",
+        "pause_seconds",
+        "likely_extra",
+        "confidence",
+    ]
     assert document["forecast"]["confidence"] == {
         "copies": plan.forecast.copies.confidence.value,
         "frees": plan.forecast.frees.confidence.value,

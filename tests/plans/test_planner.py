@@ -18,6 +18,8 @@ from snaptree.plans.plan import (
     DeleteSnapshot,
     DropManagedSave,
     ForkAtSnapshot,
+    Freeze,
+    FreezeFileSystems,
     MergeLayers,
     Plan,
     RecordLayers,
@@ -26,6 +28,7 @@ from snaptree.plans.plan import (
     StateAfter,
     StopMachine,
     TakeSnapshot,
+    ThawFileSystems,
     Undo,
 )
 from snaptree.plans.planner import make_plan
@@ -137,10 +140,27 @@ def test_the_best_snapshot_of_a_running_machine_saves_its_memory() -> None:
 
 
 def test_freezing_asks_for_disks_only() -> None:
-    step = the_take(make_plan(Take("a", quiesce=True), a_machine(state=RUNNING, has_agent=True).build()))
-    assert step.quiesce
+    plan = make_plan(Take("a", quiesce=Freeze.REQUIRED), a_machine(state=RUNNING, has_agent=True).build())
+    freeze, step, thaw = plan.steps
+    assert freeze == FreezeFileSystems(required=True)
+    assert thaw == ThawFileSystems()
+    assert isinstance(step, TakeSnapshot)
     assert step.memory is MemorySnapshot.NO
     assert step.consistency is Consistency.FILESYSTEM
+
+
+def test_who_allows_it_gets_a_snapshot_of_file_systems_that_cannot_be_frozen() -> None:
+    intention = Take("a", quiesce=Freeze.IF_POSSIBLE)
+    assert the_take(make_plan(intention, a_machine(state=RUNNING).build())).consistency is Consistency.CRASH
+    assert the_take(make_plan(intention, a_machine().build())).consistency is Consistency.OFFLINE
+    freeze, *_ = make_plan(intention, a_machine(state=RUNNING, has_agent=True).build()).steps
+    assert freeze == FreezeFileSystems(required=False)
+
+
+def test_a_live_snapshot_has_its_memory_in_a_file_whatever_the_tree_has_so_far() -> None:
+    step = the_take(make_plan(Take("a", live=True), a_machine(state=RUNNING).build()))
+    assert step.live
+    assert step.memory is MemorySnapshot.EXTERNAL
 
 
 def test_the_test_driver_gets_what_it_can() -> None:

@@ -8,17 +8,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from snaptree.model.estate import Consistency, Impact, MemorySnapshot
 from snaptree.model.figures import exact, unknown
 from snaptree.plans.operation import Operation, OperationState
 from snaptree.plans.plan import (
     Action,
     Forecast,
     ForkAtSnapshot,
+    Freeze,
+    FreezeFileSystems,
     Plan,
     RevertToSnapshot,
     StateAfter,
     Step,
     StopMachine,
+    TakeSnapshot,
+    ThawFileSystems,
 )
 from snaptree.plans.speed import Speed, measured
 
@@ -101,3 +106,34 @@ def test_more_memory_takes_longer_and_less_not_much_shorter() -> None:
 def test_a_step_that_was_cut_short_teaches_nothing() -> None:
     assert measured([after(revert(), 2.0, OperationState.FAILED)]).seconds_of([revert()]) is None
     assert measured([replace(after(revert(), 2.0), step_seconds=(0.1,))]).seconds_of([revert()]) is None
+
+
+def take(memory: int = 0, *, live: bool = False) -> TakeSnapshot:
+    held = MemorySnapshot.EXTERNAL if memory else MemorySnapshot.NO
+    overlays = {"vda": "/vm/a"}
+    return TakeSnapshot("a", "", held, None, {}, overlays, Freeze.NO, Consistency.CRASH, None, False, memory, live)
+
+
+def taken(step: TakeSnapshot, paused: float | None, wrote: int | None, uuid: str = "uuid") -> Operation:
+    """A take of two seconds."""
+    plan = Plan(Action.TAKE, "test:///", uuid, "vm", ("a",), steps=(step,))
+    impact = Impact(2.0, paused=paused, wrote=wrote)
+    return Operation(1, plan, OperationState.DONE, 1000.0, 1002.0, step_seconds=(2.0,), impact=impact)
+
+
+def test_a_measured_pause_counts_and_not_the_time_that_the_step_took() -> None:
+    speed = measured([taken(take(100 * MIB), 1.5, 30 * MIB), taken(take(100 * MIB, live=True), 0.1, 40 * MIB)])
+    assert speed.pause_of([take(200 * MIB)]) == pytest.approx(3.0)
+    assert speed.pause_of([take(200 * MIB, live=True)]) == pytest.approx(0.1), "most was saved while it ran on"
+    assert speed.pause_of([FreezeFileSystems(required=True), take(), ThawFileSystems()]) == 0
+    unmeasured = measured([taken(take(100 * MIB), None, None), taken(take(100 * MIB, live=True), None, None)])
+    assert unmeasured.pause_of([take(100 * MIB)]) == pytest.approx(2.0)
+    assert unmeasured.pause_of([take(100 * MIB, live=True)]) is None
+
+
+def test_what_is_likely_written_goes_by_what_this_machine_wrote() -> None:
+    ours = [taken(take(100 * MIB), 1.0, wrote) for wrote in (10 * MIB, 20 * MIB, 90 * MIB)]
+    speed = measured([*ours, taken(take(100 * MIB), 1.0, 99 * MIB, "another")])
+    assert speed.writes(take(200 * MIB), "uuid") == 40 * MIB
+    assert speed.writes(take(), "uuid") is None, "a new layer is empty"
+    assert speed.writes(take(200 * MIB), "a third") is None

@@ -18,6 +18,8 @@ from PySide6.QtWidgets import QApplication, QLabel, QMenu, QMessageBox, QPushBut
 from snaptree.hosts.running import run_plan
 from snaptree.jobs import host_backend
 from snaptree.jobs.host_backend import Phase
+from snaptree.model.estate import Consistency
+from snaptree.plans.intention import Capture
 from snaptree.plans.operation import OperationState
 from snaptree.plans.plan import Action
 from snaptree.ui.application import save_screenshot
@@ -166,6 +168,27 @@ def test_a_snapshot_is_taken(driver: Driver, machine: Machine) -> None:
     assert taken.description == "why not"
     assert taken.parent == "second"
     assert QApplication.activeModalWidget() is None
+
+
+def test_file_systems_that_cannot_be_frozen_are_taken_as_they_are_only_if_that_is_ticked(
+    driver: Driver, machine: Machine
+) -> None:
+    driver.window.actions_.take.trigger()
+    dialog = driver.dialog(TakeDialog)
+    assert isinstance(dialog, TakeDialog)
+    dialog.captures[Capture.DISKS].click()
+    assert not dialog.gives_way.isEnabled(), "there is nothing to give way from"
+    dialog.quiesce.click()
+    driver.until(lambda: not dialog.take_button.isEnabled())
+    dialog.gives_way.click()
+    dialog.accept()
+    driver.last_operation()
+    taken = machine.tree().current
+    assert taken is not None
+    assert machine.tree()[taken].consistency is Consistency.CRASH
+    driver.until(lambda: taken in driver.names())
+    driver.view.select([taken])
+    assert "did not pause the guest" in driver.window.inspector.subtitle.text()
 
 
 def test_names_that_cannot_be_are_refused_at_once(driver: Driver) -> None:
