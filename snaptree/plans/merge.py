@@ -308,7 +308,9 @@ class _Writer:
             changed = {
                 disk.target: overlay
                 for disk in external_disks(snapshot)
-                if (overlay := noted[disk.target]) not in (None, disk.overlay, in_use.get(disk.target))
+                if (overlay := noted[disk.target]) not in (None, disk.overlay)
+                # What is in use is noted once, but never a file that goes instead.
+                and (overlay != in_use.get(disk.target) or disk.overlay in self._removed)
             }
             if changed:
                 overlays[snapshot.name] = MappingProxyType(changed)
