@@ -141,28 +141,25 @@ class Overlaps:
     def merge(self, bottom: str, top: str, into: str) -> MergeBounds:
         """What it takes to make one layer of those from `bottom` to `top` that shows what `top` shows.
 
-        It is made in the file of `into`: the bottom one (commit) or the top one (pull). What an image calls data counts
-        as data, even zeros, which a pull may find out, and holes of its file, which any job does. Raises ValueError if
-        `top` does not stand on `bottom`.
+        It is made in the file of `into`: what is above that is committed into it, then what is below is pulled. What an
+        image calls data counts as data, even zeros, which a pull may find out, and holes of its file, which any job
+        does. Raises ValueError if `top` does not stand on `bottom`, or `into` is none of them.
         """
-        depth = self._depth_below(bottom, top)
-        if into not in (bottom, top) or bottom == top:
-            raise ValueError("layers are merged into the lowest or the highest of them")
+        depth, at = self._depth_below(bottom, top), self._depth_below(into, top)
+        if bottom == top or at < depth:
+            raise ValueError("several layers are merged into one of them")
         path = self._path(bottom, top)
         target, seen = self.layers[into], self.layers[top].seen
-        upper, own = depth + 1, self.layers[top].depth  # the lowest but one, and the top
+        upper = depth + 1  # the lowest but one
         clusters = {layer.cluster for layer in path if not layer.is_raw}
         is_even = len(clusters) == 1 and min(clusters) >= _SMALLEST_GRANULE and not any(each.is_cut for each in path)
         if target.is_raw and is_even:
             is_even = min(clusters) == _LARGEST_GRANULE
         together = seen.defined if is_even else seen.coarse
-        if into == bottom:
-            copies_least, copies_most = seen.data[upper], together[upper]
-        else:
-            copies_least, copies_most = (
-                seen.data[depth] - seen.data[own],
-                together[depth] - (seen.defined[own] if is_even else 0),
-            )
+        copies_least = seen.data[at + 1] + seen.data[depth] - seen.data[at]
+        copies_most = together[at + 1]
+        if into != bottom:
+            copies_most += together[depth] - (seen.defined[at] if is_even else 0)
         growth_least = seen.data[depth] - target.owned - target.shared_data
         growth_most = together[depth] - target.owned_data + self._beyond_end(target)
         if target.is_raw:

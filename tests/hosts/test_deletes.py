@@ -6,7 +6,7 @@ import libvirt
 import pytest
 
 from snaptree.plans.intention import Capture, Delete, Revert, Take
-from snaptree.plans.plan import StateAfter
+from snaptree.plans.plan import MergeLayers, MergeWay, StateAfter
 from tests.kit.machines import MIB, EmbeddedHost, Machine, unchanged
 
 pytestmark = pytest.mark.qemu
@@ -100,3 +100,33 @@ def test_a_merge_that_shall_be_slow_is_ours(host: EmbeddedHost) -> None:
     operation = machine.change(Delete(("right-1",), by_own_jobs=True))
     assert next(type(step).__name__ for step in operation.plan.steps) == "MergeLayers"
     assert unchanged(before, machine.contents(), "right-1")
+
+
+@pytest.mark.parametrize(
+    ("names", "running"),
+    [(("one", "two", "three"), True), (("one", "two", "three"), False), (("one", "two"), False)],
+    ids=["running", "off", "below what stays"],
+)
+def test_the_largest_layer_takes_in_what_is_above_and_below(
+    host: EmbeddedHost, names: tuple[str, ...], *, running: bool
+) -> None:
+    machine = host.make_machine(running=running, disks=("qcow2",))
+    for number, (name, mebibytes) in enumerate((("one", 2), ("two", 5), ("three", 1)), start=1):
+        machine.write(number, offset=number * MIB, length=mebibytes * MIB)
+        machine.change(Take(name, capture=Capture.DISKS))
+    machine.write(9, offset=6 * MIB, length=MIB)
+    before, active = machine.contents(), machine.active_layers()["vda"]
+    largest = str(active.with_suffix(".one"))
+    operation = machine.change(Delete(names))
+    merges = [step for step in operation.plan.steps if isinstance(step, MergeLayers)]
+    assert [(step.way, step.merged) for step in merges] == [(MergeWay.COMMIT, largest), (MergeWay.PULL, largest)]
+    assert unchanged(before, machine.contents(), *names)
+    machine.check_images()
+    layers = {str(path) for path in machine.active_layers().values()}
+    layers |= {disk.frozen for snapshot in machine.tree() for disk in snapshot.disks if disk.frozen}
+    assert {str(path) for path in machine.directory.glob("disk0*")} == layers
+    copies = operation.plan.forecast.copies.bytes
+    assert copies is not None
+    assert copies < 5 * MIB, "not those of the largest"
+    if not running:
+        machine.handle.create()
