@@ -88,7 +88,6 @@ def add_deletions(
         frees=total([cost.frees if cost.frees.is_known else total(costs.frees), *emptied]),
         peak_extra=peak,
         seconds=start.speed.seconds(len(names), copies),
-        pause_seconds=None if start.layers.is_running else 0.0,
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import zip_longest
 from statistics import median
 from typing import Final
 
@@ -12,9 +13,16 @@ from snaptree.model.figures import Figure
 from snaptree.plans.operation import Operation, OperationState
 from snaptree.plans.plan import (
     Action,
+    DeleteSnapshot,
+    DescribeSnapshot,
     DropManagedSave,
+    EndOrphanedMerge,
+    ForgetMemory,
     ForkAtSnapshot,
+    MergeLayers,
+    RecordLayers,
     RemoveLeftover,
+    RenameSnapshot,
     RevertToSnapshot,
     Step,
     StopMachine,
@@ -39,6 +47,9 @@ class Way(StrEnum):
     REVERT_INTERNAL = "revert inside the images"
     REVERT_EXTERNAL = "revert on new layers"
     FORK = "revert by our own steps"
+    DELETE = "let libvirt delete what needs no merge"
+    GO_OVER = "merge down what the guest writes to"
+    MERGE = "merge other layers of a guest"
 
 
 def way_of(step: Step) -> Way | None:
@@ -50,6 +61,10 @@ def way_of(step: Step) -> Way | None:
             return Way.REVERT_INTERNAL if step.is_internal else Way.REVERT_EXTERNAL
         case ForkAtSnapshot():
             return Way.FORK
+        case DeleteSnapshot(merges=False):
+            return Way.DELETE
+        case MergeLayers(is_live=True):
+            return Way.GO_OVER if step.goes_over else Way.MERGE
         case _:
             return None
 
@@ -66,6 +81,8 @@ class Sample:
     way: Way
     memory: int
     seconds: float
+    pause: float | None = None
+    """Of that, how long the guest stood still; None where that was not measured."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,21 +94,38 @@ class Speed:
     bytes_per_second: float | None = None
     """Of what is copied, where that is much."""
     samples: tuple[Sample, ...] = ()
-    """Takes and reverts."""
+    """Of steps that have a way."""
 
     def seconds_of(self, steps: Iterable[Step]) -> float | None:
         """How long takes and reverts take with what belongs to them; None if that was not learned yet."""
         spent = 0.0
         for step in steps:
-            seconds = A_MOMENT if isinstance(step, StopMachine | DropManagedSave | RemoveLeftover) else self._of(step)
+            is_short = isinstance(step, StopMachine | DropManagedSave | RemoveLeftover | EndOrphanedMerge)
+            seconds = A_MOMENT if is_short else self._of(step)
             if seconds is None:
                 return None
             spent += seconds
         return spent
 
     def pause_of(self, steps: Iterable[Step]) -> float | None:
-        """How long the guest of a running machine stands still meanwhile, or is not there."""
-        return self.seconds_of(step for step in steps if not (isinstance(step, TakeSnapshot) and _memory_of(step) == 0))
+        """How long the guest of a running machine stands still meanwhile, or is not there; None if nobody knows."""
+        pauses = [self._pause_of(step) for step in steps]
+        return None if None in pauses else sum(filter(None, pauses))
+
+    def _pause_of(self, step: Step) -> float | None:
+        match step:
+            case MergeLayers(is_live=True):
+                like = [sample.pause for sample in self.samples if sample.way is way_of(step)]
+                measured = [pause for pause in like if pause is not None]
+                return median(measured) if measured else None
+            case TakeSnapshot(memory_bytes=0):
+                return 0.0
+            case MergeLayers() | RecordLayers() | RemoveLeftover() | EndOrphanedMerge():
+                return 0.0
+            case ForgetMemory() | DescribeSnapshot() | RenameSnapshot():
+                return 0.0
+            case _:
+                return self.seconds_of([step])
 
     def _of(self, step: Step) -> float | None:
         """As long as others took, and longer by the share by which there is more memory: less is rarely quicker."""
@@ -136,9 +170,11 @@ def measured(operations: Iterable[Operation]) -> Speed:
     each = median(little) if little else None
     rates = [copies / max(seconds - count * (each or 0.0), _LEAST_SHARE * seconds) for count, copies, seconds in much]
     samples = [
-        Sample(way, _memory_of(step), seconds)
+        Sample(way, _memory_of(step), seconds, pause)
         for operation in operations
-        for step, seconds in zip(operation.plan.steps, operation.step_seconds, strict=False)
+        for step, (seconds, pause) in zip(
+            operation.plan.steps, zip_longest(operation.step_seconds, operation.step_pauses), strict=False
+        )
         if (way := way_of(step)) is not None
     ]
     return Speed(each, median(rates) if rates else None, tuple(samples))

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import libvirt
 import pytest
 
+from snaptree.hosts.journal import Journal
+from snaptree.hosts.running import run_plan
+from snaptree.hosts.situation import read_situation
 from snaptree.plans.intention import Capture, Delete, Revert, Take
-from snaptree.plans.plan import MergeLayers, MergeWay, StateAfter
+from snaptree.plans.plan import MergeLayers, MergeWay, Plan, StateAfter
+from snaptree.plans.planner import make_plan
 from tests.kit.machines import MIB, EmbeddedHost, Machine, unchanged
 
 pytestmark = pytest.mark.qemu
@@ -130,3 +137,31 @@ def test_the_largest_layer_takes_in_what_is_above_and_below(
     assert copies < 5 * MIB, "not those of the largest"
     if not running:
         machine.handle.create()
+
+
+def test_how_long_the_guest_stood_still_is_noted_and_expected_next_time(host: EmbeddedHost, tmp_path: Path) -> None:
+    machine = host.make_machine()
+    for number, name in enumerate(("a", "b", "c"), start=1):
+        machine.change(Take(name, capture=Capture.DISKS))
+        machine.write(number, offset=number * MIB, length=MIB)
+
+    def plan(name: str) -> Plan:
+        situation = replace(read_situation(machine.connection, machine.uuid), speed=journal.speed(host.connection.uri))
+        return make_plan(Delete((name,), by_own_jobs=True), situation)
+
+    journal = Journal(tmp_path / "journal.sqlite3")
+    try:
+        for name, goes_over in (("a", False), ("c", True)):
+            first = plan(name)
+            assert first.forecast.pause_seconds is None, "nobody has seen it yet"
+            (merge,) = [step for step in first.steps if isinstance(step, MergeLayers)]
+            assert (merge.is_live, merge.goes_over) == (True, goes_over)
+            assert run_plan(machine.connection, first, journal=journal).error is None
+            paused, *rest = journal.recent()[0].step_pauses
+            assert paused is not None
+            assert 0 < paused < 60
+            assert set(rest) == {None}
+            if name == "a":
+                assert plan("b").forecast.pause_seconds == paused
+    finally:
+        journal.close()
