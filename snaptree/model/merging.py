@@ -359,6 +359,8 @@ class LayerTree:
         """What a merge takes, looked up once; None where its layers were not analysed."""
         if merge not in self._counts:
             overlaps = self._overlaps(merge.layers)
+            if not self.stands_on(self._name(merge.top), self._name(merge.layers[-1])):
+                overlaps = None  # merged already
             names = (self._name(merge.layers[-1]), self._name(merge.top), self._name(merge.into))
             self._counts[merge] = None if overlaps is None else overlaps.merge(*names)
         return self._counts[merge]
@@ -396,6 +398,13 @@ class LayerTree:
             Figure(frees, before.confidence if is_exact else Confidence.UPPER_BOUND, how),
             Figure(most, sure if least == most else Confidence.UPPER_BOUND, "data of the layers that move"),
         )
+
+    def copies(self, merge: LayerMerge) -> Figure:
+        """What a merge at most copies."""
+        counted = self._counted(merge)
+        if counted is not None:
+            return Figure(counted.copies_most, Confidence.UPPER_BOUND, "data of the layers that move")
+        return self.moves(merge)
 
     def growth(self, merge: LayerMerge) -> Figure:
         """What the layer that is written at most grows by."""

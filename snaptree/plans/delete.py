@@ -200,12 +200,13 @@ def _try_delete(draft: Draft, name: str, batch: tuple[str, ...], costs: DeleteCo
     step = DeleteSnapshot(name, draft.situation.tree.children(name), merges=bool(effect.merges))
     problems = draft.try_add(draft.case(step, batch=batch))
     if not problems:
-        _add_costs(costs, facts, snapshot, effect)
+        add_delete_costs(costs, facts, snapshot, effect)
         _remove_leftovers(draft, snapshot, effect, costs)
     return problems
 
 
-def _add_costs(costs: DeleteCosts, facts: Facts, snapshot: Snapshot, effect: DeleteEffect) -> None:
+def add_delete_costs(costs: DeleteCosts, facts: Facts, snapshot: Snapshot, effect: DeleteEffect) -> None:
+    """Count what libvirt's own delete of a snapshot at most copies and frees."""
     for merge in effect.merges:
         overlay = _allocated(facts, merge.overlay)
         at_most = (
