@@ -129,7 +129,7 @@ class Overlaps:
     """Entries of tables that a sound image does not have; while it is written to, a reason to read again."""
 
     def data(self, layer: str) -> int:
-        """What a layer itself defines as data. Of a raw one, what it takes."""
+        """What a layer itself defines as data. Of a raw one, what was written."""
         return self.layers[layer].data
 
     def visible(self, layer: str, top: str) -> int:
@@ -160,11 +160,19 @@ class Overlaps:
         copies_most = together[at + 1]
         if into != bottom:
             copies_most += together[depth] - (seen.defined[at] if is_even else 0)
-        growth_least = seen.data[depth] - target.owned - target.shared_data
+        unsure = 0
+        if into != bottom and path[-1].is_raw:  # where nobody can tell what of it was written, it may be zeros
+            unsure = min(path[-1].shared_data, self.visible(bottom, top))
+            copies_least -= unsure
+        growth_least = seen.data[depth] - unsure - target.owned - target.shared_data
         growth_most = together[depth] - target.owned_data + self._beyond_end(target)
         if target.is_raw:
             holes = seen.defined[1] - seen.defined[2] - (seen.data[1] - seen.data[2])
-            growth_most = growth_most - holes if is_even else together[upper]
+            set_aside = max(0, target.owned - target.data)  # these show as holes, and take room all the same
+            growth_most = growth_most - max(0, holes - set_aside) if is_even else together[upper]
+            zeros_above = seen.defined[upper] - seen.data[upper]  # which may give room back
+            taken = target.owned + target.shared_data
+            growth_least = max(growth_least, max(0, seen.data[upper] - taken) - zeros_above)
         else:
             tables_most = seen.tables[depth] - target.own_tables
             if not is_even:  # tables were counted by the shortest span of all, though not less than a coarse cluster
