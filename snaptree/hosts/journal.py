@@ -72,6 +72,7 @@ ALTER TABLE operations ADD COLUMN frozen REAL;
 ALTER TABLE operations ADD COLUMN impact TEXT;
 ALTER TABLE operations ADD COLUMN remark TEXT NOT NULL DEFAULT ''
 """,
+    "ALTER TABLE steps ADD COLUMN paused REAL",
 )
 """What each version of the journal adds to the one before it."""
 
@@ -216,11 +217,12 @@ class Journal:
                 (operation, number, time.time(), was_active),
             )
 
-    def step_is_done(self, operation: int, number: int) -> None:
-        """Record that a step acted and its result was verified."""
+    def step_is_done(self, operation: int, number: int, *, paused: float | None = None) -> None:
+        """Record that a step acted and its result was verified; `paused`: seconds that the guest stood still for it."""
         with self._writing() as database:
             database.execute(
-                "UPDATE steps SET finished = ? WHERE operation = ? AND number = ?", (time.time(), operation, number)
+                "UPDATE steps SET finished = ?, paused = ? WHERE operation = ? AND number = ?",
+                (time.time(), paused, operation, number),
             )
 
     def may_be_frozen(self, operation: int) -> None:
@@ -337,8 +339,8 @@ class Journal:
 _SELECT = """
 SELECT o.*, settler.action AS settled_how,
     (SELECT count(finished) FROM steps WHERE operation = o.id) AS steps_done,
-    (SELECT json_group_array(finished - started) FROM (SELECT started, finished FROM steps
-        WHERE operation = o.id AND finished IS NOT NULL ORDER BY number)) AS step_seconds,
+    (SELECT json_group_array(json_array(finished - started, paused)) FROM (SELECT * FROM steps
+        WHERE operation = o.id AND finished IS NOT NULL ORDER BY number)) AS step_times,
     (SELECT count(*) FROM steps WHERE operation = o.id) AS steps_begun,
     (SELECT was_active FROM steps WHERE operation = o.id ORDER BY number DESC LIMIT 1) AS was_active
 FROM operations AS o LEFT JOIN operations AS settler ON settler.id = o.settled_by"""
@@ -389,6 +391,7 @@ def _operation(row: sqlite3.Row) -> Operation | None:
         if row["error_summary"]
         else None
     )
+    step_times = json.loads(row["step_times"])
     return Operation(
         id=row["id"],
         plan=plan,
@@ -398,7 +401,8 @@ def _operation(row: sqlite3.Row) -> Operation | None:
         error=error,
         undone=bool(row["undone"]),
         steps_done=row["steps_done"],
-        step_seconds=tuple(json.loads(row["step_seconds"])),
+        step_seconds=tuple(seconds for seconds, _ in step_times),
+        step_pauses=tuple(paused for _, paused in step_times),
         steps_begun=row["steps_begun"],
         was_active=None if row["was_active"] is None else bool(row["was_active"]),
         settled=None if row["settled_by"] is None else Settled(row["settled_by"], Action(row["settled_how"])),

@@ -68,16 +68,18 @@ def merge_layers(
     bandwidth: Bandwidth = unlimited,
     deleted_later: Collection[str] = (),
     was_begun: bool = False,
-) -> None:
-    """Carry out a step, in the calling thread.
+) -> float | None:
+    """Carry out a step, in the calling thread; returns for how many seconds the guest stood still at its end.
 
+    That is while the disk goes over to another layer, and while the machine is paused to write tables down. None where
+    no guest ran, or not all of it was seen.
     What images that go hold of the snapshots in `deleted_later` may go with them. `was_begun` says that an earlier run
     was cut short in this step: then a job that runs on the disk is taken for its own and followed, and an outcome that
     is there for its own, and made good where it may not be whole.
     Raises ChangedMeanwhileError if the layers are not what the step relies on, CancelledError if it was stopped with
     all layers as before, SnapTreeError if it failed.
     """
-    _Merge(connection, domain, step, on_progress, cancelled, bandwidth, deleted_later, was_begun).run()
+    return _Merge(connection, domain, step, on_progress, cancelled, bandwidth, deleted_later, was_begun).run()
 
 
 def is_merged(connection: Connection, domain: Any, step: MergeLayers) -> bool:
@@ -157,7 +159,7 @@ class _Found:
     def _is_unseen(self) -> bool:
         """Whether a helper commits the top of the stack: nothing in the images says afterwards that it did."""
         step = self._step
-        return not step.is_live and step.way is MergeWay.COMMIT and step.layers[0] == self.before[0]
+        return not step.is_live and step.goes_over
 
     def holders_of_internal_snapshots(self, deleted_later: Collection[str]) -> tuple[str, ...]:
         """Images whose internal snapshots would be lost: what is pulled into, and what is committed from.
@@ -206,8 +208,9 @@ class _Merge:
         self._deleted_later = deleted_later
         self._was_begun = was_begun
 
-    def run(self) -> None:
+    def run(self) -> float | None:
         step = self._step
+        paused: float | None = 0.0
         if not step.is_live:
             for helper in left_helpers(self._connection, self._domain.UUIDString()):
                 end_helper(self._connection, helper)
@@ -216,14 +219,16 @@ class _Merge:
         if not (self._was_begun and found.is_merged and not found.is_doubtful):
             self._check(found)
             if live:
-                self._follow(self._domain, step.target)
+                paused = self._follow(self._domain, step.target)
             else:
                 self._in_helper()
         if live:
-            self._flush()
+            flushed = self._flush()
+            paused = None if self._was_begun or paused is None or flushed is None else paused + flushed
         found = _Found(self._connection, self._domain, step)
         if not found.is_as_wanted:
             raise _astray(f"The merge on disk {step.target} ended, but its layers are not as they should be.", found)
+        return paused if live else None
 
     def _in_helper(self) -> None:
         try:
@@ -297,7 +302,8 @@ class _Merge:
 
     # The job
 
-    def _follow(self, machine: Any, target: str) -> None:
+    def _follow(self, machine: Any, target: str) -> float:
+        """Let a job run to its end; returns for how many seconds it held up the guest's disk."""
         job = _Job(machine, target, self._step, self._bandwidth)
         with job.listening(self._connection):
             if not (self._was_begun and machine is self._domain and self._has_job(target)):
@@ -307,9 +313,10 @@ class _Merge:
             except BaseException:
                 job.abort()
                 raise
+        return job.held_up
 
     def _to_the_end(self, job: _Job) -> None:
-        pace = _Pace(is_active=job.is_active_commit)
+        pace = _Pace(is_active=self._step.goes_over)
         is_stopping = False
         while (info := job.info()) != {}:
             if self._cancelled() and not job.is_pivoted:
@@ -349,10 +356,11 @@ class _Merge:
             "the layers above; what it showed by itself was to go."
         )
 
-    def _flush(self) -> None:
+    def _flush(self) -> float | None:
         """Let the machine's QEMU write down all it holds of its images. It does so whenever a machine is paused.
 
-        What lies in the host's cache is written before, where we may, so that the pause is short.
+        What lies in the host's cache is written before, where we may, so that the pause is short. Returns how many
+        seconds it took; None for a machine that is paused anyway.
         """
         if self._connection.host.is_local:
             _write_cached(self._step.merged)
@@ -360,7 +368,8 @@ class _Merge:
             if self._domain.state()[0] == libvirt.VIR_DOMAIN_PAUSED:
                 # To libvirt it is paused already; to QEMU it can be said again, and changes nothing else.
                 libvirt_qemu.qemuMonitorCommand(self._domain, '{"execute": "stop"}', 0)
-                return
+                return None
+            began = time.monotonic()
             self._domain.suspend()
         try:
             self._domain.resume()
@@ -369,6 +378,7 @@ class _Merge:
                 f"The machine was paused for a moment and did not go on: {error.get_error_message()}.",
                 hint="All is merged and written down. Resume the machine.",
             ) from error
+        return time.monotonic() - began
 
 
 def _astray(what: str, found: _Found) -> SnapTreeError:
@@ -400,11 +410,8 @@ class _Job:
         self._is_over = threading.Event()
         self._said = ""
         self.is_pivoted = False
-
-    @property
-    def is_active_commit(self) -> bool:
-        """Whether what the guest writes to is committed: then QEMU waits to be told that it may go over."""
-        return self._step.way is MergeWay.COMMIT and self._step.layers[0] == self._step.stack[0].path
+        self.held_up = 0.0
+        """Seconds that it took to go over to the layer below."""
 
     def start(self) -> None:
         """Let QEMU begin. Raises SnapTreeError if it, or libvirt, does not want to."""
@@ -416,7 +423,7 @@ class _Job:
         with explained(f"merging on disk {step.target}"):
             if step.way is MergeWay.COMMIT:
                 flags = libvirt.VIR_DOMAIN_BLOCK_COMMIT_BANDWIDTH_BYTES
-                if self.is_active_commit:
+                if step.goes_over:
                     flags |= libvirt.VIR_DOMAIN_BLOCK_COMMIT_ACTIVE
                 self._machine.blockCommit(target, step.layers[-1], step.layers[0], speed, flags)
             elif lowest + 1 == len(paths):
@@ -445,8 +452,8 @@ class _Job:
             raise explain(error, "looking at the merge") from error
 
     def is_ready(self) -> bool:
-        """Whether an active commit waits for the word to go over to the layer below."""
-        if not self.is_active_commit or self.is_pivoted:
+        """Whether it waits for the word that the disk may go over to the layer below."""
+        if not self._step.goes_over or self.is_pivoted:
             return False
         try:
             disks = parse(self._machine.XMLDesc()).findall("devices/disk")
@@ -459,6 +466,7 @@ class _Job:
 
     def pivot(self) -> None:
         """Let the guest go over to the layer below."""
+        began = time.monotonic()
         try:
             self._machine.blockJobAbort(self._target, libvirt.VIR_DOMAIN_BLOCK_JOB_ABORT_PIVOT)
         except libvirt.libvirtError as error:
@@ -467,6 +475,7 @@ class _Job:
                 return  # not just now
             raise explain(error, f"going over to {self._step.merged}") from error
         self.is_pivoted = True
+        self.held_up = time.monotonic() - began
 
     def abort(self) -> None:
         """Stop it. That it is over already, or its QEMU, is seen by what there is afterwards."""

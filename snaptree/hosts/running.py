@@ -148,6 +148,8 @@ class _Run:
         """The guest's file systems have to be thawed, whatever happens."""
         self._taking_since: float | None = None
         self._taken: tuple[TakeSnapshot, TakeMeter] | None = None
+        self._paused: float | None = None
+        """Seconds that the guest stood still in the step that runs, where that was measured."""
 
     def to_the_end(self) -> Operation:
         plan = self._operation.plan
@@ -194,7 +196,7 @@ class _Run:
     def _run_step(self, number: int, step: Step) -> None:
         self._step_began = time.monotonic()
         self._progress(Progress(doing=describe_step(step), step=number, steps=len(self._operation.plan.steps)))
-        self._merging = False
+        self._merging, self._paused = False, None
         found = self._find(number)
         if found.state is StepState.CHANGED:
             raise ChangedMeanwhileError(found.says)
@@ -214,7 +216,7 @@ class _Run:
         elif isinstance(step, TakeSnapshot):
             self._annotate(step)
         if self._journal is not None:
-            self._journal.step_is_done(self._operation.id, number)
+            self._journal.step_is_done(self._operation.id, number, paused=self._paused)
         self._operation = dataclasses.replace(self._operation, steps_done=number + 1)
 
     def _act(self, number: int, step: Step, *, goes_on: bool = False) -> None:
@@ -678,7 +680,7 @@ class _Run:
             self._measured(how_far.done, how_far.total, can_cancel=True, can_limit=True, remark=how_far.remark)
 
         try:
-            merge_layers(
+            self._paused = merge_layers(
                 self._connection,
                 self._domain,
                 step,

@@ -29,6 +29,8 @@ class OpenImage:
     """Bytes that it takes on its host."""
     taken: Taken | None
     """What parts of it take there; None where nobody can tell."""
+    written: Taken | None
+    """What was written in parts of it; None where nobody can tell."""
 
 
 class Place(Protocol):
@@ -91,7 +93,7 @@ class Analyses:
             return known
         with place.open_images({path: formats[path] for path in paths}, cancelled) as opened:
             layers = {
-                path: Layer.of_raw(image.source, image.taken, image.allocated)
+                path: Layer.of_raw(image.source, image.taken, image.written, image.allocated)
                 if formats[path] == "raw"
                 else Layer.of_qcow2(image.source, image.allocated)
                 for path, image in opened.items()

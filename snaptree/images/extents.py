@@ -23,6 +23,7 @@ _EXTENT: Final = np.dtype(
     {"names": ["start", "length", "flags"], "formats": ["=u8", "=u8", "=u4"], "offsets": [0, 16, 40], "itemsize": 56}
 )
 _LAST: Final = 1
+_UNWRITTEN: Final = 0x800
 _AT_ONCE: Final = 2048
 _UNSUPPORTED: Final = (errno.EOPNOTSUPP, errno.ENOTTY, errno.ENOSYS, errno.EINVAL)
 
@@ -42,20 +43,35 @@ def taken_on_host(file: OpenFile) -> Taken | None:
 
     Where the file system shares blocks between files, they count in full.
     """
+    return _asking(file, without=0)
+
+
+def written_in(file: OpenFile) -> Taken | None:
+    """As `taken_on_host`, without what was set aside for a file, or made zeros, and never written since.
+
+    It takes space, and QEMU finds zeros there. What was written a moment ago may be missing, too.
+    """
+    return _asking(file, without=_UNWRITTEN)
+
+
+def _asking(file: OpenFile, without: int) -> Taken | None:
+    """Leave out extents that have any of these flags."""
     descriptor = file.fileno()
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         return None
     try:
-        for _ in _mapped(descriptor, 0, 1):
+        for _ in _mapped(descriptor, 0, 1, without):
             pass
-        extents = _mapped
+        is_mapped = True
     except OSError as error:
         if error.errno not in _UNSUPPORTED:
             raise
-        extents = _sought
+        is_mapped = False
 
     def taken(offset: int, unit: int, units: int) -> NDArray[np.int64]:
-        return _by_unit(extents(descriptor, offset, offset + unit * units), offset, unit, units)
+        stop = offset + unit * units
+        extents = _mapped(descriptor, offset, stop, without) if is_mapped else _sought(descriptor, offset, stop)
+        return _by_unit(extents, offset, unit, units)
 
     return taken
 
@@ -78,7 +94,7 @@ def _by_unit(extents: Iterator[_Extents], offset: int, unit: int, units: int) ->
     return parts + np.cumsum(whole[:units])
 
 
-def _mapped(descriptor: int, start: int, stop: int) -> Iterator[_Extents]:
+def _mapped(descriptor: int, start: int, stop: int, without: int) -> Iterator[_Extents]:
     buffer = bytearray(_REQUEST.size + _AT_ONCE * _EXTENT.itemsize)
     while start < stop:
         _REQUEST.pack_into(buffer, 0, start, stop - start, 0, 0, _AT_ONCE, 0)
@@ -89,7 +105,8 @@ def _mapped(descriptor: int, start: int, stop: int) -> Iterator[_Extents]:
         extents = np.frombuffer(bytes(buffer), _EXTENT, found, _REQUEST.size)
         starts = extents["start"].astype(np.int64)
         stops = starts + extents["length"].astype(np.int64)
-        yield starts, stops
+        counts = (extents["flags"] & np.uint32(without)) == 0
+        yield starts[counts], stops[counts]
         if int(extents["flags"][-1]) & _LAST or int(stops[-1]) <= start:
             return
         start = int(stops[-1])

@@ -59,6 +59,8 @@ class Layer:
     """Bytes that its file takes on the host, if that is known: its tables hardly hold more, whatever it says."""
     taken: Taken | None = None
     """Of a raw image: what parts of it take on the host. None if nobody can tell: then all of it counts as data."""
+    written: Taken | None = None
+    """Of a raw image: what of that was written; the rest reads as zeros. None if nobody can tell: all of that then."""
 
     @classmethod
     def of_qcow2(cls, source: ReadAt, allocated: int | None = None) -> Layer:
@@ -67,9 +69,15 @@ class Layer:
         return cls(source, header, header.virtual_size, allocated)
 
     @classmethod
-    def of_raw(cls, source: ReadAt, taken: Taken | None = None, allocated: int | None = None) -> Layer:
+    def of_raw(
+        cls,
+        source: ReadAt,
+        taken: Taken | None = None,
+        written: Taken | None = None,
+        allocated: int | None = None,
+    ) -> Layer:
         """Make a layer of a raw image."""
-        return cls(source, None, source.size, allocated, taken)
+        return cls(source, None, source.size, allocated, taken, written)
 
 
 @dataclass(frozen=True, slots=True)
@@ -345,7 +353,7 @@ class _Qcow2Reader:
 
 
 class _RawReader:
-    """What takes room on the host is data; holes are zeros."""
+    """What was written is data; holes are zeros, and so is what was set aside on the host."""
 
     def __init__(self, layer: Layer) -> None:
         self.size = layer.virtual_size
@@ -353,6 +361,7 @@ class _RawReader:
         self.anomalies = 0
         self.held = Held()
         self._taken = layer.taken
+        self._written = layer.written
 
     def next_touched(self, offset: int) -> int | None:
         return offset if offset < self.size else None
@@ -367,7 +376,8 @@ class _RawReader:
             self.held.shared_data += units * window.unit
             return kinds
         taken = self._taken(window.start, window.unit, units)
-        kinds[:units] = np.where(taken > 0, np.uint8(DATA), np.uint8(ZERO_KIND))
+        written = taken if self._written is None else self._written(window.start, window.unit, units)
+        kinds[:units] = np.where(written > 0, np.uint8(DATA), np.uint8(ZERO_KIND))
         whole = int(np.count_nonzero(taken >= window.unit)) * window.unit
         some = int(np.count_nonzero(taken > 0)) * window.unit
         self.held.owned += some

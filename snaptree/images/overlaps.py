@@ -129,7 +129,7 @@ class Overlaps:
     """Entries of tables that a sound image does not have; while it is written to, a reason to read again."""
 
     def data(self, layer: str) -> int:
-        """What a layer itself defines as data. Of a raw one, what it takes."""
+        """What a layer itself defines as data. Of a raw one, what was written."""
         return self.layers[layer].data
 
     def visible(self, layer: str, top: str) -> int:
@@ -141,33 +141,38 @@ class Overlaps:
     def merge(self, bottom: str, top: str, into: str) -> MergeBounds:
         """What it takes to make one layer of those from `bottom` to `top` that shows what `top` shows.
 
-        It is made in the file of `into`: the bottom one (commit) or the top one (pull). What an image calls data counts
-        as data, even zeros, which a pull may find out, and holes of its file, which any job does. Raises ValueError if
-        `top` does not stand on `bottom`.
+        It is made in the file of `into`: what is above that is committed into it, then what is below is pulled. What an
+        image calls data counts as data, even zeros, which a pull may find out, and holes of its file, which any job
+        does. Raises ValueError if `top` does not stand on `bottom`, or `into` is none of them.
         """
-        depth = self._depth_below(bottom, top)
-        if into not in (bottom, top) or bottom == top:
-            raise ValueError("layers are merged into the lowest or the highest of them")
+        depth, at = self._depth_below(bottom, top), self._depth_below(into, top)
+        if bottom == top or at < depth:
+            raise ValueError("several layers are merged into one of them")
         path = self._path(bottom, top)
         target, seen = self.layers[into], self.layers[top].seen
-        upper, own = depth + 1, self.layers[top].depth  # the lowest but one, and the top
+        upper = depth + 1  # the lowest but one
         clusters = {layer.cluster for layer in path if not layer.is_raw}
         is_even = len(clusters) == 1 and min(clusters) >= _SMALLEST_GRANULE and not any(each.is_cut for each in path)
         if target.is_raw and is_even:
             is_even = min(clusters) == _LARGEST_GRANULE
         together = seen.defined if is_even else seen.coarse
-        if into == bottom:
-            copies_least, copies_most = seen.data[upper], together[upper]
-        else:
-            copies_least, copies_most = (
-                seen.data[depth] - seen.data[own],
-                together[depth] - (seen.defined[own] if is_even else 0),
-            )
-        growth_least = seen.data[depth] - target.owned - target.shared_data
+        copies_least = seen.data[at + 1] + seen.data[depth] - seen.data[at]
+        copies_most = together[at + 1]
+        if into != bottom:
+            copies_most += together[depth] - (seen.defined[at] if is_even else 0)
+        unsure = 0
+        if into != bottom and path[-1].is_raw:  # where nobody can tell what of it was written, it may be zeros
+            unsure = min(path[-1].shared_data, self.visible(bottom, top))
+            copies_least -= unsure
+        growth_least = seen.data[depth] - unsure - target.owned - target.shared_data
         growth_most = together[depth] - target.owned_data + self._beyond_end(target)
         if target.is_raw:
             holes = seen.defined[1] - seen.defined[2] - (seen.data[1] - seen.data[2])
-            growth_most = growth_most - holes if is_even else together[upper]
+            set_aside = max(0, target.owned - target.data)  # these show as holes, and take room all the same
+            growth_most = growth_most - max(0, holes - set_aside) if is_even else together[upper]
+            zeros_above = seen.defined[upper] - seen.data[upper]  # which may give room back
+            taken = target.owned + target.shared_data
+            growth_least = max(growth_least, max(0, seen.data[upper] - taken) - zeros_above)
         else:
             tables_most = seen.tables[depth] - target.own_tables
             if not is_even:  # tables were counted by the shortest span of all, though not less than a coarse cluster

@@ -330,7 +330,7 @@ class LayerOverlaps(Protocol):
     def merge(self, bottom: str, top: str, into: str) -> MergeBytes:
         """What it takes to make one layer of those from `bottom` to `top` that shows what `top` shows.
 
-        It is made in the file of `into`: the bottom one (commit) or the top one (pull).
+        It is made in the file of `into`: what is above that is committed into it, then what is below is pulled.
         """
 
 

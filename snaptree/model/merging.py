@@ -2,8 +2,9 @@
 
 A layer that holds no snapshot any more goes. What survives above it must go on showing what it showed, so data moves:
 down into it from the one layer above, which then goes in its stead (commit), or up into each of those above (pull). Of
-those above, one at most can be committed, the last; which, and whether any, is a matter of bytes. A layer that another
-machine reads stays, whatever is deleted here.
+several that go, the one in the middle that has most may take in both what is above it and what is below. Of the
+survivors above, one at most can be committed, the last; which, whether any, and how far down, is a matter of bytes. A
+layer that another machine reads stays, whatever is deleted here.
 """
 
 from __future__ import annotations
@@ -63,8 +64,9 @@ ALONE = Elsewhere()
 class LayerMerge:
     """Layers that become one, from the top down: what the top one shows is kept, the others go with their snapshots."""
 
-    way: MergeWay
     layers: tuple[ImageKey, ...]
+    into: ImageKey
+    """The one that is written, and holds that content afterwards."""
 
     @property
     def top(self) -> ImageKey:
@@ -72,9 +74,16 @@ class LayerMerge:
         return self.layers[0]
 
     @property
-    def into(self) -> ImageKey:
-        """The layer that is written, and holds that content afterwards."""
-        return self.layers[0] if self.way is MergeWay.PULL else self.layers[-1]
+    def jobs(self) -> tuple[tuple[MergeWay, tuple[ImageKey, ...]], ...]:
+        """Block jobs in their order: what is above is committed first, so that less has to be pulled from below."""
+        at = self.layers.index(self.into)
+        jobs = (MergeWay.COMMIT, self.layers[: at + 1]), (MergeWay.PULL, self.layers[at:])
+        return tuple((way, layers) for way, layers in jobs if len(layers) > 1)
+
+    @property
+    def is_plain_commit(self) -> bool:
+        """Whether one layer goes down into the next."""
+        return len(self.layers) == 2 and self.into == self.layers[1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,8 +101,8 @@ class Pile:
         """Images whose files go: a layer that was committed into lives on, and the one that it took in goes."""
         if self.stuck:
             return frozenset()
-        committed = [merge for merge in self.merges if merge.way is MergeWay.COMMIT]
-        return (self.gone | {merge.top for merge in committed}) - {merge.into for merge in committed}
+        moved = [merge for merge in self.merges if merge.into != merge.top]
+        return (self.gone | {merge.top for merge in moved}) - {merge.into for merge in moved}
 
     @property
     def dropped(self) -> frozenset[ImageKey]:
@@ -189,7 +198,9 @@ class LayerTree:
         selected = frozenset(names)
         unknowns, held = self._externally_held(selected)
         gone = self._with_empty({key for key in held if self._goes(key, selected) and key not in kept}, kept, selected)
-        piles = tuple(self._pile(layers, selected) for layers in self._standing_on_each_other(gone))
+        standing = self._standing_on_each_other(gone)
+        vanish = frozenset(chain.from_iterable(layers for layers in standing if not self._survivors_on(layers)))
+        piles = tuple(self._pile(layers, selected, vanish) for layers in standing)
         frees, copies = [], []
         for pile in piles:
             freed, copied = self._figures(pile)
@@ -248,34 +259,48 @@ class LayerTree:
                 pile.append(key)
         return [tuple(pile) for pile in piles.values()]
 
-    def _pile(self, layers: tuple[ImageKey, ...], selected: frozenset[str]) -> Pile:
+    def _survivors_on(self, layers: Collection[ImageKey]) -> dict[ImageKey, ImageKey]:
+        """What stands on layers that go and does not go itself; and the one of them that it stands on."""
+        return {
+            overlay: key
+            for key in layers
+            for overlay in sorted(self.above.get(key, ()), key=self._name)
+            if overlay not in layers
+        }
+
+    def _pile(self, layers: tuple[ImageKey, ...], selected: frozenset[str], vanish: Collection[ImageKey]) -> Pile:
         """Choose how the survivors on these layers get what they need of them: what copies least of what is possible.
 
-        Where that is the same, or nobody knows, layers are committed: so libvirt does it.
+        Where that is the same, or nobody knows, layers are committed: so libvirt does it. Those that `vanish` have no
+        survivors on them, and go before.
         """
         gone = frozenset(layers)
         lowest = layers[0]
-        paths = {
-            overlay: (overlay, *self._down_to(lowest, key))
-            for key in layers
-            for overlay in sorted(self.above.get(key, ()), key=self._name)
-            if overlay not in gone
-        }
-        no_pull = {top: self._why_not_pulled_into(top, selected) for top in paths}
-        no_commit = {top: self._why_not_committed(top, lowest, selected) for top in paths}
+        paths = {top: (top, *self._down_to(lowest, key)) for top, key in self._survivors_on(layers).items()}
+        no_pull = {top: self._why_not_merged(path, top, selected, vanish) for top, path in paths.items()}
         choices = [
-            (*(LayerMerge(MergeWay.PULL, paths[top]) for top in paths if top != last), *_committed(paths, last))
-            for last in (*paths, None)
-            if not any(no_pull[top] for top in paths if top != last) and not (last is not None and no_commit[last])
+            (*(LayerMerge(paths[top], top) for top in paths if top != last), LayerMerge(path, into))
+            for last, path in paths.items()
+            if not any(no_pull[top] for top in paths if top != last)
+            for into in reversed(path)
+            if not self._why_not_merged(path, into, selected, vanish)
         ]
+        if not paths:
+            return Pile(gone)
         if not choices:
-            alone = next(iter(paths)) if len(paths) == 1 else None
-            reasons = [no_pull[top] for top in paths if no_pull[top]]
-            return Pile(gone, stuck=no_commit[alone] if alone is not None else reasons[0])
+            if len(paths) == 1:
+                (path,) = paths.values()
+                return Pile(gone, stuck=self._why_not_merged(path, lowest, selected, vanish))
+            return Pile(gone, stuck=next(filter(None, no_pull.values())))
         kept = self._returned_to(selected)
         return min(
             (Pile(gone, merges) for merges in choices),
-            key=lambda pile: (len(pile.removed & kept), sum(map(self._effort, pile.merges))),
+            key=lambda pile: (
+                len(pile.removed & kept),
+                sum(map(self._effort, pile.merges)),
+                sum(len(merge.jobs) for merge in pile.merges),
+                sum(merge.into == merge.top for merge in pile.merges),
+            ),
         )
 
     def _returned_to(self, selected: frozenset[str]) -> frozenset[ImageKey]:
@@ -294,28 +319,39 @@ class LayerTree:
             key = self.below[key]
             yield key
 
-    def _why_not_pulled_into(self, key: ImageKey, selected: frozenset[str]) -> str:
+    def _why_not_merged(
+        self, path: tuple[ImageKey, ...], into: ImageKey, selected: frozenset[str], vanish: Collection[ImageKey]
+    ) -> str:
+        problem = "" if into == path[0] else self._why_not_committed(path[0], into, selected, vanish)
+        if not problem and into != path[-1]:
+            # What the active layer was committed into is the active one then.
+            problem = self._why_not_pulled_into(into, selected, is_active=path[0] in self.active)
+        return problem
+
+    def _why_not_pulled_into(self, key: ImageKey, selected: frozenset[str], *, is_active: bool) -> str:
         image = self._image(key)
-        is_below_active = self.layers.is_running and key in self._in_use and key not in self.active
+        is_below_active = self.layers.is_running and key in self._in_use and not is_active
         if inside := _inside(image) - selected:
             return f"{self._name(key)} holds {_snapshots(inside)}, which would lose what lies below"
         if users := self.elsewhere.users.get(key):
             return f"{self._name(key)} is the base of {_machines(users)}, and must not be written"
         if is_below_active:
             return f"{self._name(key)} is in use, and can't take in other layers while the machine runs"
-        if key in self.too_deep and key not in (self.active if self.layers.is_running else ()):
+        if key in self.too_deep and not (is_active and self.layers.is_running):
             return f"{self._name(key)} stands on more layers than this libvirt can open"
         return ""
 
-    def _why_not_committed(self, key: ImageKey, into: ImageKey, selected: frozenset[str]) -> str:
-        image, lowest = self._image(key), self._image(into)
+    def _why_not_committed(
+        self, key: ImageKey, into: ImageKey, selected: frozenset[str], vanish: Collection[ImageKey]
+    ) -> str:
+        image, lower = self._image(key), self._image(into)
         if inside := _inside(image) - selected:
             return f"{self._name(key)} holds {_snapshots(inside)}, which would be lost"
         if users := self.elsewhere.users.get(key):
             return f"{self._name(key)} is the base of {_machines(users)}, and has to stay"
-        if self.branches_on(key) > (0 if key in self.active else 1):
+        if len(set(self.above.get(key, ())) - set(vanish)) > (0 if key in self.active else 1):
             return f"several layers stand on {self._name(key)}, and only one of them can be told that it went"
-        sizes = [None if each is None else each.virtual_size for each in (image, lowest)]
+        sizes = [None if each is None else each.virtual_size for each in (image, lower)]
         if sizes[0] is not None and sizes[1] is not None and sizes[0] < sizes[1]:
             return f"{self._name(into)} is larger than {self._name(key)}: the disk would grow"
         return ""
@@ -334,6 +370,8 @@ class LayerTree:
         """What a merge takes, looked up once; None where its layers were not analysed."""
         if merge not in self._counts:
             overlaps = self._overlaps(merge.layers)
+            if not self.stands_on(self._name(merge.top), self._name(merge.layers[-1])):
+                overlaps = None  # merged already
             names = (self._name(merge.layers[-1]), self._name(merge.top), self._name(merge.into))
             self._counts[merge] = None if overlaps is None else overlaps.merge(*names)
         return self._counts[merge]
@@ -372,6 +410,13 @@ class LayerTree:
             Figure(most, sure if least == most else Confidence.UPPER_BOUND, "data of the layers that move"),
         )
 
+    def copies(self, merge: LayerMerge) -> Figure:
+        """What a merge at most copies."""
+        counted = self._counted(merge)
+        if counted is not None:
+            return Figure(counted.copies_most, Confidence.UPPER_BOUND, "data of the layers that move")
+        return self.moves(merge)
+
     def growth(self, merge: LayerMerge) -> Figure:
         """What the layer that is written at most grows by."""
         counted = self._counted(merge)
@@ -400,10 +445,6 @@ class LayerTree:
         """Bytes that an image takes on the host's disk."""
         image = self._image(key)
         return unknown("this image was not looked at") if image is None else image.allocated
-
-
-def _committed(paths: Mapping[ImageKey, tuple[ImageKey, ...]], last: ImageKey | None) -> tuple[LayerMerge, ...]:
-    return () if last is None else (LayerMerge(MergeWay.COMMIT, paths[last]),)
 
 
 def _inside(image: Image | None) -> frozenset[str]:

@@ -88,7 +88,6 @@ def add_deletions(
         frees=total([cost.frees if cost.frees.is_known else total(costs.frees), *emptied]),
         peak_extra=peak,
         seconds=start.speed.seconds(len(names), copies),
-        pause_seconds=None if start.layers.is_running else 0.0,
     )
 
 
@@ -201,12 +200,13 @@ def _try_delete(draft: Draft, name: str, batch: tuple[str, ...], costs: DeleteCo
     step = DeleteSnapshot(name, draft.situation.tree.children(name), merges=bool(effect.merges))
     problems = draft.try_add(draft.case(step, batch=batch))
     if not problems:
-        _add_costs(costs, facts, snapshot, effect)
+        add_delete_costs(costs, facts, snapshot, effect)
         _remove_leftovers(draft, snapshot, effect, costs)
     return problems
 
 
-def _add_costs(costs: DeleteCosts, facts: Facts, snapshot: Snapshot, effect: DeleteEffect) -> None:
+def add_delete_costs(costs: DeleteCosts, facts: Facts, snapshot: Snapshot, effect: DeleteEffect) -> None:
+    """Count what libvirt's own delete of a snapshot at most copies and frees."""
     for merge in effect.merges:
         overlay = _allocated(facts, merge.overlay)
         at_most = (

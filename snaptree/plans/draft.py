@@ -173,16 +173,17 @@ class Draft:
         return self.start.settings.get(reverts[-1], ()) if reverts else ()
 
     def _with_times(self, forecast: Forecast) -> Forecast:
-        """Add how long takes and reverts take, and how long the guest is away for them; others know for themselves."""
+        """Add how long takes and reverts take, which others know for themselves; and how long the guest is away."""
+        speed = self.start.speed
+        pause = speed.pause_of(self._steps) if self.start.domain.state.is_active else 0.0
+        forecast = replace(forecast, pause_seconds=pause)
         steps = [step for step in self._steps if not isinstance(step, _OTHERWISE_TIMED)]
         if not steps or all(isinstance(step, RemoveLeftover) for step in steps):
             return forecast
-        speed = self.start.speed
         seconds = speed.seconds_of(steps)
         if len(steps) < len(self._steps):
             seconds = None if seconds is None or forecast.seconds is None else seconds + forecast.seconds
-        pause = speed.pause_of(steps) if self.start.domain.state.is_active else 0.0
-        return replace(forecast, seconds=seconds, pause_seconds=pause)
+        return replace(forecast, seconds=seconds)
 
 
 def find_snapshot(situation: Situation, name: str) -> Snapshot:

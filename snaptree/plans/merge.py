@@ -45,9 +45,7 @@ class Batch:
     def is_done_well_by_libvirt(self, layer_tree: LayerTree) -> bool:
         """Whether libvirt's own delete does just this: one layer down into the next, or nothing but files to remove."""
         return self.keeps_no_layer(layer_tree) and all(
-            not pile.stuck
-            and len(pile.merges) <= 1
-            and all(merge.way is MergeWay.COMMIT and len(merge.layers) == 2 for merge in pile.merges)
+            not pile.stuck and len(pile.merges) <= 1 and all(merge.is_plain_commit for merge in pile.merges)
             for pile in self.piles
         )
 
@@ -90,9 +88,9 @@ def batches(layer_tree: LayerTree, deletion: Deletion, names: Sequence[str]) -> 
 def _order(layer_tree: LayerTree, batch: Batch) -> tuple[int, int]:
     """So that little room is needed at a time: first what gives back more than it takes, least taken first.
 
-    Before all, what lies inside images: these may be merged only then.
+    Before all, what lies inside images, and layers on which nothing stands: what is below may be merged only then.
     """
-    if not batch.piles:
+    if not batch.merges:
         return 0, 0
     growth = sum(room.growth.bytes or 0 for room in rooms_of(layer_tree, batch))
     gone = sum(layer_tree.allocated(key).bytes or 0 for pile in batch.piles for key in pile.removed)
@@ -149,7 +147,7 @@ class _Writer:
         """Files that nobody reads any more, at this point of the plan."""
 
     def _from_the_top_down(self, keys: Iterable[ImageKey]) -> tuple[str, ...]:
-        paths = {self._before.key(self._layer_tree.path(key)) for key in keys}
+        paths = {self._path(key) for key in keys}
         depths = {path: sum(1 for _ in self._before.stack(path)) for path in paths}
         return tuple(sorted(paths, key=lambda path: (-depths[path], path)))
 
@@ -171,7 +169,7 @@ class _Writer:
     def delete_inside(self) -> None:
         """Let libvirt delete what lies inside images, but for what goes with all of its images."""
         tree = self._draft.situation.tree
-        whole = {self._before.key(self._layer_tree.path(key)) for pile in self._batch.piles for key in pile.dropped}
+        whole = {self._path(key) for pile in self._batch.piles for key in pile.dropped}
         for name in reversed(self._batch.names):
             images = self._before.keys(internal_images(tree[name]))
             if is_external(tree[name]) or (images and images <= whole):
@@ -183,13 +181,15 @@ class _Writer:
     # Merging
 
     def merge(self, merge: LayerMerge) -> None:
-        facts = self._draft.facts
-        layers = [facts.key(self._layer_tree.path(key)) for key in merge.layers]
-        for part in self._in_parts(merge.way, layers):
-            self._add_merge(merge.way, part)
-        if merge.way is MergeWay.COMMIT:
-            into = Layer(layers[-1], self._format(layers[-1]))
-            self._moved |= dict.fromkeys(self._aliases(layers[0]), into)
+        for way, keys in merge.jobs:
+            for part in self._in_parts(way, [self._path(key) for key in keys]):
+                self._add_merge(way, part)
+        top, into = self._path(merge.top), self._path(merge.into)
+        if into != top:
+            self._moved |= dict.fromkeys(self._aliases(top), Layer(into, self._format(into)))
+
+    def _path(self, key: ImageKey) -> str:
+        return self._before.key(self._layer_tree.path(key))
 
     def _in_parts(self, way: MergeWay, layers: list[str]) -> Iterator[list[str]]:
         """All layers at once; or, where libvirt can't open so many, from the lowest up as many as it can.
@@ -356,7 +356,7 @@ class _Writer:
         return line[0]
 
     def _warn_of_layers_that_stay(self) -> None:
-        gone = {self._before.key(self._layer_tree.path(key)) for pile in self._batch.piles for key in pile.gone}
+        gone = {self._path(key) for pile in self._batch.piles for key in pile.gone}
         for name in self._batch.names:
             for disk in external_disks(self._draft.start.tree[name]):
                 if disk.frozen is None or (layer := self._before.key(disk.frozen)) in gone:

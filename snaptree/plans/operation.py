@@ -78,6 +78,8 @@ class Operation:
     steps_done: int = 0
     step_seconds: tuple[float, ...] = field(default=(), compare=False)
     """What each of these took, as far as the journal tells."""
+    step_pauses: tuple[float | None, ...] = field(default=(), compare=False)
+    """Of that, for how many seconds the guest stood still; None where that was not measured."""
     steps_begun: int = 0
     """Those done, and the one that was about to act when the journal was last written to."""
     was_active: bool | None = None

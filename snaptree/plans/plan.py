@@ -219,6 +219,11 @@ class MergeLayers:
         return self.layers[0] if self.way is MergeWay.PULL else self.layers[-1]
 
     @property
+    def goes_over(self) -> bool:
+        """Whether the disk itself is committed: at the end it goes over to the layer below (QEMU's pivot)."""
+        return self.way is MergeWay.COMMIT and self.layers[0] == self.stack[0].path
+
+    @property
     def stack_after(self) -> tuple[Layer, ...]:
         """The stack once it is merged."""
         gone = set(self.layers) - {self.merged}

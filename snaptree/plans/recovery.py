@@ -7,9 +7,11 @@ from dataclasses import replace
 from types import MappingProxyType
 
 from snaptree.model.errors import SnapTreeError
+from snaptree.model.figures import NOTHING
 from snaptree.plans import rules
 from snaptree.plans.draft import Draft
 from snaptree.plans.intention import Recover
+from snaptree.plans.merge import layer_tree_of
 from snaptree.plans.naming import part_of
 from snaptree.plans.operation import Operation, StepFound, StepState
 from snaptree.plans.plan import (
@@ -38,6 +40,7 @@ from snaptree.plans.plan_json import describe_step
 from snaptree.plans.rule import Case, action_of
 from snaptree.plans.rules_plan import CANNOT_FINISH, FINISHED_ALREADY, HALF_DONE, LEFT_UNDONE
 from snaptree.plans.situation import Situation
+from snaptree.plans.step_costs import StepCosts
 from snaptree.plans.wording import files_named, plain, quoted
 
 _ITS_OWN_TRACES = frozenset(
@@ -112,22 +115,27 @@ def _finish(operation: Operation, situation: Situation) -> Plan:
     if found.state is StepState.HALF_WAY and isinstance(half_done := plan.steps[done], TakeSnapshot):
         situation = _before_taking(situation, half_done)
     draft = Draft(Action.FINISH, situation)
+    costs = StepCosts(layer_tree_of(draft.start))
     ready = list(plan.steps[:done])
     if found.state is not StepState.DONE and ready and isinstance(ready[-1], FreezeFileSystems):
         draft.add_unjudged(ready.pop())  # whatever was frozen is thawed by now
     for number, step in enumerate(plan.steps[done:], start=done):
         state = found.state if number == done else StepState.NOT_BEGUN
+        before = draft.situation
+        left: tuple[Step, ...] = (step,)
         if state is StepState.CHANGED:
             draft.refuse(CANNOT_FINISH.say(_case(draft, step), {"problem": found.says}))
         elif state is StepState.DONE:
             # It stays in the plan: what is there is checked, and noted where that is missing.
             ready.append(step)
             draft.add_done(step)
+            left = ()
         elif state is StepState.HALF_WAY:
             draft.warn(_half_done(draft, step, found))
             if found.orphans:
                 draft.add_unjudged(EndOrphanedMerge(found.orphans))
             if found.instead:
+                left = found.instead
                 for instead in found.instead:
                     draft.add_unjudged(instead)
             else:
@@ -138,9 +146,11 @@ def _finish(operation: Operation, situation: Situation) -> Plan:
             draft.add_unjudged(step)
         if draft.is_refused:
             break
+        for each in left:
+            costs.add(each, before, draft.situation)
     if ready:
         draft.warn(FINISHED_ALREADY.say(_case(draft, ready[0]), {"steps": _in_words(ready)}))
-    return draft.plan(plan.snapshots, Forecast(), plan.undo)
+    return draft.plan(plan.snapshots, costs.forecast(situation.speed), plan.undo)
 
 
 def _before_taking(situation: Situation, step: TakeSnapshot) -> Situation:
@@ -218,7 +228,7 @@ def _leave(operation: Operation, situation: Situation) -> Plan:
     if rest:
         remedy = " ".join(dict.fromkeys(filter(None, map(_if_left_undone, rest))))
         draft.warn(LEFT_UNDONE.say(_case(draft, rest[0]), {"steps": _in_words(rest), "remedy": remedy}))
-    return draft.plan(plan.snapshots, Forecast(), None)
+    return draft.plan(plan.snapshots, Forecast(NOTHING, NOTHING, NOTHING, 0.0), None)
 
 
 def _if_left(step: Step) -> str:

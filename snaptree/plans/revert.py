@@ -54,8 +54,8 @@ def plan_revert(intention: Revert, situation: Situation) -> Plan:
     if draft.is_refused:
         return draft.plan((target.name,), Forecast(), None)
     add_revert(draft, target, intention.state_after, safety=None if safety is None else safety.name)
-    frees = _frees(situation, draft.situation, target) if safety is None else NOTHING
-    extra = _new_layers(situation, target)
+    frees = freed_by_revert(situation, draft.situation, target) if safety is None else NOTHING
+    extra = new_layers(situation, target)
     if safety is not None:
         extra.append(forecast_take(safety, situation).peak_extra)
     return draft.plan((target.name,), Forecast(NOTHING, frees, total([NOTHING, *extra])), _undo(draft, safety))
@@ -170,7 +170,7 @@ def _undo(draft: Draft, safety: TakeSnapshot | None) -> Undo | None:
     )
 
 
-def _frees(before: Situation, then: Situation, target: Snapshot) -> Figure:
+def freed_by_revert(before: Situation, then: Situation, target: Snapshot) -> Figure:
     """The layers that go with the present state."""
     if not is_external(target):
         return unknown("inside an image: needs an analysis of its clusters")
@@ -178,7 +178,7 @@ def _frees(before: Situation, then: Situation, target: Snapshot) -> Figure:
     return total(image.allocated for image in gone if not image.is_missing)
 
 
-def _new_layers(situation: Situation, target: Snapshot) -> list[Figure]:
+def new_layers(situation: Situation, target: Snapshot) -> list[Figure]:
     """What the layers that a revert makes take."""
     return [empty_layer() for _ in revert_overlays(situation, target)] if is_external(target) else []
 
@@ -197,7 +197,7 @@ def plan_take_back(intention: TakeBack, situation: Situation) -> Plan:
     if undo.revert_to is not None:
         target = find_snapshot(situation, undo.revert_to)
         add_revert(draft, target, StateAfter.AS_CAPTURED)
-        frees.append(_frees(situation, draft.situation, target))
+        frees.append(freed_by_revert(situation, draft.situation, target))
     names = tuple(name for name in undo.delete if name in situation.tree)
     if undo.revert_to is None and not names:
         find_snapshot(situation, undo.delete[0] if undo.delete else "")

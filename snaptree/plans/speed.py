@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import zip_longest
 from statistics import median
 from typing import Final
 
@@ -13,12 +14,19 @@ from snaptree.plans.operation import Operation, OperationState
 from snaptree.plans.plan import (
     Action,
     CopyOut,
+    DeleteSnapshot,
+    DescribeSnapshot,
     DropManagedSave,
+    EndOrphanedMerge,
+    ForgetMemory,
     ForkAtSnapshot,
     FreezeFileSystems,
     MakeLook,
+    MergeLayers,
+    RecordLayers,
     RemoveLeftover,
     RemoveLook,
+    RenameSnapshot,
     RevertToSnapshot,
     StartLook,
     Step,
@@ -39,6 +47,7 @@ _MOMENTARY: Final = (
     StopMachine,
     DropManagedSave,
     RemoveLeftover,
+    EndOrphanedMerge,
     FreezeFileSystems,
     ThawFileSystems,
     MakeLook,
@@ -56,6 +65,9 @@ class Way(StrEnum):
     REVERT_INTERNAL = "revert inside the images"
     REVERT_EXTERNAL = "revert on new layers"
     FORK = "revert by our own steps"
+    DELETE = "let libvirt delete what needs no merge"
+    GO_OVER = "merge down what the guest writes to"
+    MERGE = "merge other layers of a guest"
 
 
 def way_of(step: Step) -> Way | None:
@@ -69,6 +81,10 @@ def way_of(step: Step) -> Way | None:
             return Way.REVERT_INTERNAL if step.is_internal else Way.REVERT_EXTERNAL
         case ForkAtSnapshot():
             return Way.FORK
+        case DeleteSnapshot(merges=False):
+            return Way.DELETE
+        case MergeLayers(is_live=True):
+            return Way.GO_OVER if step.goes_over else Way.MERGE
         case _:
             return None
 
@@ -101,7 +117,7 @@ class Speed:
     bytes_per_second: float | None = None
     """Of what is copied, where that is much."""
     samples: tuple[Sample, ...] = ()
-    """Takes and reverts."""
+    """Of steps that have a way."""
 
     def seconds_of(self, steps: Iterable[Step]) -> float | None:
         """How long takes and reverts take with what belongs to them; None if that was not learned yet."""
@@ -117,6 +133,13 @@ class Speed:
     def _pause_of(self, step: Step) -> float | None:
         match step:
             case FreezeFileSystems() | ThawFileSystems() | TakeSnapshot(memory_bytes=0):
+                return 0.0
+            case MergeLayers(is_live=True):
+                paused = [sample.paused for sample in self._like(step) if sample.paused is not None]
+                return median(paused) if paused else None
+            case MergeLayers() | RecordLayers() | RemoveLeftover() | EndOrphanedMerge():
+                return 0.0
+            case ForgetMemory() | DescribeSnapshot() | RenameSnapshot():
                 return 0.0
             case TakeSnapshot(memory_bytes=memory):
                 paused = [
@@ -202,16 +225,18 @@ def measured(operations: Iterable[Operation]) -> Speed:
     each = median(little) if little else None
     rates = [copies / max(seconds - count * (each or 0.0), _LEAST_SHARE * seconds) for count, copies, seconds in much]
     samples = [
-        _sample(operation, step, way, seconds)
+        _sample(operation, step, way, seconds, pause)
         for operation in operations
-        for step, seconds in zip(operation.plan.steps, operation.step_seconds, strict=False)
+        for step, (seconds, pause) in zip(
+            operation.plan.steps, zip_longest(operation.step_seconds, operation.step_pauses), strict=False
+        )
         if (way := way_of(step)) is not None
     ]
     return Speed(each, median(rates) if rates else None, tuple(samples))
 
 
-def _sample(operation: Operation, step: Step, way: Way, seconds: float) -> Sample:
+def _sample(operation: Operation, step: Step, way: Way, seconds: float, paused: float | None) -> Sample:
     uuid, impact = operation.plan.domain_uuid, operation.impact
     if impact is None or not isinstance(step, TakeSnapshot):
-        return Sample(way, _memory_of(step), seconds, uuid)
+        return Sample(way, _memory_of(step), seconds, uuid, paused)
     return Sample(way, _memory_of(step), seconds, uuid, impact.paused, impact.wrote)

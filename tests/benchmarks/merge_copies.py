@@ -11,6 +11,11 @@ that is not in use. It refuses fork points and other snapshots on branches that 
 was off, also those that such a branch descends from (its daemon crashes). What it refuses is not compared: of the rest,
 it gets the leaves that are not in use first, then the line in use from the root up. No order is better for it: each
 layer that goes is copied once at least, with what it holds itself, and so it is never copied with more than that.
+
+Half of that, which is the aim, is out of reach on these trees: SnapTree copies 0.69 of it, and so does the best choice
+of merges for each of them, searched for beside. If every layer could take in others at any time, it were 0.51: near
+that come machines that are off (0.51). While one runs, libvirt merges into a layer in use only what is above it, unless
+it is the active one; so what lies below a layer that stays is committed into its lowest (0.80).
 """
 
 from __future__ import annotations
@@ -192,6 +197,7 @@ class _Copied:
 
     snapshots: int
     """How many were deleted at once."""
+    was_running: bool
     ours: int
     libvirts: int
     from_the_leaf: int
@@ -226,6 +232,10 @@ def measure(trees: int) -> Iterator[Comparison]:
     yield _all_together(f"copied by {what}, all together", copied, AIM)
     one, several = ([each for each in copied if (each.snapshots > 1) is several] for several in (False, True))
     for those, which in ((one, "one snapshot"), (several, "several")):
+        if any(each.libvirts for each in those):
+            yield _all_together(f"by those of {which}", those)
+    runs, off = ([each for each in copied if each.was_running is running] for running in (True, False))
+    for those, which in ((runs, "machines that run"), (off, "machines that are off")):
         if any(each.libvirts for each in those):
             yield _all_together(f"by those of {which}", those)
     yield Comparison(
@@ -362,7 +372,7 @@ def _compare(
     stacks.carry_out(plan)
     copies = plan.forecast.copies
     forecast = copies.bytes if copies.confidence in (Confidence.EXACT, Confidence.LIVE) else None
-    return _Copied(len(numbers), stacks.copied, counts[0], counts[1], forecast)
+    return _Copied(len(numbers), stacks.history.was_running, stacks.copied, counts[0], counts[1], forecast)
 
 
 def _plan(daemon: LibvirtDaemon, stacks: Stacks, numbers: Sequence[int]) -> Plan:

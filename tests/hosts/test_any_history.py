@@ -342,6 +342,8 @@ class AnyHistory(RuleBasedStateMachine):
         back = sum(before.values()) - sum(now.values())
         if frees.bytes is not None and frees.confidence is Confidence.EXACT:
             assert abs(back - frees.bytes) <= slack, f"{back} came back, {frees} was said"
+        elif frees.bytes is not None:
+            assert back <= frees.bytes + slack, f"{back} came back, {frees} was said"
         if copies.bytes is not None:
             grown = sum(max(0, size - before.get(path, 0)) for path, size in now.items())
             assert grown <= copies.bytes + slack, f"{grown} were copied, {copies} was said"

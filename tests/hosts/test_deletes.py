@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import libvirt
 import pytest
 
+from snaptree.hosts.journal import Journal
+from snaptree.hosts.running import run_plan
+from snaptree.hosts.situation import read_situation
 from snaptree.plans.intention import Capture, Delete, Revert, Take
-from snaptree.plans.plan import StateAfter
+from snaptree.plans.plan import MergeLayers, MergeWay, Plan, StateAfter
+from snaptree.plans.planner import make_plan
 from tests.kit.machines import MIB, EmbeddedHost, Machine, unchanged
 
 pytestmark = pytest.mark.qemu
@@ -100,3 +107,61 @@ def test_a_merge_that_shall_be_slow_is_ours(host: EmbeddedHost) -> None:
     operation = machine.change(Delete(("right-1",), by_own_jobs=True))
     assert next(type(step).__name__ for step in operation.plan.steps) == "MergeLayers"
     assert unchanged(before, machine.contents(), "right-1")
+
+
+@pytest.mark.parametrize(
+    ("names", "running"),
+    [(("one", "two", "three"), True), (("one", "two", "three"), False), (("one", "two"), False)],
+    ids=["running", "off", "below what stays"],
+)
+def test_the_largest_layer_takes_in_what_is_above_and_below(
+    host: EmbeddedHost, names: tuple[str, ...], *, running: bool
+) -> None:
+    machine = host.make_machine(running=running, disks=("qcow2",))
+    for number, (name, mebibytes) in enumerate((("one", 2), ("two", 5), ("three", 1)), start=1):
+        machine.write(number, offset=number * MIB, length=mebibytes * MIB)
+        machine.change(Take(name, capture=Capture.DISKS))
+    machine.write(9, offset=6 * MIB, length=MIB)
+    before, active = machine.contents(), machine.active_layers()["vda"]
+    largest = str(active.with_suffix(".one"))
+    operation = machine.change(Delete(names))
+    merges = [step for step in operation.plan.steps if isinstance(step, MergeLayers)]
+    assert [(step.way, step.merged) for step in merges] == [(MergeWay.COMMIT, largest), (MergeWay.PULL, largest)]
+    assert unchanged(before, machine.contents(), *names)
+    machine.check_images()
+    layers = {str(path) for path in machine.active_layers().values()}
+    layers |= {disk.frozen for snapshot in machine.tree() for disk in snapshot.disks if disk.frozen}
+    assert {str(path) for path in machine.directory.glob("disk0*")} == layers
+    copies = operation.plan.forecast.copies.bytes
+    assert copies is not None
+    assert copies < 5 * MIB, "not those of the largest"
+    if not running:
+        machine.handle.create()
+
+
+def test_how_long_the_guest_stood_still_is_noted_and_expected_next_time(host: EmbeddedHost, tmp_path: Path) -> None:
+    machine = host.make_machine()
+    for number, name in enumerate(("a", "b", "c"), start=1):
+        machine.change(Take(name, capture=Capture.DISKS))
+        machine.write(number, offset=number * MIB, length=MIB)
+
+    def plan(name: str) -> Plan:
+        situation = replace(read_situation(machine.connection, machine.uuid), speed=journal.speed(host.connection.uri))
+        return make_plan(Delete((name,), by_own_jobs=True), situation)
+
+    journal = Journal(tmp_path / "journal.sqlite3")
+    try:
+        for name, goes_over in (("a", False), ("c", True)):
+            first = plan(name)
+            assert first.forecast.pause_seconds is None, "nobody has seen it yet"
+            (merge,) = [step for step in first.steps if isinstance(step, MergeLayers)]
+            assert (merge.is_live, merge.goes_over) == (True, goes_over)
+            assert run_plan(machine.connection, first, journal=journal).error is None
+            paused, *rest = journal.recent()[0].step_pauses
+            assert paused is not None
+            assert 0 < paused < 60
+            assert set(rest) == {None}
+            if name == "a":
+                assert plan("b").forecast.pause_seconds == paused
+    finally:
+        journal.close()

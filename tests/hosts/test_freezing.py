@@ -103,10 +103,10 @@ class Interposing(Journal):
             self.before_step()
         super().step_begins(operation, number, was_active=was_active)
 
-    def step_is_done(self, operation: int, number: int) -> None:
+    def step_is_done(self, operation: int, number: int, *, paused: float | None = None) -> None:
         if number == TAKE and self.after_step is not None:
             self.after_step()
-        super().step_is_done(operation, number)
+        super().step_is_done(operation, number, paused=paused)
 
 
 @pytest.fixture

@@ -41,7 +41,7 @@ def journal(tmp_path: Path) -> Iterator[Journal]:
 def test_what_ended_is_remembered_newest_first(journal: Journal) -> None:
     first = journal.begin(PLAN)
     journal.step_begins(first.id, 0, was_active=True)
-    journal.step_is_done(first.id, 0)
+    journal.step_is_done(first.id, 0, paused=0.25)
     error = SnapTreeError("It failed.", hint="Do this.", details="raw")
     journal.finish(dataclasses.replace(first, state=OperationState.FAILED, finished=first.started + 1, error=error))
     second = journal.begin(dataclasses.replace(PLAN, host_uri="qemu:///session"))
@@ -50,6 +50,7 @@ def test_what_ended_is_remembered_newest_first(journal: Journal) -> None:
     newest, oldest = journal.recent()
     assert len(oldest.step_seconds) == 1
     assert 0 <= oldest.step_seconds[0] < 60
+    assert oldest.step_pauses == (0.25,)
     assert newest.step_seconds == ()
     assert (newest.state, newest.can_undo, newest.steps_done) == (OperationState.DONE, True, 0)
     assert (oldest.state, oldest.plan, oldest.steps_done) == (OperationState.FAILED, PLAN, 1)

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from snaptree.images.extents import taken_on_host
+from snaptree.images.extents import taken_on_host, written_in
 
 BLOCK = 4096
 
@@ -79,6 +79,24 @@ def test_a_file_in_many_pieces(tmp_path: Path) -> None:
         taken = taken_on_host(file)
         assert taken is not None
         assert taken(0, BLOCK, 10_000).tolist() == [BLOCK, 0] * 5_000
+
+
+@pytest.mark.parametrize("is_mapped", [True, False])
+def test_what_was_set_aside_takes_room_and_was_not_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_mapped: bool
+) -> None:
+    with opened(tmp_path / "a") as file:
+        os.posix_fallocate(file.descriptor, 0, 4 * BLOCK)
+        os.pwrite(file.descriptor, b"x" * BLOCK, 2 * BLOCK)
+        os.fsync(file.descriptor)
+        taken = taken_on_host(file)
+        assert taken is not None
+        assert taken(0, BLOCK, 5).tolist() == [BLOCK] * 4 + [0]
+        if not is_mapped:
+            monkeypatch.setattr(fcntl, "ioctl", no_map)
+        written = written_in(file)
+        assert written is not None
+        assert written(0, BLOCK, 5).tolist() == [0, 0, BLOCK, 0, 0]
 
 
 def test_what_is_no_file_does_not_tell() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,7 +19,7 @@ from hypothesis import strategies as st
 
 from snaptree.images import layer_windows, overlaps
 from snaptree.images.analyses import Analyses
-from snaptree.images.extents import taken_on_host
+from snaptree.images.extents import taken_on_host, written_in
 from snaptree.images.files import LocalPlace, open_local
 from snaptree.images.layer_windows import Layer
 from snaptree.images.overlaps import MergeBounds, Overlaps, read_overlaps
@@ -38,7 +39,9 @@ def opened(paths: Sequence[Path]) -> Iterator[dict[str, Layer]]:
         for path in paths:
             file = stack.enter_context(open_local(str(path)))
             is_raw = driver_of(path) == "raw"
-            layers[str(path)] = Layer.of_raw(file, taken_on_host(file)) if is_raw else Layer.of_qcow2(file)
+            layers[str(path)] = (
+                Layer.of_raw(file, taken_on_host(file), written_in(file)) if is_raw else Layer.of_qcow2(file)
+            )
         yield layers
 
 
@@ -138,10 +141,13 @@ def test_any_chain_is_what_qemu_says_and_does(daemon: Daemon, made: list[Made], 
         found = look(paths)
         check_what_shows(paths, made, found)
         top = data.draw(st.integers(0, len(made) - 2), "top")
-        if data.draw(st.booleans(), "pull"):
+        into = data.draw(st.integers(top, len(made) - 1), "into")
+        if into == top:
             pull(daemon, paths, made, found, top)
+        elif into < len(made) - 1 and data.draw(st.booleans(), "both ways"):
+            commit_and_pull(daemon, paths, made, found, top, into)
         else:
-            commit(daemon, paths, made, found, top, data.draw(st.integers(top + 1, len(made) - 1), "base"))
+            commit(daemon, paths, made, found, top, into)
 
 
 def event(what: str) -> None:
@@ -203,6 +209,24 @@ def pull(daemon: Daemon, paths: Sequence[Path], made: Sequence[Made], found: Ove
     check_growth(bounds, really, made[top:], base=made[top], finds_zeros=True)
 
 
+def commit_and_pull(
+    daemon: Daemon, paths: Sequence[Path], made: Sequence[Made], found: Overlaps, top: int, into: int
+) -> None:
+    if made[into].subclusters:
+        return  # see `pull`
+    if grows_impossibly(made, top, into):
+        return
+    bounds = merge(found, paths, top, len(made) - 1, into)
+
+    def both() -> None:
+        daemon.commit(paths, top, into)
+        daemon.pull(paths[into:], 0)
+
+    really = grown(paths[into], both)
+    event("both ways")
+    check_growth(bounds, really, made[top:], base=made[into], finds_zeros=True)
+
+
 def check_growth(
     bounds: MergeBounds, really: int, made: Sequence[Made], base: Made, *, finds_zeros: bool = False
 ) -> None:
@@ -250,8 +274,10 @@ def test_two_branches_on_one_base(tmp_path: Path) -> None:
     assert found.merge(str(base), str(right), str(base)) == MergeBounds(2 * MEBIBYTE, 2 * MEBIBYTE, MEBIBYTE, MEBIBYTE)
     with pytest.raises(ValueError, match="does not stand on"):
         found.visible(str(left), str(right))
-    with pytest.raises(ValueError, match="the lowest or the highest"):
+    with pytest.raises(ValueError, match="does not stand on"):
         found.merge(str(base), str(left), str(right))
+    with pytest.raises(ValueError, match="into one of them"):
+        found.merge(str(left), str(left), str(base))
 
 
 @given(st.data())
@@ -277,7 +303,7 @@ def test_every_branch_is_seen_as_if_it_were_alone(data: st.DataObject) -> None:
             alone = look([Path(name) for name in chain])
             for number, name in enumerate(chain):
                 assert together.visible(name, chain[0]) == alone.visible(name, chain[0])
-                for into in {chain[0], name} if number else ():
+                for into in chain[: number + 1] if number else ():
                     assert together.merge(name, chain[0], into) == alone.merge(name, chain[0], into)
 
 
@@ -328,6 +354,54 @@ def test_a_raw_base_of_unknown_holes_is_all_data(tmp_path: Path) -> None:
         blind = read_overlaps({**layers, names[1]: Layer.of_raw(layers[names[1]].source)}, straight(paths))
     assert (local.data(names[1]), local.visible(names[1], names[0])) == (CLUSTER, CLUSTER)
     assert (blind.data(names[1]), blind.visible(names[1], names[0])) == (8 * MEBIBYTE, 8 * MEBIBYTE)
+
+
+@settings(phases=[Phase.generate], max_examples=settings().max_examples // 3)
+@given(data=st.data())
+def test_zeros_of_a_raw_base_take_room_there_and_are_not_copied(daemon: Daemon, data: st.DataObject) -> None:
+    """Set aside, or zeroed in place: the host keeps room for them, and a pull finds that they are nothing."""
+    places = st.tuples(st.integers(0, 79), st.integers(1, 40))
+
+    def session(*kinds: str) -> tuple[str, ...]:
+        chosen = data.draw(st.lists(st.tuples(st.sampled_from(kinds), places), max_size=5))
+        return tuple(f"{kind} {start * CLUSTER} {min(count, 80 - start) * CLUSTER}" for kind, (start, count) in chosen)
+
+    made = [
+        *(Made(5 * MEBIBYTE, sessions=(session("write -q -P 7", "write -q -z -u"),)) for _ in range(2)),
+        Made(
+            5 * MEBIBYTE,
+            is_raw=True,
+            sessions=(session("write -q -P 9", "write -q -z", "write -q -z -u", "discard -q"),),
+        ),
+    ]
+    with TemporaryDirectory() as directory:
+        paths = make_chain(Path(directory), made)
+        if data.draw(st.booleans(), "set aside"):
+            with paths[-1].open("r+b") as file:
+                os.posix_fallocate(file.fileno(), 0, 5 * MEBIBYTE)
+        top, into = data.draw(st.sampled_from([(0, 0), (0, 1), (0, 2), (1, 1), (1, 2)]))
+        bounds = merge(look(paths), paths, top, 2, into)
+
+        def change() -> None:
+            if into > top:
+                daemon.commit(paths, top, into)
+            if into < 2:
+                daemon.pull(paths[into:], 0)
+
+        really = grown(paths[into], change)
+    slack = 8192 if into == 2 else 0  # of the file system's own
+    assert bounds.growth_least - slack <= really <= bounds.growth_most + slack
+
+
+def test_a_raw_base_elsewhere_may_be_nothing_but_zeros(tmp_path: Path, daemon: Daemon) -> None:
+    made = [Made(8 * MEBIBYTE), Made(8 * MEBIBYTE, is_raw=True, sessions=(("write -q 1M 64k",),))]
+    paths = make_chain(tmp_path, made)
+    names = [str(path) for path in paths]
+    with opened(paths) as layers:
+        blind = read_overlaps({**layers, names[1]: Layer.of_raw(layers[names[1]].source)}, straight(paths))
+    bounds = merge(blind, paths, 0, 1, 0)
+    assert (bounds.copies_least, bounds.copies_most) == (0, 8 * MEBIBYTE)
+    assert bounds.growth_least <= grown(paths[0], lambda: daemon.pull(paths, 0)) <= bounds.growth_most
 
 
 def test_encrypted_layers_are_like_others(tmp_path: Path) -> None:

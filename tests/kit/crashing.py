@@ -34,10 +34,10 @@ class Journal(journals.Journal):
         if (moment, step) == ("begun", number):
             stand_still()
 
-    def step_is_done(self, operation, step):
+    def step_is_done(self, operation, step, **known):
         if (moment, step) == ("acted", number):
             stand_still()
-        super().step_is_done(operation, step)
+        super().step_is_done(operation, step, **known)
 
     def finish(self, operation):
         if moment == "ended":

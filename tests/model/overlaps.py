@@ -47,11 +47,8 @@ class UnitOverlaps:
     def merge(self, bottom: str, top: str, into: str) -> Merge:
         """Everything that `into` has not is written to it; what lies above it is written over what it has."""
         path = self.path(bottom, top)
-        assert into in (path[0], path[-1])
+        at = path.index(into)
         together: set[int] = set().union(*(self.units[layer] for layer in path))
-        if into == bottom:
-            copied: set[int] = set().union(*(self.units[layer] for layer in path[:-1]))
-        else:
-            copied = together - self.units[top]
+        copied: set[int] = set().union(*(self.units[layer] for layer in path[:at])) | (together - self.units[into])
         growth = len(together - self.units[into]) * UNIT
         return Merge(len(copied) * UNIT, len(copied) * UNIT, growth - self.slack, growth)

@@ -85,17 +85,43 @@ def test_while_the_machine_runs_nothing_is_pulled_below_its_active_layer() -> No
     disk = line("abcd", "cde", "x")
     layer_tree = LayerTree(disk.tree(), replace(disk.layers(), is_running=True))
     (pile,) = layer_tree.deleting(["s0"]).piles
-    assert pile.merges == (LayerMerge(MergeWay.COMMIT, ("l1", "l0")),)
-    (pile,) = layer_tree.deleting(["s0", "s1"]).piles
-    assert pile.merges == (LayerMerge(MergeWay.COMMIT, ("l2", "l1", "l0")),)
-    (pile,) = replace(layer_tree, tree=disk.tree()).deleting(["s1"]).piles
-    assert pile.merges == (LayerMerge(MergeWay.COMMIT, ("l2", "l1")),)
+    assert pile.merges == (LayerMerge(("l1", "l0"), "l0"),)
+    (pile,) = layer_tree.deleting(["s1"]).piles
+    assert pile.merges == (LayerMerge(("l2", "l1"), "l1"),)
+    disk = line("abcd", "cdefg", "x", "y")
+    (pile,) = LayerTree(disk.tree(), replace(disk.layers(), is_running=True)).deleting(["s0", "s1"]).piles
+    assert pile.merges == (LayerMerge(("l2", "l1", "l0"), "l0"),)
+    (pile,) = disk.layer_tree().deleting(["s0", "s1"]).piles
+    assert pile.merges == (LayerMerge(("l2", "l1", "l0"), "l1"),), "off, the middle one is best"
+
+
+def test_the_layer_that_has_most_takes_in_what_is_above_and_then_what_is_below() -> None:
+    disk = line("abx", "cdefgh", "bx")
+    layer_tree = LayerTree(disk.tree(), replace(disk.layers(), is_running=True))
+    deletion = layer_tree.deleting(["s0", "s1"])
+    (pile,) = deletion.piles
+    (merge,) = pile.merges
+    assert merge.jobs == ((MergeWay.COMMIT, ("l2", "l1")), (MergeWay.PULL, ("l1", "l0")))
+    assert units_of(deletion.copies) == len("bx") + len("a"), "of what is below, what was covered is not pulled"
+    assert pile.removed == {"l0", "l2"}
+
+
+def test_a_branch_that_goes_as_well_is_in_nobodys_way() -> None:
+    disk = Disk(
+        {"base": frozenset(range(10)), "fork": frozenset({1}), "left": frozenset({2}), "right": frozenset()},
+        {"base": None, "fork": "base", "left": "fork", "right": "fork"},
+        {"base": "root", "fork": "fork", "left": "tip"},
+        active="right",
+    )
+    layer_tree = LayerTree(disk.tree(), replace(disk.layers(), is_running=True))
+    assert any(pile.stuck for pile in layer_tree.deleting(["root"]).piles)
+    assert not any(pile.stuck for pile in layer_tree.deleting(["root", "tip"]).piles)
 
 
 def test_all_layers_of_a_run_are_merged_at_once() -> None:
     deletion = line("a", "ab", "abc", "abcd").layer_tree().deleting(["s0", "s1", "s2"])
     (pile,) = deletion.piles
-    assert pile.merges == (LayerMerge(MergeWay.PULL, ("l3", "l2", "l1", "l0")),), "the top one has all of it"
+    assert pile.merges == (LayerMerge(("l3", "l2", "l1", "l0"), "l3"),), "the top one has all of it"
     assert units_of(deletion.copies) == 0
     assert pile.removed == {"l0", "l1", "l2"}
 
@@ -118,7 +144,7 @@ def test_a_smaller_disk_is_never_committed_into_a_larger_one() -> None:
     sizes = {"l0": 100, "l1": 50, "l2": 50}
     images = {path: replace(image, virtual_size=sizes[path]) for path, image in layers.images.items()}
     (pile,) = LayerTree(disk.tree(), replace(layers, images=images)).deleting(["s0"]).piles
-    assert pile.merges == (LayerMerge(MergeWay.PULL, ("l1", "l0")),)
+    assert pile.merges == (LayerMerge(("l1", "l0"), "l1"),)
 
 
 def test_several_together_give_back_more_than_each_alone() -> None:
@@ -141,8 +167,8 @@ def test_a_fork_costs_what_is_copied_into_each_branch() -> None:
     assert units_of(deletion.frees) == 10 - 19
     (pile,) = deletion.piles
     assert pile.merges == (
-        LayerMerge(MergeWay.PULL, ("left", "base")),
-        LayerMerge(MergeWay.COMMIT, ("right", "base")),
+        LayerMerge(("left", "base"), "left"),
+        LayerMerge(("right", "base"), "base"),
     )
     assert pile.removed == {"right"}
 
@@ -264,19 +290,21 @@ def test_merging_keeps_what_survivors_show(disk: Disk, running: bool, data: st.D
     for pile in deletion.piles:
         assert not (pile.stuck and (pile.merges or not running)), "in use, and several stand on it: shut it down"
         for merge in pile.merges:
-            top, into, lowest = map(str, (merge.top, merge.into, merge.layers[-1]))
-            moving = {unit for path in map(str, merge.layers) if path != into for unit in content[path]}
-            if merge.way is MergeWay.PULL:
-                moving -= content[top].keys()
-            merged = shown(top)
-            copied += len(moving)
-            content[into] |= {unit: merged[unit] for unit in moving}
-            if merge.way is MergeWay.PULL:
-                below[top] = below[lowest]
-            else:
-                now_in[top] = into
-                for above in [path for path, base in below.items() if base == top]:
-                    below[above] = into
+            for way, layers in merge.jobs:
+                top, lowest = str(layers[0]), str(layers[-1])
+                into = top if way is MergeWay.PULL else lowest
+                moving = {unit for path in map(str, layers) if path != into for unit in content[path]}
+                if way is MergeWay.PULL:
+                    moving -= content[top].keys()
+                merged = shown(top)
+                copied += len(moving)
+                content[into] |= {unit: merged[unit] for unit in moving}
+                if way is MergeWay.PULL:
+                    below[top] = below[lowest]
+                else:
+                    now_in[top] = into
+                    for above in [path for path, base in below.items() if base == top]:
+                        below[above] = into
     removed = frozenset().union(*(pile.removed for pile in deletion.piles))
     for path, expected in before.items():
         stack: list[str] = []

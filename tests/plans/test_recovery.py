@@ -7,6 +7,9 @@ from dataclasses import replace
 import pytest
 
 from snaptree.model.errors import SnapTreeError
+from snaptree.model.estate import DomainState
+from snaptree.model.figures import NOTHING, Confidence, exact
+from snaptree.plans.aftermath import after
 from snaptree.plans.intention import Capture, Delete, Recover, Revert, Take
 from snaptree.plans.operation import Operation, OperationState, Settled, StepFound, StepState, last_undoable
 from snaptree.plans.plan import (
@@ -18,12 +21,14 @@ from snaptree.plans.plan import (
     MergeWay,
     Plan,
     RecordLayers,
+    RemoveLeftover,
     RevertToSnapshot,
     TakeSnapshot,
 )
 from snaptree.plans.planner import make_plan
 from snaptree.plans.recovery import half_deleted, is_torn
-from tests.plans.situations import SituationBuilder, a_machine, interrupted
+from snaptree.plans.speed import Sample, Speed, Way
+from tests.plans.situations import MIB, SituationBuilder, a_machine, interrupted
 
 TWO = Delete(("a", "b"))
 
@@ -123,6 +128,45 @@ def test_a_revert_is_finished_with_its_undo() -> None:
     assert plan.steps == (revert,)
     assert plan.undo == operation.plan.undo
     assert plan.undo is not None
+
+
+def merged_by_us(**machine: object) -> SituationBuilder:
+    """a, b and c in use, of which the first two are being merged into one by us."""
+    return a_machine(**machine).external("a").external("b").external("c")  # type: ignore[arg-type]
+
+
+def test_what_is_left_to_finish_has_a_forecast_of_its_own() -> None:
+    speed = Speed(seconds_each=2.0, samples=(Sample(Way.MERGE, 0, 1.0, paused=0.2),))
+    past = merged_by_us(state=DomainState.RUNNING).having(speed=speed)
+    operation = interrupted(past, TWO)
+    assert [type(step) for step in operation.plan.steps] == [MergeLayers, RecordLayers, RemoveLeftover, RemoveLeftover]
+    half_way = finish(past, operation, StepFound(StepState.HALF_WAY, "a merge was under way")).forecast
+    assert half_way.copies.bytes == operation.plan.forecast.copies.bytes == 20 * MIB, "both layers above the base"
+    assert half_way.copies.confidence is Confidence.UPPER_BOUND
+    assert half_way.peak_extra.bytes == operation.plan.forecast.peak_extra.bytes == 20 * MIB
+    assert half_way.frees.bytes == 20 * MIB
+    assert half_way.seconds is None, "nobody has copied much here"
+    assert half_way.pause_seconds == 0.2
+
+    merged = past.build()
+    merged = replace(after(merged, operation.plan.steps[0]), unfinished=replace(operation, steps_done=1))
+    rest = make_plan(Recover(), replace(merged, found=StepFound(StepState.NOT_BEGUN))).forecast
+    assert (rest.copies, rest.peak_extra) == (NOTHING, NOTHING)
+    assert rest.frees == exact(20 * MIB)
+    assert (rest.seconds, rest.pause_seconds) == (4.0, 0.0)
+
+
+def test_what_libvirt_has_left_to_delete_is_counted_as_well() -> None:
+    forecast = finish(three(), cut_short(), StepFound(StepState.HALF_WAY, "its layer may be merged in part")).forecast
+    assert (forecast.copies.bytes, forecast.peak_extra.bytes) == (20 * MIB, 10 * MIB), "one layer at a time"
+    assert leave(three(), cut_short()).forecast.seconds == 0
+
+
+def test_what_is_left_of_a_revert_takes_what_it_would_have_taken() -> None:
+    past = a_machine().external("good").external("later")
+    operation = interrupted(past, Revert("good"))
+    assert finish(past, operation).forecast.peak_extra.bytes == operation.plan.forecast.peak_extra.bytes
+    assert finish(past, operation).forecast.copies == NOTHING
 
 
 def test_nothing_to_recover_says_so() -> None:

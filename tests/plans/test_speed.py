@@ -17,7 +17,11 @@ from snaptree.plans.plan import (
     ForkAtSnapshot,
     Freeze,
     FreezeFileSystems,
+    Layer,
+    MergeLayers,
+    MergeWay,
     Plan,
+    RecordLayers,
     RevertToSnapshot,
     StateAfter,
     Step,
@@ -137,3 +141,22 @@ def test_what_is_likely_written_goes_by_what_this_machine_wrote() -> None:
     assert speed.writes(take(200 * MIB), "uuid") == 40 * MIB
     assert speed.writes(take(), "uuid") is None, "a new layer is empty"
     assert speed.writes(take(200 * MIB), "a third") is None
+
+
+def merge(way: MergeWay, *, live: bool = True, top: str = "/c") -> MergeLayers:
+    stack = tuple(Layer(path, "qcow2") for path in (top, "/b", "/a"))
+    return MergeLayers("vda", way, ("/b", "/a") if top == "/d" else (top, "/b"), stack, is_live=live)
+
+
+def test_how_long_guests_stand_still_for_merges_is_learned_by_what_ends_them() -> None:
+    record = RecordLayers({}, (), {}, {}, {}, ())
+    over, below = merge(MergeWay.COMMIT), merge(MergeWay.COMMIT, top="/d")
+    plan = Plan(Action.DELETE, "test:///", "uuid", "vm", ("a",), steps=(over, below, record))
+    taught = Operation(
+        1, plan, OperationState.DONE, 0.0, 9.0, step_seconds=(4.0, 4.0, 0.1), step_pauses=(0.3, 0.1, None)
+    )
+    speed = measured([taught, replace(taught, step_pauses=(None, None, None))])
+    assert speed.pause_of([over, record]) == pytest.approx(0.3)
+    assert speed.pause_of([below, merge(MergeWay.PULL), record]) == pytest.approx(0.2)
+    assert measured([]).pause_of([over]) is None
+    assert measured([]).pause_of([merge(MergeWay.COMMIT, live=False), record]) == 0, "no guest is there"
