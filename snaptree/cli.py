@@ -9,16 +9,16 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from snaptree import __version__
 from snaptree.model.errors import CancelledError, SnapTreeError
+from snaptree.terminal.complaint import complain
+from snaptree.terminal.policy_options import add_policy_options, hours
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from snaptree.hosts.connection import Connection
     from snaptree.model.merging import Elsewhere
     from snaptree.plans.intention import Intention
@@ -45,10 +45,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             sys.stdout.flush()
             return status
     except CancelledError as error:
-        _complain(error)
+        complain(error)
         return EXIT_ERROR
     except SnapTreeError as error:
-        _complain(error)
+        complain(error)
         return EXIT_ERROR
     except KeyboardInterrupt:
         sys.stderr.write("snaptree: stopped.\n")
@@ -57,11 +57,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # The reader of our output went away (`| head`): not our error. Keep the interpreter from flushing into it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_ERROR
-
-
-def _complain(error: SnapTreeError) -> None:
-    """One line: what, why and what to do."""
-    sys.stderr.write(f"snaptree: {' '.join(str(error).split())}\n")
 
 
 @contextmanager
@@ -206,6 +201,20 @@ def _parser() -> argparse.ArgumentParser:
         "--limit", metavar="MIB", type=_rate, help="copy so many MiB per second at most; merges can then be stopped too"
     )
 
+    prune = command("prune", "delete what a policy lets go, of the machines named or of all", _prune, changes=True)
+    prune.add_argument("vms", metavar="VM", nargs="*")
+    prune.add_argument("--policy", metavar="NAME", help="a policy of the file, instead of the options below")
+    prune.add_argument(
+        "--limit", metavar="MIB", type=_rate, help="copy so many MiB per second at most; merges can then be stopped too"
+    )
+    prune.add_argument(
+        "--between", metavar="FROM-TO", type=hours, help="begin and go on only at these hours, as in 22:00-06:00"
+    )
+    add_policy_options(prune)
+    policy = command("policy", "the policies of your file: show them, or check it for mistakes", _policy)
+    policy.add_argument("what", metavar="show|check", choices=("show", "check"), nargs="?", default="show")
+    policy.add_argument("--file", metavar="PATH", type=Path, help="another file than your own")
+
     drop = command(
         "drop-memory", "remove the saved memory of a snapshot, and keep its disks", _drop_memory, changes=True
     )
@@ -341,7 +350,7 @@ def _thaw_what_was_left(connection: Connection) -> None:
     # Who only looks needs no journal, and who changes anything is told that it can't be used.
     with suppress(SnapTreeError), journal_of(connection.uri) as journal:
         for left in () if journal is None else thaw_left(connection, journal):
-            _complain(SnapTreeError(f"{left.domain}: {left.says}"))
+            complain(SnapTreeError(f"{left.domain}: {left.says}"))
 
 
 @contextmanager
@@ -537,6 +546,64 @@ def _delete(options: argparse.Namespace) -> int:
     return _change(options, Delete(tuple(options.snapshots), subtree=options.subtree, by_own_jobs=by_own_jobs))
 
 
+def _prune(options: argparse.Namespace) -> int:
+    """Plan for every machine, show all, ask once, and prune one after the other: a failure stops no other."""
+    from snaptree.hosts.policies import load_policies
+    from snaptree.hosts.reading import list_domains
+    from snaptree.terminal.policy_options import policy_of
+    from snaptree.terminal.pruning import prune_machines
+
+    named = None if options.policy is None else load_policies().policy(options.policy)
+    policy = policy_of(options) if named is None else named.policy
+    if not policy.lets_go:
+        raise SnapTreeError(
+            "Nothing says what to keep, so nothing goes.", hint="Give --keep-last 7, say, or --policy NAME."
+        )
+    with _connected(options) as connections:
+        if options.vms:
+            machines = [_find(connections, name) for name in dict.fromkeys(options.vms)]
+        else:
+            machines = [
+                (connection, domain.uuid)
+                for connection in connections
+                for domain in list_domains(connection)
+                if named is None or named.is_for(domain.name)
+            ]
+        return prune_machines(
+            machines,
+            policy,
+            as_json=_wants_json(options),
+            is_one=len(options.vms) == 1,
+            dry_run=options.dry_run,
+            yes=options.yes,
+            limit=options.limit,
+            between=options.between,
+        )
+
+
+def _policy(options: argparse.Namespace) -> int:
+    from snaptree.hosts.policies import load_policies, policies_path
+    from snaptree.plans.policy_file import PolicyFileError
+    from snaptree.terminal import console, policies
+
+    path = options.file or policies_path()
+    try:
+        file = load_policies(options.file)
+    except PolicyFileError as error:
+        for problem in error.problems:
+            sys.stderr.write(f"{path}: {console.plain(str(problem))}\n")
+        return EXIT_ERROR
+    if _wants_json(options):
+        console.print_json(policies.policies_json(file))
+    elif options.what == "check":
+        console.console().print(f"{path}: no mistakes. Policies: {', '.join(file.policies) or 'none'}.")
+    elif file.policies:
+        policies.print_policies(console.console(), file)
+    else:
+        console.console().print(f"There are no policies in {path}.")
+    return 0
+
+
 def _drop_memory(options: argparse.Namespace) -> int:
     from snaptree.plans.intention import DropMemory
 
@@ -699,25 +766,14 @@ def _change(options: argparse.Namespace, intention: Intention) -> int:
 def _change_machine(
     options: argparse.Namespace, connection: Connection, uuid: str, intention: Intention, *, undoes: int | None = None
 ) -> int:
-    """Plan, show, ask, run: the one way in which a command changes anything."""
-    from snaptree.hosts.journal import Journal, journal_of, journal_path
-    from snaptree.hosts.layers import analysed
-    from snaptree.hosts.recovery import with_operations
-    from snaptree.hosts.situation import read_situation, read_to_describe
-    from snaptree.plans.intention import Recover, only_describes
+    """Plan, show, ask, run: the way in which a command changes one machine."""
     from snaptree.plans.plan import Action
     from snaptree.plans.plan_json import plan_to_json
-    from snaptree.plans.planner import make_plan, needs_analysis
+    from snaptree.plans.planner import make_plan
     from snaptree.terminal import console, plans
+    from snaptree.terminal.changing import agreed, run_with_progress, situation_for
 
-    situation = (read_to_describe if only_describes(intention) else read_situation)(connection, uuid)
-    with journal_of(connection.uri) as known:
-        situation = with_operations(connection, situation, known, recovers=isinstance(intention, Recover))
-        if known is not None:
-            situation = replace(situation, speed=known.speed(connection.uri))
-    if needs_analysis(intention, situation):
-        situation = replace(situation, layers=analysed(connection, situation.layers))
-    plan = make_plan(intention, situation)
+    plan = make_plan(intention, situation_for(connection, uuid, intention))
     only_plan = plan.is_refused or options.dry_run
     if not _wants_json(options):
         plans.print_plan(console.console(), plan)
@@ -725,7 +781,7 @@ def _change_machine(
         console.print_json(plan_to_json(plan))
     if plan.is_refused:
         for refusal in plan.refusals:
-            _complain(SnapTreeError(f"Refused: {refusal.reason}", hint=refusal.remedy))
+            complain(SnapTreeError(f"Refused: {refusal.reason}", hint=refusal.remedy))
         return EXIT_REFUSED
     if only_plan:
         return 0
@@ -735,15 +791,9 @@ def _change_machine(
         else:
             console.console().print("Nothing to do: that is so already.")
         return 0
-    if plan.asks_first and not options.yes and not _agreed():
+    if plan.asks_first and not options.yes and not agreed():
         return EXIT_REFUSED
-    journal = Journal(journal_path(connection.uri))
-    try:
-        operation = _run(
-            connection, plan, journal, console.console(stderr=True), undoes, limit=getattr(options, "limit", None)
-        )
-    finally:
-        journal.close()
+    operation = run_with_progress(connection, plan, undoes=undoes, limit=getattr(options, "limit", None))
     if _wants_json(options):
         console.print_json(plans.result_json(plan, operation))
     if operation.error is not None:
@@ -751,63 +801,6 @@ def _change_machine(
     if not _wants_json(options):
         plans.print_result(console.console(), operation)
     return 0
-
-
-def _agreed() -> bool:
-    if not sys.stdin.isatty():
-        sys.stderr.write("snaptree: Not run: there is nobody to ask. Give --yes to go on, or --dry-run for the plan.\n")
-        return False
-    return input("Go on? [y/N] ").strip().lower() in ("y", "yes")
-
-
-def _run(
-    connection: Connection, plan: Any, journal: Any, out: Console, undoes: int | None, limit: int | None
-) -> Operation:
-    """Run a plan with a progress bar. The first Ctrl+C asks it to stop where it can, the second gives up waiting."""
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-
-    from snaptree.hosts.running import run_plan
-
-    asked_to_stop = threading.Event()
-
-    def ask_to_stop(_signal: int, _frame: object) -> None:
-        if asked_to_stop.is_set():
-            raise KeyboardInterrupt
-        asked_to_stop.set()
-        out.print("Stopping as soon as nothing is half done. Ctrl+C again gives up waiting.")
-
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        DownloadColumn(binary_units=True),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=out, transient=True, disable=not out.is_terminal) as bar:
-        task = bar.add_task(plan.domain, total=None)
-
-        def on_progress(operation: Operation) -> None:
-            if operation.progress is not None:
-                bar.update(
-                    task,
-                    description=operation.progress.doing,
-                    completed=operation.progress.done or 0,
-                    total=operation.progress.total,
-                )
-
-        before = signal.signal(signal.SIGINT, ask_to_stop)
-        try:
-            return run_plan(
-                connection,
-                plan,
-                journal=journal,
-                undoes=undoes,
-                on_progress=on_progress,
-                cancelled=asked_to_stop.is_set,
-                bandwidth=lambda: limit,
-            )
-        finally:
-            signal.signal(signal.SIGINT, before)
 
 
 # The window

@@ -65,4 +65,4 @@ def needs_analysis(intention: Intention, situation: Situation) -> bool:
     if isinstance(intention, Look):
         snapshot = situation.tree.snapshots.get(intention.snapshot)
         return snapshot is not None and not is_external(snapshot)
-    return isinstance(intention, Delete | TakeBack)
+    return isinstance(intention, Delete | Prune | TakeBack)

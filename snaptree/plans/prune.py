@@ -57,9 +57,18 @@ def prune(
     )
 
 
+def pruning_of(intention: Prune, situation: Situation) -> Pruning:
+    """What an intention comes to, before there is a plan for it."""
+    return prune(intention.policy, layer_tree_of(situation), situation.now, kept=intention.kept)
+
+
 def plan_prune(intention: Prune, situation: Situation) -> Plan:
     """Plan to delete what a policy lets go, in one. There is no undo. If nothing goes, there are no steps."""
-    pruning = prune(intention.policy, layer_tree_of(situation), situation.now, kept=intention.kept)
+    return plan_pruning(intention, situation, pruning_of(intention, situation))
+
+
+def plan_pruning(intention: Prune, situation: Situation, pruning: Pruning) -> Plan:
+    """As `plan_prune`, for who has worked out already what that comes to."""
     draft = Draft(Action.PRUNE, situation)
     forecast = add_deletions(draft, pruning.goes, batch=pruning.goes, by_own_jobs=intention.by_own_jobs)
     return draft.plan(pruning.goes, forecast, None)

@@ -1,15 +1,32 @@
-"""What `snaptree prune` prints: what goes and what stays of each machine, and why."""
+"""`snaptree prune`: what goes and what stays of each machine and why, and one machine after the other."""
 
 from __future__ import annotations
 
+import datetime as dt
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 from rich.console import Console
 
 from snaptree import words
+from snaptree.hosts.connection import Connection
+from snaptree.model.errors import CancelledError, SnapTreeError
+from snaptree.model.figures import total
 from snaptree.model.tree import SnapshotTree
-from snaptree.plans.prune import Pruning
-from snaptree.terminal.console import plain
+from snaptree.plans.hours import Hours
+from snaptree.plans.intention import Prune
+from snaptree.plans.operation import Operation
+from snaptree.plans.plan import Plan
+from snaptree.plans.plan_json import plan_to_json
+from snaptree.plans.policy import Policy, kept_with_groups
+from snaptree.plans.prune import Pruning, plan_pruning, pruning_of
+from snaptree.plans.situation import Situation
+from snaptree.terminal.changing import agreed, run_with_progress, situation_for
+from snaptree.terminal.complaint import complain
+from snaptree.terminal.console import console, plain, print_json
+from snaptree.terminal.plans import print_plan, result_json
 from snaptree.terminal.table import Column, Cut, add_row, print_table
 
 
@@ -59,3 +76,121 @@ def summary(pruning: Pruning) -> str:
         parts.append(f"{words.count(pruning.depth, 'layer')} become {pruning.depth_after}")
     verb = "goes" if goes == 1 else "go"
     return f"{goes} of {words.count(len(pruning.decisions), 'snapshot')} {verb}: {', '.join(parts)}"
+
+
+@dataclass
+class _Machine:
+    """One machine to be pruned, and what came of that."""
+
+    connection: Connection
+    situation: Situation
+    pruning: Pruning
+    plan: Plan
+    operation: Operation | None = None
+    not_begun: str = ""
+    """Why it was not begun; empty if it was, or if nothing goes."""
+
+    @property
+    def name(self) -> str:
+        """The machine's name."""
+        return self.situation.domain.name
+
+    def document(self) -> dict[str, Any]:
+        """What `--json` says of it."""
+        plan = plan_to_json(self.plan) if self.operation is None else result_json(self.plan, self.operation)
+        return plan | pruning_json(self.pruning) | ({"not_begun": self.not_begun} if self.not_begun else {})
+
+
+def prune_machines(
+    machines: Sequence[tuple[Connection, str]],
+    policy: Policy,
+    *,
+    as_json: bool,
+    is_one: bool,
+    dry_run: bool,
+    yes: bool,
+    limit: int | None,
+    between: Hours | None,
+) -> int:
+    """Plan for all, show all, ask once, run one after the other. Returns the exit status: 1 if any failed.
+
+    `is_one`: just one was named, so that the document is that one's and no list. 3 if any was refused and none failed.
+    """
+    found = _planned(machines, policy, by_own_jobs=limit is not None)
+    out = console()
+    if not as_json:
+        for machine in found:
+            _show(out, machine)
+        if len(found) > 1:
+            out.print(_in_all(found), style="bold", soft_wrap=False)
+    willing = [machine for machine in found if machine.plan.steps]
+    for machine in found:
+        for refusal in machine.plan.refusals:
+            complain(SnapTreeError(f"{machine.name}: refused: {refusal.reason}", hint=refusal.remedy))
+    is_agreed = not dry_run and bool(willing) and (yes or agreed())
+    if is_agreed:
+        for machine in willing:
+            _run(machine, limit, between)
+    if as_json:
+        documents = [machine.document() for machine in found]
+        print_json(documents[0] if is_one else documents)
+    if any(machine.not_begun or (machine.operation and machine.operation.error) for machine in found):
+        return 1
+    is_refused = any(machine.plan.is_refused for machine in found) or (bool(willing) and not dry_run and not is_agreed)
+    return 3 if is_refused else 0
+
+
+def _planned(machines: Sequence[tuple[Connection, str]], policy: Policy, *, by_own_jobs: bool) -> list[_Machine]:
+    """Read all, decide on all, and plan for all: what was taken together is kept together."""
+    intention = Prune(policy, by_own_jobs=by_own_jobs)
+    read = [(connection, situation_for(connection, uuid, intention)) for connection, uuid in machines]
+    decided = [(situation.tree, pruning_of(intention, situation).decisions) for _, situation in read]
+    found = []
+    for (connection, situation), kept in zip(read, kept_with_groups(decided), strict=True):
+        wanted = replace(intention, kept=MappingProxyType(kept))
+        pruning = pruning_of(wanted, situation)
+        found.append(_Machine(connection, situation, pruning, plan_pruning(wanted, situation, pruning)))
+    return found
+
+
+def _show(out: Console, machine: _Machine) -> None:
+    situation = machine.situation
+    print_pruning(out, machine.name, situation.tree, machine.pruning, situation.now)
+    if machine.plan.steps:
+        print_plan(out, machine.plan)
+
+
+def _in_all(found: Sequence[_Machine]) -> str:
+    """What all plans together come to, as a sentence."""
+    going = [machine for machine in found if machine.plan.steps]
+    if not going:
+        return "In all, nothing goes."
+    count = sum(len(machine.pruning.goes) for machine in going)
+    frees = total(machine.plan.forecast.frees for machine in going)
+    copies = total(machine.plan.forecast.copies for machine in going)
+    verb = "goes" if count == 1 else "go"
+    which = f"{words.count(count, 'snapshot')} of {words.count(len(going), 'machine')} {verb}"
+    return f"In all, {which}: frees {words.figure(frees)}, copies {words.figure(copies)}."
+
+
+def _run(machine: _Machine, limit: int | None, between: Hours | None) -> None:
+    """Prune one machine, and say what came of it. What goes wrong stops no other."""
+
+    def is_over() -> bool:
+        return between is not None and not between.allow(dt.datetime.now().astimezone())
+
+    if is_over():
+        machine.not_begun = f"it is not between {between}"
+        complain(SnapTreeError(f"{machine.name}: not begun: {machine.not_begun}."))
+        return
+    try:
+        machine.operation = run_with_progress(machine.connection, machine.plan, limit=limit, until=is_over)
+    except SnapTreeError as problem:
+        machine.not_begun = problem.summary
+        complain(SnapTreeError(f"{machine.name}: not begun: {problem.summary}", hint=problem.hint))
+        return
+    error = machine.operation.error
+    if isinstance(error, CancelledError):
+        complain(SnapTreeError(f"{machine.name}: stopped: {error.summary}", hint=error.hint))
+    elif error is not None:
+        complain(SnapTreeError(f"{machine.name}: {error.summary}", hint=error.hint))

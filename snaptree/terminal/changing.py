@@ -1,0 +1,101 @@
+"""Changes from the terminal: what is read for a plan, the question, and the progress of a run."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+from snaptree.hosts.connection import Connection
+from snaptree.hosts.journal import Journal, journal_of, journal_path
+from snaptree.hosts.layers import analysed
+from snaptree.hosts.recovery import with_operations
+from snaptree.hosts.running import run_plan
+from snaptree.hosts.situation import read_situation, read_to_describe
+from snaptree.plans.intention import Intention, Recover, only_describes
+from snaptree.plans.operation import Operation
+from snaptree.plans.plan import Plan
+from snaptree.plans.planner import needs_analysis
+from snaptree.plans.situation import Situation
+from snaptree.terminal.console import console
+
+
+def situation_for(connection: Connection, uuid: str, intention: Intention) -> Situation:
+    """All that planning this has to know."""
+    situation = (read_to_describe if only_describes(intention) else read_situation)(connection, uuid)
+    with journal_of(connection.uri) as known:
+        situation = with_operations(connection, situation, known, recovers=isinstance(intention, Recover))
+        if known is not None:
+            situation = replace(situation, speed=known.speed(connection.uri))
+    if needs_analysis(intention, situation):
+        situation = replace(situation, layers=analysed(connection, situation.layers))
+    return situation
+
+
+def agreed() -> bool:
+    """Ask whether to go on. Where nobody can be asked, say so."""
+    if not sys.stdin.isatty():
+        sys.stderr.write("snaptree: Not run: there is nobody to ask. Give --yes to go on, or --dry-run for the plan.\n")
+        return False
+    return input("Go on? [y/N] ").strip().lower() in ("y", "yes")
+
+
+def run_with_progress(
+    connection: Connection,
+    plan: Plan,
+    *,
+    undoes: int | None = None,
+    limit: int | None = None,
+    until: Callable[[], bool] = lambda: False,
+) -> Operation:
+    """Run a plan with a progress bar. The first Ctrl+C asks it to stop where it can, the second gives up waiting.
+
+    `until` turns true when it shall stop of itself.
+    """
+    out = console(stderr=True)
+    asked_to_stop = threading.Event()
+
+    def ask_to_stop(_signal: int, _frame: object) -> None:
+        if asked_to_stop.is_set():
+            raise KeyboardInterrupt
+        asked_to_stop.set()
+        out.print("Stopping as soon as nothing is half done. Ctrl+C again gives up waiting.")
+
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        DownloadColumn(binary_units=True),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=out, transient=True, disable=not out.is_terminal) as bar:
+        task = bar.add_task(plan.domain, total=None)
+
+        def on_progress(operation: Operation) -> None:
+            if operation.progress is not None:
+                bar.update(
+                    task,
+                    description=operation.progress.doing,
+                    completed=operation.progress.done or 0,
+                    total=operation.progress.total,
+                )
+
+        journal = Journal(journal_path(connection.uri))
+        before = signal.signal(signal.SIGINT, ask_to_stop)
+        try:
+            return run_plan(
+                connection,
+                plan,
+                journal=journal,
+                undoes=undoes,
+                on_progress=on_progress,
+                cancelled=lambda: asked_to_stop.is_set() or until(),
+                bandwidth=lambda: limit,
+            )
+        finally:
+            signal.signal(signal.SIGINT, before)
+            journal.close()

@@ -1,0 +1,12 @@
+"""Errors on the terminal: one line, before anything heavy is imported."""
+
+from __future__ import annotations
+
+import sys
+
+from snaptree.model.errors import SnapTreeError
+
+
+def complain(error: SnapTreeError) -> None:
+    """One line: what, why and what to do."""
+    sys.stderr.write(f"snaptree: {' '.join(str(error).split())}\n")

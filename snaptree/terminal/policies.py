@@ -1,0 +1,79 @@
+"""What `snaptree policy` prints."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from rich.console import Console
+
+from snaptree import words
+from snaptree.plans.policy import ALL, Policy, Scope
+from snaptree.plans.policy_file import NamedPolicy, PolicyFile
+from snaptree.terminal.console import plain
+from snaptree.terminal.policy_options import PERIODS
+
+
+def print_policies(out: Console, file: PolicyFile) -> None:
+    """Print each policy in words."""
+    for each in file.policies.values():
+        machines = ", ".join(map(plain, each.machines)) or "all machines"
+        out.print(f"{plain(each.name)}  ({machines})", style="bold", soft_wrap=False)
+        for sentence in in_words(each.policy):
+            out.print(f"  {plain(sentence)}", soft_wrap=False)
+
+
+def policies_json(file: PolicyFile) -> list[dict[str, Any]]:
+    """The document of `policy show --json`."""
+    return [_policy_json(each) for each in file.policies.values()]
+
+
+def _policy_json(each: NamedPolicy) -> dict[str, Any]:
+    policy, scope = each.policy, each.policy.scope
+    return {
+        "policy": each.name,
+        "machines": list(each.machines),
+        **{f"keep_{period.value}": "all" if number == ALL else number for period, number in policy.counts.items()},
+        "keep_within": None if policy.within is None else str(policy.within),
+        "keep_forks": policy.keep_forks,
+        "minimum_age": None if policy.minimum_age is None else str(policy.minimum_age),
+        "maximum_depth": policy.maximum_depth,
+        "free_at_least": policy.free_at_least,
+        "names": list(scope.names),
+        "tags": list(scope.tags),
+        "owners": list(scope.owners),
+        "schedules": list(scope.schedules),
+        "by_hand": scope.by_hand,
+    }
+
+
+def in_words(policy: Policy) -> Iterator[str]:
+    """What a policy says, a sentence each."""
+    for period, number in policy.counts.items():
+        if number:
+            yield f"keeps {PERIODS[period.value].replace(' N', ' all' if number == ALL else f' {number}')}"
+    if policy.within is not None:
+        yield f"keeps all that are less than {policy.within} older than the newest"
+    if policy.minimum_age is not None:
+        yield f"keeps all that are younger than {policy.minimum_age}"
+    yield "keeps what is pinned or known good" + (", and forks" if policy.keep_forks else "")
+    if policy.maximum_depth is not None:
+        layers = words.count(policy.maximum_depth, "layer")
+        yield f"lets no more go than it takes for disks to stand on {layers} at most"
+    if policy.free_at_least is not None:
+        yield f"lets no more go than it takes for {words.size(policy.free_at_least)} to come back"
+    yield f"speaks of {_scope_in_words(policy.scope)}"
+
+
+def _scope_in_words(scope: Scope) -> str:
+    if scope == Scope():
+        return "what schedules took"
+    parts = [
+        ("named", scope.names),
+        ("tagged", tuple(f"#{tag}" for tag in scope.tags)),
+        ("taken by", scope.owners),
+        ("made by schedule", scope.schedules),
+    ]
+    said = " and ".join(f"{verb} {' or '.join(values)}" for verb, values in parts if values)
+    everything = scope.by_hand or bool(scope.names)
+    return f"{'all snapshots' if everything else 'what schedules took'}{f' {said}' if said else ''}"

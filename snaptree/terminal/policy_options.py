@@ -1,0 +1,110 @@
+"""A policy as options of a command. Nothing heavy is imported to build a parser."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
+from collections.abc import Callable
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Final, TypeVar
+
+from snaptree.model.errors import SnapTreeError
+
+if TYPE_CHECKING:
+    from snaptree.plans.hours import Hours
+    from snaptree.plans.policy import Duration, Policy
+
+_Value = TypeVar("_Value")
+
+PERIODS: Final = {
+    "last": "the newest N",
+    "hourly": "the newest of each of the last N hours that have any",
+    "daily": "the newest of each of the last N days that have any",
+    "weekly": "the newest of each of the last N weeks that have any",
+    "monthly": "the newest of each of the last N months that have any",
+    "yearly": "the newest of each of the last N years that have any",
+}
+
+
+def add_policy_options(parser: ArgumentParser) -> None:
+    """Let a command take a policy as options."""
+    keep = parser.add_argument_group("what to keep", "A snapshot that any of these keeps is kept.")
+    for period, text in PERIODS.items():
+        keep.add_argument(f"--keep-{period}", metavar="N", type=_count, help=f"{text}; 'all' for no end")
+    keep.add_argument("--keep-within", metavar="TIME", type=_duration, help="all that are younger, as in 1y6m2w3d12h")
+    keep.add_argument("--minimum-age", metavar="TIME", type=_duration, help="nothing younger goes")
+    keep.add_argument("--drop-forks", action="store_true", help="those too from which several others descend may go")
+    less = parser.add_argument_group("how much goes", "Of what no rule keeps, the cheapest, and no more than it takes.")
+    less.add_argument("--maximum-depth", metavar="N", type=_positive, help="for disks to stand on N layers at most")
+    less.add_argument("--free-at-least", metavar="SIZE", type=_size, help="for so much to come back")
+    scope = parser.add_argument_group("which snapshots", "By default those that a schedule took. Others are kept.")
+    scope.add_argument("--name", metavar="PATTERN", action="append", dest="names", help="named so, as in 'auto-*'")
+    scope.add_argument("--tag", metavar="TAG", action="append", dest="tags", help="with #TAG in their note")
+    scope.add_argument("--owner", metavar="USER", action="append", dest="owners", help="taken by this user")
+    scope.add_argument("--schedule", metavar="NAME", action="append", dest="schedules", help="taken by this schedule")
+    scope.add_argument("--by-hand", action="store_true", help="those too that no schedule took")
+
+
+def policy_of(options: Namespace) -> Policy:
+    """The policy that options say."""
+    from snaptree.plans.policy import Period, Policy, Scope
+
+    given = vars(options)
+    counts = {period: number for period in Period if (number := given[f"keep_{period.value}"]) is not None}
+    return Policy(
+        MappingProxyType(counts),
+        options.keep_within,
+        keep_forks=not options.drop_forks,
+        minimum_age=options.minimum_age,
+        maximum_depth=options.maximum_depth,
+        free_at_least=options.free_at_least,
+        scope=Scope(
+            names=tuple(options.names or ()),
+            tags=tuple(options.tags or ()),
+            owners=tuple(options.owners or ()),
+            schedules=tuple(options.schedules or ()),
+            by_hand=options.by_hand,
+        ),
+    )
+
+
+def hours(text: str) -> Hours:
+    """Hours of the day, as argparse reads them."""
+    from snaptree.plans.hours import Hours
+
+    return _asked(Hours.parse, text)
+
+
+def _duration(text: str) -> Duration:
+    from snaptree.plans.policy import Duration
+
+    return _asked(Duration.parse, text)
+
+
+def _size(text: str) -> int:
+    from snaptree.plans.policy_file import parse_size
+
+    return _asked(parse_size, text)
+
+
+def _count(text: str) -> int:
+    if text == "all":
+        from snaptree.plans.policy import ALL
+
+        return ALL
+    if not text.isascii() or not text.isdigit():
+        raise ArgumentTypeError(f"'{text}' is neither a number nor 'all'")
+    return int(text)
+
+
+def _positive(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise ArgumentTypeError(f"'{text}' is not a number above 0")
+    return int(text)
+
+
+def _asked(read: Callable[[str], _Value], text: str) -> _Value:
+    """Let argparse say what is wrong with a value."""
+    try:
+        return read(text)
+    except SnapTreeError as error:
+        raise ArgumentTypeError(str(error)) from error
