@@ -498,12 +498,3 @@ def test_what_an_overlay_held_that_the_machine_left_is_merged_nowhere(state: Any
     state.revert(pick=0, safety=False, state_after=StateAfter.AS_CAPTURED)
     state.delete(chosen=[0, 2], own=True)
     assert state.names == ["s2"]
-
-
-def test_what_is_in_use_since_a_revert_is_noted_for_all_disks_in_one_place(state: AnyHistory) -> None:
-    state.begin(disks=("qcow2", "qcow2"), running=False)
-    state.take(capture=Capture.DISKS, leave_out=3)
-    state.take(capture=Capture.DISKS, leave_out=0)
-    state.revert(pick=0, safety=False, state_after=StateAfter.AS_CAPTURED)
-    state.delete(chosen=[1], own=True)
-    state.revert(pick=0, safety=False, state_after=StateAfter.AS_CAPTURED)
