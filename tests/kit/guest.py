@@ -158,7 +158,7 @@ def make_guest(host: RealHost, name: str = "guest") -> Guest:
     directory.chmod(0o755)
     host.give(directory)
     kernel = directory / "kernel"
-    shutil.copy(_the_only("**/vmlinuz-*"), kernel)
+    shutil.copy(_the_only("**/vmlinuz*"), kernel)
     initramfs = directory / "initramfs"
     initramfs.write_bytes(gzip.compress(_archive(), 1))
     disk = _make_disk(directory)
