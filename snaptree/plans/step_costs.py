@@ -9,12 +9,14 @@ from snaptree.model.merging import LayerMerge, LayerTree
 from snaptree.plans.delete import DeleteCosts, add_delete_costs
 from snaptree.plans.facts import Facts
 from snaptree.plans.plan import (
+    CopyOut,
     DeleteSnapshot,
     Forecast,
     ForkAtSnapshot,
     MergeLayers,
     RecordLayers,
     RemoveLeftover,
+    RemoveLook,
     RevertToSnapshot,
     Step,
     TakeSnapshot,
@@ -52,8 +54,13 @@ class StepCosts:
                 self._merge(step)
             case RecordLayers():
                 self._deleted += len(step.forgotten)
-            case RemoveLeftover():
-                self._remove(step, before)
+            case RemoveLeftover(path=path):
+                self._remove(path, before)
+            case RemoveLook(files=files):
+                for path in files:
+                    self._remove(path, before)
+            case CopyOut():
+                self._copy(step)
 
     def forecast(self, speed: Speed) -> Forecast:
         """What all of them take; `seconds` counts the deletes among them alone."""
@@ -87,11 +94,18 @@ class StepCosts:
         self._costs.copies.append(self.layer_tree.copies(merge))
         self._takes(self.layer_tree.growth(merge))
 
-    def _remove(self, step: RemoveLeftover, before: Situation) -> None:
-        image = Facts(before).image(step.path)
-        if step.path in before.missing_files or (image is not None and image.is_missing):
+    def _copy(self, step: CopyOut) -> None:
+        copied = unknown("inside an image: needs an analysis of its clusters")
+        if step.copies is not None:
+            copied = Figure(step.copies, Confidence.UPPER_BOUND, "what the snapshot holds")
+        self._costs.copies.append(copied)
+        self._takes(copied)
+
+    def _remove(self, path: str, before: Situation) -> None:
+        image = Facts(before).image(path)
+        if path in before.missing_files or (image is not None and image.is_missing):
             return
-        taken = before.layers.memory_files.get(step.path) if image is None else image.allocated
+        taken = before.layers.memory_files.get(path) if image is None else image.allocated
         if taken is None:
             taken = unknown("this file was not looked at")
         elif taken.bytes is not None and self._costs.copies:

@@ -11,9 +11,11 @@ from snaptree.model.estate import DomainState
 from snaptree.model.figures import NOTHING, Confidence, exact
 from snaptree.plans.aftermath import after
 from snaptree.plans.intention import Capture, Delete, Recover, Revert, Take
+from snaptree.plans.merge import layer_tree_of
 from snaptree.plans.operation import Operation, OperationState, Settled, StepFound, StepState, last_undoable
 from snaptree.plans.plan import (
     Action,
+    CopyOut,
     DeleteSnapshot,
     EndOrphanedMerge,
     Layer,
@@ -28,6 +30,7 @@ from snaptree.plans.plan import (
 from snaptree.plans.planner import make_plan
 from snaptree.plans.recovery import half_deleted, is_torn
 from snaptree.plans.speed import Sample, Speed, Way
+from snaptree.plans.step_costs import StepCosts
 from tests.plans.situations import MIB, SituationBuilder, a_machine, interrupted
 
 TWO = Delete(("a", "b"))
@@ -167,6 +170,17 @@ def test_what_is_left_of_a_revert_takes_what_it_would_have_taken() -> None:
     operation = interrupted(past, Revert("good"))
     assert finish(past, operation).forecast.peak_extra.bytes == operation.plan.forecast.peak_extra.bytes
     assert finish(past, operation).forecast.copies == NOTHING
+
+
+def test_what_is_left_of_a_look_is_counted_as_well() -> None:
+    situation = a_machine().internal("a").build()
+    costs = StepCosts(layer_tree_of(situation))
+    copy = CopyOut("a", "vda", Layer("/images/vda.qcow2", "qcow2"), None, "/images/look.qcow2", copies=5 * MIB)
+    costs.add(copy, situation, situation)
+    forecast = costs.forecast(situation.speed)
+    assert forecast.copies.bytes == forecast.peak_extra.bytes == 5 * MIB
+    costs.add(replace(copy, copies=None), situation, situation)
+    assert not costs.forecast(situation.speed).copies.is_known
 
 
 def test_nothing_to_recover_says_so() -> None:
