@@ -577,3 +577,79 @@ def test_a_fork_point_is_deleted_where_virsh_refuses(terminal: Terminal) -> None
     for each in after["snapshots"]:
         assert digest(Path(each["disks"][0]["layer"]), "qcow2") == contents[each["name"]]
     assert terminal.virsh("snapshot-list", machine, "--name").split() != []
+
+
+# Pruning
+
+
+def test_a_policy_of_options_prunes_and_gives_back_what_it_said(terminal: Terminal) -> None:
+    """Content is proved by QEMU's own tool."""
+    from tests.kit.machines import digest
+
+    machine, policy = "web-01", ("--keep-last", "5", "--keep-daily", "7")
+    images = terminal.directory / "images"
+
+    def on_disk() -> int:
+        return sum(path.stat().st_blocks * 512 for path in images.iterdir())
+
+    before = terminal.json("tree", machine)
+    contents = {each["name"]: digest(Path(each["disks"][0]["layer"]), "qcow2") for each in before["snapshots"]}
+    plan = terminal.json("prune", machine, *policy, "-n")
+    goes = set(plan["snapshots"])
+    assert {each["name"] for each in plan["decisions"] if not each["keeps"]} == goes
+    reasons = {each["name"]: each["reasons"] for each in plan["decisions"]}
+    assert reasons["before-php-8-3"] == ["not made by a schedule", "pinned", "known good"]
+    taken = on_disk()
+    done = terminal.json("prune", machine, *policy, "-y")
+    assert done["result"]["state"] == "done"
+    after = terminal.json("tree", machine)
+    assert set(names(after)) == set(names(before)) - goes
+    assert all(
+        digest(Path(each["disks"][0]["layer"]), "qcow2") == contents[each["name"]] for each in after["snapshots"]
+    )
+    layers = terminal.json("cost", machine)["disks"][0]["layers"]
+    assert len(layers) == plan["depth"]["after"] == len(after["snapshots"]) + 1
+    a_cluster_for_each = 65_536 * len(goes)
+    assert abs(taken - on_disk() - plan["forecast"]["frees"]) <= a_cluster_for_each
+    again = terminal.json("prune", machine, *policy, "-y")
+    assert (again["snapshots"], again["steps"]) == ([], []), "what was kept is kept"
+
+
+def test_a_policy_of_the_file_is_for_its_machines(terminal: Terminal, tmp_path: Path) -> None:
+    file = tmp_path / "config" / "snaptree" / "policies.toml"
+    file.parent.mkdir(parents=True)
+    file.write_text('[policy.builds]\nmachines = ["ci-*"]\nnames = ["release-3-0-rc*"]\nkeep-last = 1\n')
+    assert "no mistakes. Policies: builds." in terminal.run("policy", "check").stdout
+    assert "keeps the newest 1" in terminal.run("policy").stdout
+    assert terminal.json("policy", "show")[0]["machines"] == ["ci-*"]
+    (plan,) = terminal.json("prune", "--policy", "builds", "-n")
+    assert plan["domain"] == "ci-runner-01"
+    assert plan["snapshots"] == [f"release-3-0-rc{number}" for number in range(1, 5)]
+    text = terminal.run("prune", "--policy", "builds", "-n").stdout
+    assert re.search(r"^goes  release-3-0-rc4 .*no rule keeps it$", text, re.MULTILINE)
+    assert re.search(r"^kept  release-3-0 .*its name is not asked for, pinned$", text, re.MULTILINE)
+    file.write_text("[policy.builds]\nkeep-last = 1\nkeep-dayly = 2\n")
+    wrong = terminal.run("policy", "check")
+    assert wrong.returncode == 1
+    assert (
+        "policies.toml: line 3: “keep-dayly” is nothing that a policy says. Did you mean “keep-daily”?" in wrong.stderr
+    )
+    assert terminal.run("prune", "--policy", "builds", "-n").returncode == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "says"),
+    [
+        (("prune", "web-01"), 1, "Nothing says what to keep"),
+        (("prune", "web-01", "--keep-daily", "many"), 2, "neither a number nor 'all'"),
+        (("prune", "web-01", "--keep-within", "2 days"), 2, "is not a time"),
+        (("prune", "web-01", "--keep-last", "1", "--between", "22-6"), 2, "no hours of the day"),
+        (("prune", "--policy", "nonsense"), 1, "no policy “nonsense”"),
+    ],
+)
+def test_wrong_policies_say_what_is_wrong(
+    terminal: Terminal, arguments: tuple[str, ...], status: int, says: str
+) -> None:
+    done = terminal.run(*arguments)
+    assert done.returncode == status, done.stderr
+    assert says in done.stderr

@@ -15,6 +15,7 @@ from snaptree.hosts.connection import Connection
 from snaptree.hosts.domain_xml import parse
 from snaptree.hosts.errors import explained
 from snaptree.hosts.helper_machine import is_helper
+from snaptree.hosts.image_locks import is_open_in_qemu
 from snaptree.hosts.layers import Images, live_chains
 from snaptree.hosts.situation import files_in, named_images, reach
 from snaptree.hosts.snapshot_xml import stands_on
@@ -54,7 +55,11 @@ def remove_with_machine(connection: Connection, domain: Any, paths: Collection[s
 def _remove_file(connection: Connection, step: RemoveLeftover) -> None:
     if connection.host.is_local:
         try:
-            Path(step.path).unlink(missing_ok=True)
+            if is_open_in_qemu(step.path):
+                raise ChangedMeanwhileError(f"a QEMU has {step.path} open")
+            Path(step.path).unlink()
+        except FileNotFoundError:
+            return
         except PermissionError:
             pass  # the daemon may
         except OSError as error:

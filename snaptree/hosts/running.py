@@ -69,7 +69,7 @@ from snaptree.plans.plan import (
     TakeSnapshot,
     ThawFileSystems,
 )
-from snaptree.plans.plan_json import describe_step
+from snaptree.plans.plan_json import describe_step, steps_in_words
 from snaptree.plans.recovery import is_torn
 from snaptree.plans.rule import QEMU
 
@@ -745,5 +745,5 @@ def _what_was_done(plan: Plan, steps_done: int) -> str:
 
 
 def _done_before(plan: Plan, steps_done: int) -> str:
-    done = "; ".join(describe_step(step) for step in plan.steps[:steps_done])
+    done = "; ".join(text for _, text in steps_in_words(plan.steps[:steps_done]))
     return f"Done before, and still so: {done}." if done else ""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict
+from itertools import groupby
 from types import MappingProxyType
 from typing import Any, TypeVar
 
@@ -128,6 +129,25 @@ def describe_step(step: Step) -> str:
         case RemoveLook():
             files = f" and its files ({files_named(step.files)})" if step.files else ""
             return f"Remove the machine{files}"
+
+
+def steps_in_words(steps: Iterable[Step]) -> list[tuple[str, str]]:
+    """Steps in words, each with its number: `3.`; `4–9.` where files go one after the other for one reason."""
+    lines = []
+    for _, group in groupby(enumerate(steps, start=1), key=_kept_apart):
+        numbers, together = zip(*group, strict=True)
+        if len(together) == 1:
+            lines.append((f"{numbers[0]}.", describe_step(together[0])))
+            continue
+        paths = [step.path for step in together if isinstance(step, RemoveLeftover)]
+        why = next(step.why for step in together if isinstance(step, RemoveLeftover))
+        lines.append((f"{numbers[0]}–{numbers[-1]}.", f"Remove {files_named(paths)}: {plain(why)}"))
+    return lines
+
+
+def _kept_apart(numbered: tuple[int, Step]) -> object:
+    number, step = numbered
+    return step.why if isinstance(step, RemoveLeftover) else number
 
 
 def what_is_said(plan: Plan, names: str) -> str:

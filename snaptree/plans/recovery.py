@@ -36,7 +36,7 @@ from snaptree.plans.plan import (
     Step,
     TakeSnapshot,
 )
-from snaptree.plans.plan_json import describe_step
+from snaptree.plans.plan_json import describe_step, steps_in_words
 from snaptree.plans.rule import Case, action_of
 from snaptree.plans.rules_plan import CANNOT_FINISH, FINISHED_ALREADY, HALF_DONE, LEFT_UNDONE
 from snaptree.plans.situation import Situation
@@ -290,4 +290,4 @@ def _case(draft: Draft, step: Step) -> Case:
 
 
 def _in_words(steps: Iterable[Step]) -> str:
-    return "; ".join(describe_step(step) for step in steps)
+    return "; ".join(text for _, text in steps_in_words(steps))

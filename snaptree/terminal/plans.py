@@ -12,13 +12,13 @@ from snaptree.model.errors import SnapTreeError
 from snaptree.model.estate import Impact
 from snaptree.plans.operation import Operation
 from snaptree.plans.plan import Action, Plan
-from snaptree.plans.plan_json import describe_step, plan_to_json
+from snaptree.plans.plan_json import plan_to_json, steps_in_words
 from snaptree.terminal.console import plain
 
 
 def print_plan(out: Console, plan: Plan) -> None:
     """Print what a plan would do, what it costs and what to know. Refusals are the caller's to say."""
-    lines = [(f"{number}. {describe_step(step)}", "") for number, step in enumerate(plan.steps, start=1)]
+    lines = [(f"{number} {text}", "") for number, text in steps_in_words(plan.steps)]
     if plan.settings:
         lines.append(("Settings that change back:", ""))
         lines += [(f"  {words.setting(change)}", "") for change in plan.settings]

@@ -20,7 +20,7 @@ from snaptree import words
 from snaptree.model.errors import SnapTreeError
 from snaptree.model.figures import Confidence, Figure
 from snaptree.plans.plan import Plan
-from snaptree.plans.plan_json import describe_step
+from snaptree.plans.plan_json import steps_in_words
 from snaptree.ui import icons
 from snaptree.ui.labels import PlainLabel, PlainLines, SectionTitle
 from snaptree.ui.text import tooltip
@@ -113,7 +113,7 @@ class PlanView(QScrollArea):
             layout.addWidget(_finding("warning", warning, page))
         if plan.steps:
             layout.addWidget(SectionTitle("What will happen", page))
-            layout.addLayout(_numbered([describe_step(step) for step in plan.steps], page))
+            layout.addLayout(_numbered(steps_in_words(plan.steps), page))
             if plan.settings:
                 layout.addWidget(SectionTitle("Settings that change back", page))
                 changes = PlainLines(page)
@@ -145,14 +145,14 @@ def _finding(sign: str, finding: Finding, parent: QWidget) -> Notice:
     return notice
 
 
-def _numbered(texts: list[str], parent: QWidget) -> QGridLayout:
+def _numbered(texts: list[tuple[str, str]], parent: QWidget) -> QGridLayout:
     grid = QGridLayout()
     grid.setHorizontalSpacing(8)
     grid.setVerticalSpacing(4)
     grid.setColumnStretch(1, 1)
-    for number, text in enumerate(texts):
-        grid.addWidget(PlainLabel(f"{number + 1}.", parent, dim=True), number, 0, Qt.AlignmentFlag.AlignTop)
-        grid.addWidget(PlainLabel(text, parent), number, 1)
+    for row, (number, text) in enumerate(texts):
+        grid.addWidget(PlainLabel(number, parent, dim=True), row, 0, Qt.AlignmentFlag.AlignTop)
+        grid.addWidget(PlainLabel(text, parent), row, 1)
     return grid
 
 

@@ -46,7 +46,7 @@ from snaptree.plans.plan import (
     ThawFileSystems,
     Undo,
 )
-from snaptree.plans.plan_json import describe_step, plan_from_record, plan_to_json, plan_to_record
+from snaptree.plans.plan_json import describe_step, plan_from_record, plan_to_json, plan_to_record, steps_in_words
 from snaptree.plans.planner import make_plan
 from tests.plans.situations import a_machine
 
@@ -289,3 +289,14 @@ def test_a_snapshot_is_described_by_what_it_holds() -> None:
     assert says[Capture.DISKS] == "Take the snapshot “a” (disks only, as after a power cut, new layer)"
     assert says[Capture.DISKS_AND_MEMORY] == "Take the snapshot “a” (disks and memory, new layer)"
     assert says[Capture.INTERNAL] == "Take the snapshot “a” (disks and memory, inside the image)"
+
+
+def test_files_that_go_for_one_reason_stand_together_in_words() -> None:
+    files = [RemoveLeftover(f"/vm/{name}", "it was merged") for name in "cab"]
+    other = RemoveLeftover("/vm/x.mem", "its memory goes")
+    assert steps_in_words([DeleteSnapshot("a", (), merges=False), *files, other]) == [
+        ("1.", "Delete “a”"),
+        ("2–4.", "Remove /vm/a, /vm/b and /vm/c: it was merged"),
+        ("5.", "Remove /vm/x.mem: its memory goes"),
+    ]
+    assert steps_in_words([]) == []
