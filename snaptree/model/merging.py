@@ -9,6 +9,7 @@ layer that another machine reads stays, whatever is deleted here.
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -24,6 +25,7 @@ from snaptree.model.tree import SnapshotTree
 _NOT_ANALYSED = "what merging its layers gives back needs an analysis of their clusters"
 _HOLDS_INTERNAL = "a layer to be merged holds internal snapshots as well"
 _NOT_RECORDED = "the snapshot does not say which image holds this disk"
+_MOST_LOOKED_AT = 8
 _MANUAL = "a disk is snapshotted by other means than libvirt's"
 
 
@@ -249,11 +251,17 @@ class LayerTree:
     def _standing_on_each_other(self, gone: Collection[ImageKey]) -> list[tuple[ImageKey, ...]]:
         """Layers that go, in piles of those that touch: the lowest first, in no particular order above it."""
         piles: dict[ImageKey, list[ImageKey]] = {}
+        lowest_of: dict[ImageKey, ImageKey] = {}
         for key in sorted(gone, key=self._name):
-            lowest, seen = key, {key}
-            while (below := self.below.get(lowest)) in gone and below is not None and below not in seen:
+            line = {key: None}
+            lowest = key
+            while lowest not in lowest_of and (below := self.below.get(lowest)) in gone:
+                if below is None or below in line:
+                    break
                 lowest = below
-                seen.add(below)
+                line[lowest] = None
+            lowest = lowest_of.get(lowest, lowest)
+            lowest_of |= dict.fromkeys(line, lowest)
             pile = piles.setdefault(lowest, [lowest])
             if key != lowest:
                 pile.append(key)
@@ -261,11 +269,12 @@ class LayerTree:
 
     def _survivors_on(self, layers: Collection[ImageKey]) -> dict[ImageKey, ImageKey]:
         """What stands on layers that go and does not go itself; and the one of them that it stands on."""
+        going = frozenset(layers)
         return {
             overlay: key
             for key in layers
             for overlay in sorted(self.above.get(key, ()), key=self._name)
-            if overlay not in layers
+            if overlay not in going
         }
 
     def _pile(self, layers: tuple[ImageKey, ...], selected: frozenset[str], vanish: Collection[ImageKey]) -> Pile:
@@ -282,7 +291,7 @@ class LayerTree:
             (*(LayerMerge(paths[top], top) for top in paths if top != last), LayerMerge(path, into))
             for last, path in paths.items()
             if not any(no_pull[top] for top in paths if top != last)
-            for into in reversed(path)
+            for into in self._may_take_all(path)
             if not self._why_not_merged(path, into, selected, vanish)
         ]
         if not paths:
@@ -302,6 +311,15 @@ class LayerTree:
                 sum(merge.into == merge.top for merge in pile.merges),
             ),
         )
+
+    def _may_take_all(self, path: tuple[ImageKey, ...]) -> list[ImageKey]:
+        """Those of a line of layers that one looks at as the one to be written, from the bottom up.
+
+        Of a long line both ends, and a few that have most: the more a layer has, the less is copied into it.
+        """
+        between = heapq.nlargest(_MOST_LOOKED_AT, path[1:-1], key=lambda key: self.allocated(key).bytes or 0)
+        looked_at = {path[0], path[-1], *between}
+        return [key for key in reversed(path) if key in looked_at]
 
     def _returned_to(self, selected: frozenset[str]) -> frozenset[ImageKey]:
         """Layers to which a revert puts disks that a snapshot left out: whatever they show by then, they must exist."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from itertools import pairwise
+from itertools import groupby, pairwise
 from types import MappingProxyType
 
 from snaptree.model.estate import (
@@ -64,9 +64,15 @@ from snaptree.plans.situation import Disk, Situation
 _JUST_MADE = exact(0, "made by this plan itself")
 
 
-def after(situation: Situation, step: Step) -> Situation:
-    """The situation after a step has been run. Who holds the clusters of an image is then for nobody to say."""
-    then = _after(situation, step)
+def after(situation: Situation, *steps: Step) -> Situation:
+    """The situation after steps have been run. Who holds the clusters of an image is then for nobody to say."""
+    then = situation
+    for removes, group in groupby(steps, key=lambda step: isinstance(step, RemoveLeftover)):
+        if removes:  # there may be thousands
+            then = _without_files(then, {step.path for step in group if isinstance(step, RemoveLeftover)})
+            continue
+        for step in group:
+            then = _after(then, step)
     return replace(then, layers=replace(then.layers, sharing=MappingProxyType({})))
 
 
@@ -565,8 +571,9 @@ def after_record(situation: Situation, step: RecordLayers) -> Situation:
         assert current is not None
         current = tree.parents[current]
     survivors = []
+    forgotten = frozenset(step.forgotten)
     for snapshot in tree:
-        if snapshot.name in step.forgotten:
+        if snapshot.name in forgotten:
             continue
         overlays = step.overlays.get(snapshot.name, {})
         survivors.append(

@@ -120,10 +120,10 @@ class Draft:
         self.refuse(*rules.refusals(case))
         self.warn(*rules.warnings(case))
 
-    def add_unjudged(self, step: Step) -> None:
-        """Append a step that needs no judging."""
-        self._steps.append(step)
-        self.situation = after(self.situation, step)
+    def add_unjudged(self, *steps: Step) -> None:
+        """Append steps that need no judging."""
+        self._steps += steps
+        self.situation = after(self.situation, *steps)
         self.facts = Facts(self.situation)
 
     def add_done(self, step: Step) -> None:

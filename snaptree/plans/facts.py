@@ -171,6 +171,25 @@ class Facts:
             yield layer
             layer = self.below.get(layer)
 
+    def depth(self, path: str) -> int:
+        """How many layers an image and those below it are."""
+        line = []
+        for layer in self.stack(path):
+            if (known := self._depths.get(layer)) is not None:
+                break
+            line.append(layer)
+        else:
+            known = 0
+        for layer in reversed(line):
+            known += 1
+            self._depths[layer] = known
+        return known
+
+    @cached_property
+    def _depths(self) -> dict[str, int]:
+        """Those that were asked for."""
+        return {}
+
     def _is_missing(self, path: str) -> bool:
         image = self.image(path)
         return image is not None and image.is_missing

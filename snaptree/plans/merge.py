@@ -6,8 +6,9 @@ steps, batch by batch, so that libvirt's records are right after each: merge, re
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from types import MappingProxyType
 
 from snaptree.model.estate import ImageKey, Snapshot, SnapshotDisk
@@ -65,7 +66,7 @@ def layer_tree_of(situation: Situation) -> LayerTree:
     too_deep = frozenset(
         situation.layers.key(path)
         for path in situation.layers.images
-        if limit is not None and sum(1 for _ in facts.stack(path)) > limit
+        if limit is not None and facts.depth(path) > limit
     )
     return LayerTree(situation.tree, situation.layers, users, too_deep)
 
@@ -138,6 +139,7 @@ class _Writer:
         self._layer_tree = layer_tree
         self._names = names
         self._asked_for = asked_for
+        self._going = frozenset(batch.names)
         self._before = draft.facts
         self._moved: dict[str, Layer] = {}
         self._deleted: set[str] = set()
@@ -148,8 +150,7 @@ class _Writer:
 
     def _from_the_top_down(self, keys: Iterable[ImageKey]) -> tuple[str, ...]:
         paths = {self._path(key) for key in keys}
-        depths = {path: sum(1 for _ in self._before.stack(path)) for path in paths}
-        return tuple(sorted(paths, key=lambda path: (-depths[path], path)))
+        return tuple(sorted(paths, key=lambda path: (-self._before.depth(path), path)))
 
     def _case(self, step: Step, name: str | None = None) -> Case:
         return self._draft.case(
@@ -186,7 +187,7 @@ class _Writer:
                 self._add_merge(way, part)
         top, into = self._path(merge.top), self._path(merge.into)
         if into != top:
-            self._moved |= dict.fromkeys(self._aliases(top), Layer(into, self._format(into)))
+            self._moved |= dict.fromkeys(self._aliases.get(top, [top]), Layer(into, self._format(into)))
 
     def _path(self, key: ImageKey) -> str:
         return self._before.key(self._layer_tree.path(key))
@@ -246,26 +247,30 @@ class _Writer:
         image = self._draft.facts.image(path)
         return "qcow2" if image is None else image.format
 
-    def _aliases(self, path: str) -> list[str]:
-        """Every path under which an image is known."""
-        return [known for known in self._before.situation.layers.images if self._before.key(known) == path] or [path]
+    @cached_property
+    def _aliases(self) -> Mapping[str, list[str]]:
+        """Every path under which each image is known."""
+        aliases: dict[str, list[str]] = {}
+        for known in self._before.situation.layers.images:
+            aliases.setdefault(self._before.key(known), []).append(known)
+        return aliases
 
     # Recording
 
     def record(self) -> None:
         """Let libvirt know; each snapshot that goes is judged by the rules about deleting it."""
         tree = self._draft.situation.tree
-        survivors = [snapshot for snapshot in tree if snapshot.name not in self._batch.names]
+        survivors = [snapshot for snapshot in tree if snapshot.name not in self._going]
         forgotten = [name for name in reversed(self._batch.names) if name not in self._deleted]
         overlays, revert_overlays = self._overlays(survivors)
         step = RecordLayers(
             moved=MappingProxyType(dict(self._moved)),
-            removed=tuple(alias for path in self._removed for alias in self._aliases(path)),
+            removed=tuple(alias for path in self._removed for alias in self._aliases.get(path, [path])),
             parents=MappingProxyType(
                 {
                     snapshot.name: self._surviving_ancestor(snapshot.name)
                     for snapshot in survivors
-                    if tree.parents[snapshot.name] in self._batch.names
+                    if tree.parents[snapshot.name] in self._going
                 }
             ),
             overlays=overlays,
@@ -279,11 +284,11 @@ class _Writer:
 
     def _surviving_ancestor(self, name: str) -> str | None:
         tree = self._draft.situation.tree
-        return next((each for each in tree.ancestors(name) if each not in self._batch.names), None)
+        return next((each for each in tree.ancestors(name) if each not in self._going), None)
 
     def _current_after(self) -> str | None:
         current = self._draft.situation.tree.current
-        if current is None or current not in self._batch.names:
+        if current is None or current not in self._going:
             return current
         return self._surviving_ancestor(current)
 
@@ -324,7 +329,7 @@ class _Writer:
     def _has_other_children(self, name: str) -> bool:
         tree = self._draft.situation.tree
         return any(
-            self._surviving_ancestor(each) == name for each in tree.descendants(name) if each not in self._batch.names
+            self._surviving_ancestor(each) == name for each in tree.descendants(name) if each not in self._going
         )
 
     def _now(self, path: str) -> str:
@@ -376,12 +381,15 @@ class _Writer:
 
     def remove(self) -> None:
         """Remove what nothing refers to any more; refuse the whole if something does."""
+        gone: set[str] = set()
         for path in self._removed:
-            if problem := self._why_needed(path):
+            if problem := self._why_needed(path, gone):
                 words = {"file": plain(path), "problem": problem, "snapshots": snapshots_named(self._batch.names)}
                 self._draft.refuse(REMOVED_LAYER_IS_NEEDED.say(self._draft.case(RemoveLeftover(path, "")), words))
                 return
-            self._draft.add_unjudged(RemoveLeftover(path, "its data was merged, or belonged to what is deleted"))
+            gone.add(path)
+        why = "its data was merged, or belonged to what is deleted"
+        self._draft.add_unjudged(*(RemoveLeftover(path, why) for path in self._removed))
         tree = self._draft.start.tree
         kept = {other.memory_file for other in self._draft.situation.tree}
         for name in self._batch.names:
@@ -390,7 +398,8 @@ class _Writer:
                 continue
             self._draft.add_unjudged(RemoveLeftover(memory_file, f"the saved memory of {quoted(name)}"))
 
-    def _why_needed(self, path: str) -> str:
+    def _why_needed(self, path: str, gone: Collection[str]) -> str:
+        """Why a file has to stay once those that are `gone` were removed; empty if it may go."""
         facts, situation = self._draft.facts, self._draft.situation
         if path in facts.live:
             return f"{plain(situation.domain.name)} stands on it."
@@ -398,7 +407,7 @@ class _Writer:
             return f"it holds {snapshots_named(sorted(holders))}."
         if users := set(facts.returned_to.get(path, ())) - set(self._names):
             return f"a revert to {snapshots_named(sorted(users))}, which left this disk out, goes back to it."
-        if overlays := facts.others_above(path):
+        if overlays := facts.others_above(path).difference(gone):
             return f"{files_named(overlays)} stands on it."
         if machines := facts.dependants.get(path):
             return f"{machines_named(machines)} reads it."

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from snaptree.model.text import plain as plain
 from snaptree.model.text import quoted as quoted
@@ -11,11 +11,16 @@ MOST_NAMED = 3
 """How many of a list are named before "and 4 more"."""
 
 
-def listed(items: Iterable[str]) -> str:
-    """A list in words: "a", "a and b", "a, b, c and 4 more". The order is the caller's."""
-    texts = list(items)
-    if len(texts) > MOST_NAMED + 1:
-        texts = [*texts[:MOST_NAMED], f"{len(texts) - MOST_NAMED} more"]
+def listed(items: Iterable[str], show: Callable[[str], str] = str) -> str:
+    """A list in words: "a", "a and b", "a, b, c and 4 more". The order is the caller's.
+
+    `show` makes an item fit to be shown; of many it is asked about few.
+    """
+    items = items if isinstance(items, Sequence) else list(items)
+    more = len(items) - MOST_NAMED if len(items) > MOST_NAMED + 1 else 0
+    texts = [show(item) for item in (items[:MOST_NAMED] if more else items)]
+    if more:
+        texts.append(f"{more} more")
     if len(texts) < 2:
         return "".join(texts)
     return f"{', '.join(texts[:-1])} and {texts[-1]}"
@@ -23,17 +28,17 @@ def listed(items: Iterable[str]) -> str:
 
 def snapshots_named(names: Iterable[str]) -> str:
     """Snapshots in words, quoted."""
-    return listed(quoted(name) for name in names)
+    return listed(names, quoted)
 
 
 def files_named(paths: Iterable[str]) -> str:
     """Files in words, each once, in natural reading order of their paths."""
-    return listed(plain(path) for path in sorted(set(paths)))
+    return listed(sorted(set(paths)), plain)
 
 
 def machines_named(names: Iterable[str]) -> str:
     """Virtual machines in words, each once."""
-    return listed(plain(name) for name in sorted(set(names)))
+    return listed(sorted(set(names)), plain)
 
 
 def version(number: int) -> str:
