@@ -26,7 +26,7 @@ from tests.hosts.test_merging import grow, plan_of, steps_to_delete
 from tests.kit.crashing import Moment, run_and_kill
 from tests.kit.daemon import LibvirtDaemon
 from tests.kit.machines import MIB, NOW, EmbeddedHost, Machine, run_tool, unchanged
-from tests.kit.processes import qemu_processes
+from tests.kit.processes import give_way, qemu_processes
 
 pytestmark = pytest.mark.qemu
 
@@ -315,6 +315,8 @@ def with_a_large_layer(daemon: LibvirtDaemon, size: int) -> Machine:
     machine.write(2, length=size)
     machine.change(Take("two", capture=Capture.DISKS))
     machine.write(3)
+    for qemu in qemu_processes(machine.directory):
+        give_way(qemu)
     return machine
 
 
@@ -386,7 +388,7 @@ def test_a_delete_whose_machine_was_killed_is_finished(daemon: LibvirtDaemon, jo
 
 
 def test_what_libvirt_still_does_for_a_killed_program_is_waited_for(daemon: LibvirtDaemon, journal: Journal) -> None:
-    machine = with_a_large_layer(daemon, 192 * MIB)
+    machine = with_a_large_layer(daemon, 384 * MIB)
     before = machine.contents()
     plan = by_libvirt(machine, "one")
     run_and_kill(daemon.uri, plan, journal.path, Moment.BEGUN, 0)
