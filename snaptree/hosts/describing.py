@@ -20,6 +20,7 @@ from snaptree.hosts.records import is_recorded, record_layers
 from snaptree.hosts.snapshot_xml import read_snapshot, with_annotations, with_remarks
 from snaptree.model.errors import ChangedMeanwhileError, SnapTreeError
 from snaptree.model.estate import Snapshot
+from snaptree.plans.facts import is_same_snapshot
 from snaptree.plans.operation import StepFound, StepState
 from snaptree.plans.plan import DescribeSnapshot, RenameSnapshot
 from snaptree.plans.wording import quoted
@@ -97,7 +98,7 @@ def find_renamed(connection: Connection, domain: Any, step: RenameSnapshot) -> S
         is_done = is_recorded(connection, domain.UUIDString(), step.records)
         return StepFound(StepState.DONE) if is_done else _half_way(step)
     if step.new_name in names:
-        if _is_same(_read(domain, step.name), _read(domain, step.new_name)):
+        if is_same_snapshot(_read(domain, step.name), _read(domain, step.new_name)):
             return _half_way(step)
         return StepFound(StepState.CHANGED, f"another snapshot is named {quoted(step.new_name)} by now")
     snapshot = _read(domain, step.name)
@@ -112,11 +113,6 @@ def find_renamed(connection: Connection, domain: Any, step: RenameSnapshot) -> S
 
 def _half_way(step: RenameSnapshot) -> StepFound:
     return StepFound(StepState.HALF_WAY, f"libvirt knows {quoted(step.new_name)}, and not yet all that belongs to it")
-
-
-def _is_same(one: Snapshot, other: Snapshot) -> bool:
-    """Whether both were taken at once, of the same layers."""
-    return (one.created, one.disks, one.memory_file) == (other.created, other.disks, other.memory_file)
 
 
 def _names(domain: Any) -> set[str]:

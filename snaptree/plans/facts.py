@@ -66,6 +66,12 @@ def is_external(snapshot: Snapshot) -> bool:
     return snapshot.kind is not SnapshotKind.INTERNAL
 
 
+def is_same_snapshot(one: Snapshot, other: Snapshot) -> bool:
+    """Whether two names stand for one external snapshot: taken at once, of the same layers."""
+    taken = (one.created, one.disks, one.memory_file)
+    return one.name != other.name and is_external(one) and taken == (other.created, other.disks, other.memory_file)
+
+
 def disk_of(snapshot: Snapshot, target: str) -> SnapshotDisk | None:
     """How a snapshot holds one disk; None if it does not know it."""
     return next((disk for disk in snapshot.disks if disk.target == target), None)
