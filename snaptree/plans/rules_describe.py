@@ -5,7 +5,6 @@ from __future__ import annotations
 import shlex
 
 from snaptree.model.estate import SnapshotKind
-from snaptree.plans.facts import is_same_snapshot
 from snaptree.plans.plan import Action
 from snaptree.plans.rule import QEMU, TEST, Case, Evidence, Rule, Verdict, actions, first, found
 from snaptree.plans.rules_plan import by_the_planner
@@ -23,8 +22,11 @@ def _has_two_names(case: Case) -> Evidence | None:
     if case.external is None:
         return None
     goes = {*case.batch, *case.deleting}
-    others = (each.name for each in case.tree if is_same_snapshot(each, case.external) and each.name not in goes)
-    return first(found(other=quoted(other), other_arg=shlex.quote(plain(other))) for other in others)
+    return first(
+        found(other=quoted(other), other_arg=shlex.quote(plain(other)))
+        for other in case.facts.other_names(case.external)
+        if other not in goes
+    )
 
 
 SAID_OTHERWISE_SINCE = Rule(
@@ -56,8 +58,8 @@ RULES = (
         actions=actions(Action.DELETE),
         verdict=Verdict.REFUSE,
         condition=_has_two_names,
-        reason="{snapshot} is also listed as {other}, as a rename leaves it that was cut short. With one of the two"
-        " gone, nobody could say any more what was taken after the other.",
+        reason="{snapshot} is also listed as {other}, since a rename was cut short, or the dropping of its memory. With"
+        " one of the two gone, nobody could say any more what was taken after the other.",
         remedy="Finish that first: rename {snapshot} to {other} (snaptree rename {vm_arg} {snapshot_arg} {other_arg}),"
         " or the other way round.",
         source="lab on 9.0: libvirt merges into the layer that the other name stands for as well",
