@@ -7,7 +7,7 @@ that drops `<revertDisks>` (LIBVIRT.md, 5 and 9).
 from __future__ import annotations
 
 import xml.etree.ElementTree as ET
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import libvirt
@@ -78,14 +78,25 @@ def rename(connection: Connection, domain: Any, step: RenameSnapshot) -> None:
         raise ChangedMeanwhileError(found.says)
     if found.state is StepState.DONE:
         return
-    if step.name in _names(domain):
+    take_over(connection, domain, step, lambda text: _renamed(text, step))
+
+
+def take_over(connection: Connection, domain: Any, step: RenameSnapshot, described: Callable[[str], str]) -> None:
+    """Let the new name take the place of the old one in the tree; doing it again completes it.
+
+    `described` makes the new text of the old one. Raises as `record_layers`.
+    """
+    names = _names(domain)
+    if step.name in names:
         flags = libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_REDEFINE
         if current_name(domain) == step.name:
             # Now, while both are there: when libvirt forgets the current one, it takes its parent to be current.
+            # From then on only the new one tells which layers are in use since the last revert: the old loses them.
             flags |= libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_CURRENT
-        if step.new_name not in _names(domain) or flags & libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_CURRENT:
+        if step.new_name not in names or flags & libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_CURRENT:
+            text = described(_text(domain, step.name))
             with explained(f"letting libvirt know {step.name} as {step.new_name}"):
-                domain.snapshotCreateXML(_renamed(_text(domain, step.name), step), flags)
+                domain.snapshotCreateXML(text, flags)
     record_layers(connection, domain.UUIDString(), step.records)
 
 
