@@ -10,6 +10,7 @@ import pytest
 
 from snaptree.hosts.domain_xml import parse, read_definition
 from snaptree.plans.intention import Capture, Look, Take, Unlook
+from snaptree.plans.plan import Plan
 from tests.hosts.test_looking import looking_at, rules
 from tests.hosts.test_refusals import SECURE
 from tests.hosts.test_rules import (
@@ -22,6 +23,7 @@ from tests.hosts.test_rules import (
     running,
     take_by_virsh,
     with_flash,
+    with_uefi,
 )
 from tests.kit.machines import EmbeddedHost, Machine, digest, make_image, run_tool
 
@@ -53,6 +55,11 @@ def defined_by_hand(machine: Machine, snapshot: str) -> str:
         handle.undefineFlags(libvirt.VIR_DOMAIN_UNDEFINE_KEEP_NVRAM)
 
 
+def said_of_nvram(plan: Plan) -> str:
+    (said,) = (each.reason for each in plan.warnings if each.rule == "look-nvram")
+    return said
+
+
 def test_what_two_machines_cannot_share(host: EmbeddedHost) -> None:
     """By hand they get the same directory, disk, address and UEFI variables."""
     devices = (
@@ -70,8 +77,7 @@ def test_what_two_machines_cannot_share(host: EmbeddedHost) -> None:
     look = Look("x", connect_networks=True)
     plan = machine.plan(look)
     assert {"look-devices-left-out", "look-disks-left-out", "look-networks-on", "look-nvram"} <= rules(plan)
-    (said,) = (each.reason for each in plan.warnings if each.rule == "look-nvram")
-    assert "are a copy of those of now, not those of “x”" in said
+    assert "are a copy of those of now, not those of “x”" in said_of_nvram(plan)
     ours = looking_at(machine, machine.change(look)).handle.XMLDesc()
     assert not any(each in ours for each in shared)
     assert "<interface" in ours
@@ -79,6 +85,17 @@ def test_what_two_machines_cannot_share(host: EmbeddedHost) -> None:
     own = read_definition(parse(ours)).nvram
     assert own is not None
     assert Path(own).read_bytes() == variables.read_bytes()
+
+
+def test_uefi_variables_that_cannot_be_copied_are_made_anew(host: EmbeddedHost) -> None:
+    machine = with_uefi(host, running=False)
+    machine.virsh_take_disk_only("x")
+    (machine.directory / "variables.fd").unlink()
+    assert "are made anew, not those" in said_of_nvram(machine.plan(Look("x")))
+    look = looking_at(machine, machine.change(Look("x", start=True)))
+    own = read_definition(parse(look.handle.XMLDesc())).nvram
+    assert own is not None
+    assert Path(own).read_bytes() == (machine.directory / "code.fd").read_bytes(), "as the firmware's template is"
 
 
 def test_a_look_starts_as_after_a_power_cut_and_only_what_was_made_for_it_goes(host: EmbeddedHost) -> None:

@@ -294,7 +294,7 @@ def with_flash(machine: Machine) -> Machine:
     code, variables = machine.directory / "code.fd", machine.directory / "variables.fd"
     code.write_bytes(Path("/usr/share/seabios/bios-256k.bin").read_bytes())
     variables.write_bytes(bytes(code.stat().st_size))
-    flash = f"<loader readonly='yes' type='pflash'>{code}</loader><nvram>{variables}</nvram>"
+    flash = f"<loader readonly='yes' type='pflash'>{code}</loader><nvram template='{code}'>{variables}</nvram>"
     return redefined(machine, "</type>", f"</type>{flash}", "</os>", "</os><features><acpi/></features>")
 
 
