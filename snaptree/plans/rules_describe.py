@@ -21,11 +21,10 @@ def _lies_inside(case: Case) -> Evidence | None:
 def _has_two_names(case: Case) -> Evidence | None:
     if case.external is None:
         return None
-    goes = {*case.batch, *case.deleting}
     return first(
         found(other=quoted(other), other_arg=shlex.quote(plain(other)))
         for other in case.facts.other_names(case.external)
-        if other not in goes
+        if other not in case.batch and other not in case.deleting
     )
 
 
