@@ -61,7 +61,7 @@ RULES = (
         " one of the two gone, nobody could say any more what was taken after the other.",
         remedy="Finish that first: rename {snapshot} to {other} (snaptree rename {vm_arg} {snapshot_arg} {other_arg}),"
         " or the other way round.",
-        source="lab on 9.0: libvirt merges into the layer that the other name stands for as well",
+        source="lab on 9.0 and 11.3: when libvirt deletes one of the two, what the other holds is lost",
         needs=Known.TREE,
     ),
     SAID_OTHERWISE_SINCE,
