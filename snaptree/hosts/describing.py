@@ -7,7 +7,7 @@ that drops `<revertDisks>` (LIBVIRT.md, 5 and 9).
 from __future__ import annotations
 
 import xml.etree.ElementTree as ET
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import libvirt
@@ -20,6 +20,7 @@ from snaptree.hosts.records import is_recorded, record_layers
 from snaptree.hosts.snapshot_xml import read_snapshot, with_annotations, with_remarks
 from snaptree.model.errors import ChangedMeanwhileError, SnapTreeError
 from snaptree.model.estate import Snapshot
+from snaptree.plans.facts import is_same_snapshot
 from snaptree.plans.operation import StepFound, StepState
 from snaptree.plans.plan import DescribeSnapshot, RenameSnapshot
 from snaptree.plans.wording import quoted
@@ -77,14 +78,25 @@ def rename(connection: Connection, domain: Any, step: RenameSnapshot) -> None:
         raise ChangedMeanwhileError(found.says)
     if found.state is StepState.DONE:
         return
-    if step.name in _names(domain):
+    take_over(connection, domain, step, lambda text: _renamed(text, step))
+
+
+def take_over(connection: Connection, domain: Any, step: RenameSnapshot, described: Callable[[str], str]) -> None:
+    """Let the new name take the place of the old one in the tree; doing it again completes it.
+
+    `described` makes the new text of the old one. Raises as `record_layers`.
+    """
+    names = _names(domain)
+    if step.name in names:
         flags = libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_REDEFINE
         if current_name(domain) == step.name:
             # Now, while both are there: when libvirt forgets the current one, it takes its parent to be current.
+            # From then on only the new one tells which layers are in use since the last revert: the old loses them.
             flags |= libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_CURRENT
-        if step.new_name not in _names(domain) or flags & libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_CURRENT:
+        if step.new_name not in names or flags & libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_CURRENT:
+            text = described(_text(domain, step.name))
             with explained(f"letting libvirt know {step.name} as {step.new_name}"):
-                domain.snapshotCreateXML(_renamed(_text(domain, step.name), step), flags)
+                domain.snapshotCreateXML(text, flags)
     record_layers(connection, domain.UUIDString(), step.records)
 
 
@@ -97,7 +109,7 @@ def find_renamed(connection: Connection, domain: Any, step: RenameSnapshot) -> S
         is_done = is_recorded(connection, domain.UUIDString(), step.records)
         return StepFound(StepState.DONE) if is_done else _half_way(step)
     if step.new_name in names:
-        if _is_same(_read(domain, step.name), _read(domain, step.new_name)):
+        if is_same_snapshot(_read(domain, step.name), _read(domain, step.new_name)):
             return _half_way(step)
         return StepFound(StepState.CHANGED, f"another snapshot is named {quoted(step.new_name)} by now")
     snapshot = _read(domain, step.name)
@@ -112,11 +124,6 @@ def find_renamed(connection: Connection, domain: Any, step: RenameSnapshot) -> S
 
 def _half_way(step: RenameSnapshot) -> StepFound:
     return StepFound(StepState.HALF_WAY, f"libvirt knows {quoted(step.new_name)}, and not yet all that belongs to it")
-
-
-def _is_same(one: Snapshot, other: Snapshot) -> bool:
-    """Whether both were taken at once, of the same layers."""
-    return (one.created, one.disks, one.memory_file) == (other.created, other.disks, other.memory_file)
 
 
 def _names(domain: Any) -> set[str]:

@@ -12,23 +12,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import libvirt
-
 from snaptree.hosts.connection import Connection
-from snaptree.hosts.domain_xml import parse, parse_as_written
+from snaptree.hosts.describing import take_over
+from snaptree.hosts.domain_xml import parse
 from snaptree.hosts.errors import explained
 from snaptree.hosts.leftovers import prove_unneeded
-from snaptree.hosts.reading import current_name
-from snaptree.hosts.records import set_parent
+from snaptree.hosts.reading import current_name, read_tree
 from snaptree.hosts.snapshot_xml import read_snapshot, with_annotations
 from snaptree.model.errors import ChangedMeanwhileError, SnapTreeError
 from snaptree.model.estate import MemorySnapshot, Snapshot
 from snaptree.plans.aftermath import without_memory
+from snaptree.plans.describe import renaming
 from snaptree.plans.operation import StepFound, StepState
 from snaptree.plans.plan import ForgetMemory
 from snaptree.plans.wording import quoted
-
-_REDEFINE = libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_REDEFINE
 
 
 def forget_memory(connection: Connection, domain: Any, step: ForgetMemory) -> None:
@@ -43,9 +40,9 @@ def forget_memory(connection: Connection, domain: Any, step: ForgetMemory) -> No
         raise ChangedMeanwhileError(found.says)
     if _holds_memory(before.snapshots.get(step.name)):
         prove_unneeded(connection, domain, step.memory_file, except_for=(step.name,))
-        _record_as(domain, step.name, step.stand_in)
+        _record_as(connection, domain, step.name, step.stand_in)
     if step.stand_in in _Listed.read(domain).snapshots:
-        _record_as(domain, step.stand_in, step.name)
+        _record_as(connection, domain, step.stand_in, step.name)
     after = _Listed.read(domain)
     if after.shape(step) != before.shape(step) or _look(after, step).state is not StepState.DONE:
         raise SnapTreeError(
@@ -98,29 +95,10 @@ class _Listed:
         return sorted(self.snapshots.values(), key=lambda each: each.name)
 
 
-def _record_as(domain: Any, old: str, new: str) -> None:
-    """Let a snapshot without memory take the place of `old` in the tree. Doing it again completes it.
-
-    What becomes current loses none of its `<revertDisks>`, but what was current before does, at once: from then on
-    only the new record tells which layers are in use since the last revert.
-    """
-    with explained(f"recording that {old} holds the disks only"):
-        listed = {handle.getName(): handle for handle in domain.listAllSnapshots()}
-        if new not in listed:
-            domain.snapshotCreateXML(_without_memory(_text(listed[old]), old, new), _REDEFINE)
-        if current_name(domain) == old:
-            text = _text(domain.snapshotLookupByName(new))
-            domain.snapshotCreateXML(text, _REDEFINE | libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_CURRENT)
-        for child in listed[old].listAllChildren():
-            root = parse_as_written(_text(child))
-            set_parent(root, new)
-            domain.snapshotCreateXML(ET.tostring(root, encoding="unicode"), _REDEFINE)
-        # Now that nothing descends from it: libvirt 9.0 would write wrong sources into children.
-        listed[old].delete(libvirt.VIR_DOMAIN_SNAPSHOT_DELETE_METADATA_ONLY)
-
-
-def _text(handle: Any) -> str:
-    return str(handle.getXMLDesc(libvirt.VIR_DOMAIN_SNAPSHOT_XML_SECURE))
+def _record_as(connection: Connection, domain: Any, old: str, new: str) -> None:
+    """Let a snapshot without memory take the place of `old` in the tree. Doing it again completes it."""
+    step = renaming(read_tree(connection, domain.UUIDString()), old, new)
+    take_over(connection, domain, step, lambda text: _without_memory(text, old, new))
 
 
 def _without_memory(text: str, old: str, new: str) -> str:

@@ -185,7 +185,7 @@ def _rewritten_snapshot(name: str, text: str, step: RecordLayers) -> str | None:
     if name in step.revert_overlays:
         changed.append(_set_revert_overlays(root, step.revert_overlays[name]))
     if name in step.parents:
-        changed.append(set_parent(root, step.parents[name]))
+        changed.append(_set_parent(root, step.parents[name]))
     return ET.tostring(root, encoding="unicode") if any(changed) else None
 
 
@@ -236,7 +236,7 @@ def _set_revert_overlays(root: ET.Element, overlays: Mapping[str, str]) -> bool:
     return True
 
 
-def set_parent(root: ET.Element, parent: str | None) -> bool:
+def _set_parent(root: ET.Element, parent: str | None) -> bool:
     """Let a `<domainsnapshot>` descend from another one, or from none. Returns whether anything was to change."""
     if root.findtext("parent/name") == parent:
         return False

@@ -6,8 +6,9 @@ import re
 from dataclasses import replace
 from types import MappingProxyType
 
-from snaptree.model.estate import Mark, Remarks, Snapshot
+from snaptree.model.estate import Mark, Remarks
 from snaptree.model.figures import NOTHING
+from snaptree.model.tree import SnapshotTree
 from snaptree.plans import rules
 from snaptree.plans.draft import Draft, find_snapshot
 from snaptree.plans.intention import Describe, Rename
@@ -74,10 +75,10 @@ def plan_rename(intention: Rename, situation: Situation) -> Plan:
     """Plan to rename a snapshot. Raises VanishedError if it is gone."""
     snapshot = find_snapshot(situation, intention.snapshot)
     draft = Draft(Action.RENAME, situation)
-    draft.add(draft.case(_rename_step(situation, snapshot, intention.new_name)))
+    draft.add(draft.case(renaming(situation.tree, snapshot.name, intention.new_name)))
     undo = None
     if not draft.is_refused:
-        back = _rename_step(draft.situation, draft.situation.tree[intention.new_name], snapshot.name)
+        back = renaming(draft.situation.tree, intention.new_name, snapshot.name)
         if not rules.refusals(draft.case(back)):  # another tool may have given it a name that we don't
             undo = Undo(
                 f"Rename {quoted(intention.new_name)} to {quoted(snapshot.name)} again.",
@@ -86,16 +87,16 @@ def plan_rename(intention: Rename, situation: Situation) -> Plan:
     return without_chains(draft.plan((snapshot.name,), AT_ONCE, undo))
 
 
-def _rename_step(situation: Situation, snapshot: Snapshot, new_name: str) -> RenameSnapshot:
-    tree = situation.tree
-    parent = tree.parents[snapshot.name]
-    own = {new_name: snapshot.revert_overlays}
+def renaming(tree: SnapshotTree, name: str, new_name: str) -> RenameSnapshot:
+    """The step that lets a new name take the place of another in the tree."""
+    parent = tree.parents[name]
+    own = {new_name: tree[name].revert_overlays}
     parents = {parent: tree[parent].revert_overlays} if parent is not None else {}
     return RenameSnapshot(
-        snapshot.name,
+        name,
         new_name,
         parent,
-        tuple(tree.children(snapshot.name)),
+        tuple(tree.children(name)),
         MappingProxyType({name: MappingProxyType(dict(layers)) for name, layers in (own | parents).items() if layers}),
     )
 
@@ -110,7 +111,8 @@ def add_taking_back(draft: Draft, undo: Undo) -> tuple[str, ...]:
     """
     if undo.rename is not None:
         new_name, old_name = undo.rename
-        draft.add(draft.case(_rename_step(draft.situation, find_snapshot(draft.situation, new_name), old_name)))
+        find_snapshot(draft.situation, new_name)
+        draft.add(draft.case(renaming(draft.situation.tree, new_name, old_name)))
         return (new_name,)
     names = []
     for said in undo.describe:

@@ -66,6 +66,13 @@ def is_external(snapshot: Snapshot) -> bool:
     return snapshot.kind is not SnapshotKind.INTERNAL
 
 
+def is_same_snapshot(one: Snapshot, other: Snapshot) -> bool:
+    """Whether two names stand for one external snapshot, as no two freeze the same layers. One may have no memory."""
+    if one.name == other.name or (one.created, one.disks) != (other.created, other.disks):
+        return False
+    return bool(external_disks(one)) or (is_external(one) and one.memory_file == other.memory_file)
+
+
 def disk_of(snapshot: Snapshot, target: str) -> SnapshotDisk | None:
     """How a snapshot holds one disk; None if it does not know it."""
     return next((disk for disk in snapshot.disks if disk.target == target), None)
@@ -238,6 +245,18 @@ class Facts:
                 if disk.frozen:
                     frozen.setdefault(self.key(disk.frozen), []).append(snapshot.name)
         return {image: tuple(names) for image, names in frozen.items()}
+
+    def other_names(self, snapshot: Snapshot) -> tuple[str, ...]:
+        """Under which names libvirt lists an external snapshot as well."""
+        return tuple(other.name for other in self._taken_at[snapshot.created] if is_same_snapshot(snapshot, other))
+
+    @cached_property
+    def _taken_at(self) -> Mapping[int, tuple[Snapshot, ...]]:
+        """Second -> snapshots."""
+        taken: dict[int, list[Snapshot]] = {}
+        for snapshot in self.situation.tree:
+            taken.setdefault(snapshot.created, []).append(snapshot)
+        return {second: tuple(snapshots) for second, snapshots in taken.items()}
 
     @cached_property
     def internal_in(self) -> Mapping[str, tuple[str, ...]]:

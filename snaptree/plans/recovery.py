@@ -261,8 +261,8 @@ def _if_left(step: Step) -> str:
             )
         case RenameSnapshot():
             return (
-                f"libvirt may list both {quoted(step.name)} and {quoted(step.new_name)}, which hold the same: delete"
-                " neither before that is finished."
+                f"libvirt may list both {quoted(step.name)} and {quoted(step.new_name)}, which hold the same. To rename"
+                " it once more finishes that; until then virsh must delete neither."
             )
         case _:
             return _if_left_undone(step)

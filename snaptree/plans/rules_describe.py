@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
+import shlex
+
 from snaptree.model.estate import SnapshotKind
 from snaptree.plans.plan import Action
-from snaptree.plans.rule import QEMU, TEST, Case, Evidence, Rule, Verdict, actions, found
+from snaptree.plans.rule import QEMU, TEST, Case, Evidence, Rule, Verdict, actions, first, found
 from snaptree.plans.rules_plan import by_the_planner
 from snaptree.plans.situation import Known
+from snaptree.plans.wording import plain, quoted
 
 _ANY_DRIVER = frozenset({QEMU, TEST})
 
 
 def _lies_inside(case: Case) -> Evidence | None:
     return found() if case.snapshot is not None and case.snapshot.kind is not SnapshotKind.EXTERNAL else None
+
+
+def _has_two_names(case: Case) -> Evidence | None:
+    if case.external is None:
+        return None
+    return first(
+        found(other=quoted(other), other_arg=shlex.quote(plain(other)))
+        for other in case.facts.other_names(case.external)
+        if other not in case.batch and other not in case.deleting
+    )
 
 
 SAID_OTHERWISE_SINCE = Rule(
@@ -38,6 +51,18 @@ RULES = (
         source="lab on 9.0, 11.3 and 12.8: after a rename the revert fails, and a delete leaves the data in the image",
         needs=Known.TREE,
         drivers=_ANY_DRIVER,
+    ),
+    Rule(
+        id="two-names",
+        actions=actions(Action.DELETE),
+        verdict=Verdict.REFUSE,
+        condition=_has_two_names,
+        reason="{snapshot} is also listed as {other}, since a rename was cut short, or the dropping of its memory. With"
+        " one of the two gone, nobody could say any more what was taken after the other.",
+        remedy="Finish that first: rename {snapshot} to {other} (snaptree rename {vm_arg} {snapshot_arg} {other_arg}),"
+        " or the other way round.",
+        source="lab on 9.0 and 11.3: when libvirt deletes one of the two, what the other holds is lost",
+        needs=Known.TREE,
     ),
     SAID_OTHERWISE_SINCE,
 )

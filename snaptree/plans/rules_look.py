@@ -144,7 +144,7 @@ def _networks_on(case: Case) -> Evidence | None:
 def _nvram_anew(case: Case) -> Evidence | None:
     if case.look is None or not case.situation.has_pflash:
         return None
-    return found(how="made anew" if case.look.nvram is None else "a copy of those of now")
+    return found(new_or_copied="made anew" if case.look.nvram is None else "a copy of those of now")
 
 
 def _keeps_layers(case: Case) -> Evidence | None:
@@ -365,7 +365,7 @@ RULES = (
         actions=_LOOK,
         verdict=Verdict.WARN,
         condition=_nvram_anew,
-        reason="Its UEFI variables (boot entries, Secure Boot keys) are {how}, not those of {snapshot}.",
+        reason="Its UEFI variables (boot entries, Secure Boot keys) are {new_or_copied}, not those of {snapshot}.",
         remedy="",
         source="external snapshots don't hold the firmware's variables",
     ),

@@ -68,8 +68,11 @@ def _entry(rule: Rule) -> str:
 
 
 def _placeholders(sentence: str) -> str:
-    """A sentence with what it is about in italics: `{vm_arg}` is the machine as a shell would want it quoted."""
-    without_clauses = sentence.replace("{how}", "")
+    """A sentence with what it is about in italics: `{vm_arg}` is the machine as a shell would want it quoted.
+
+    What follows a word without a space is a clause that is not always there, and left out.
+    """
+    without_clauses = re.sub(r"(?<=[\w}])\{\w+\}", "", sentence)
     return re.sub(r"\{(\w+?)(?:_arg)?\}", lambda match: f"*{match[1].replace('_', ' ')}*", without_clauses)
 
 

@@ -11,6 +11,7 @@ from snaptree.plans.facts import (
     LIBVIRT_10_9,
     internal_images,
     is_external,
+    is_same_snapshot,
     takes_writes,
 )
 from snaptree.plans.naming import file_name_is_too_long, name_problem
@@ -83,7 +84,11 @@ def _name_not_allowed(case: Case) -> Evidence | None:
 
 
 def _name_taken(case: Case) -> Evidence | None:
-    return found(snapshot=quoted(case.new_name)) if case.new_name is not None and case.new_name in case.tree else None
+    if case.new_name is None or case.new_name not in case.tree:
+        return None
+    if case.snapshot is not None and is_same_snapshot(case.snapshot, case.tree[case.new_name]):
+        return None  # a rename that was cut short, and goes on
+    return found(snapshot=quoted(case.new_name))
 
 
 def _name_in_image(case: Case) -> Evidence | None:

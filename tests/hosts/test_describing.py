@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import xml.etree.ElementTree as ET
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from snaptree.plans.intention import (
     Delete,
     Describe,
     Intention,
+    Recover,
     Rename,
     Revert,
     Take,
@@ -35,7 +37,7 @@ from snaptree.plans.planner import make_plan
 from tests.hosts.test_recovery import ask, recover
 from tests.kit.crashing import Moment, run_and_kill
 from tests.kit.daemon import LibvirtDaemon
-from tests.kit.machines import EmbeddedHost, Machine, RealHost, wait_for_the_next_second
+from tests.kit.machines import EmbeddedHost, Machine, RealHost, unchanged, wait_for_the_next_second
 
 pytestmark = pytest.mark.qemu
 
@@ -269,12 +271,12 @@ def test_a_mark_set_meanwhile_keeps_a_snapshot_from_a_delete_of_several(host: Em
 # Names
 
 
-def chain(host: RealHost, *, running: bool = False) -> Machine:
+def chain(host: RealHost, *, running: bool = False, capture: Capture = Capture.DISKS) -> Machine:
     """a - b - c, external, each with content of its own, and more in use."""
     machine = host.make_machine(running=running)
     for number, name in enumerate(("a", "b", "c")):
         machine.write(number)
-        machine.change(Take(name, description=f"about {name}", capture=Capture.DISKS))
+        machine.change(Take(name, description=f"about {name}", capture=capture))
     machine.change(Describe(("a", "b", "c"), pinned=True))
     machine.write(9)
     return machine
@@ -346,37 +348,88 @@ def test_a_rename_whose_program_was_killed_is_finished(daemon: LibvirtDaemon, jo
     assert machine.contents() == as_renamed(contents, "b", "renamed")
 
 
-@pytest.mark.parametrize("name", ["b", "c"])
-@pytest.mark.parametrize("made", [1, 2])
+def rename_cut_short(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, journal: Journal, name: str, made: int
+) -> Operation:
+    """libvirt is told of it in several calls, and goes away after so many of them."""
+    calls = 0
+
+    def giving_up(real: Callable[..., object]) -> Callable[..., object]:
+        def call(*given: object) -> object:
+            nonlocal calls
+            calls += 1
+            if calls > made:
+                raise libvirt.libvirtError("the link broke")
+            return real(*given)
+
+        return call
+
+    with monkeypatch.context() as patched:
+        for owner, method in ((libvirt.virDomain, "snapshotCreateXML"), (libvirt.virDomainSnapshot, "delete")):
+            patched.setattr(owner, method, giving_up(getattr(owner, method)))
+        operation = run_plan(machine.connection, ask(machine, journal, Rename(name, "renamed")), journal=journal)
+    assert operation.state is OperationState.INTERRUPTED
+    return operation
+
+
+HALF_WAY = [("b", 1), ("b", 2), ("c", 1)]
+"""What is renamed, and after how many calls libvirt knows both names and is told no more."""
+
+
+@pytest.mark.parametrize(("name", "made"), HALF_WAY)
 def test_a_rename_cut_short_between_two_words_to_libvirt_is_finished(
     host: EmbeddedHost, monkeypatch: pytest.MonkeyPatch, journal: Journal, name: str, made: int
 ) -> None:
-    """libvirt is told of it in several calls, and goes away after any of them."""
     machine = chain(host)
     contents, before = machine.contents(), machine.tree()
-    calls = 0
-    redefine = libvirt.virDomain.snapshotCreateXML
-
-    def give_up(domain: libvirt.virDomain, xml: str, flags: int = 0) -> object:
-        nonlocal calls
-        calls += 1
-        if calls > made:
-            raise libvirt.libvirtError("the link broke")
-        return redefine(domain, xml, flags)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(libvirt.virDomain, "snapshotCreateXML", give_up)
-        failed = run_plan(host.connection, ask(machine, journal, Rename(name, "renamed")), journal=journal)
-    if calls <= made:  # fewer calls did all of it
-        assert failed.error is None
-    else:
-        assert failed.state is OperationState.INTERRUPTED
-        assert "unfinished-operation" in {each.rule for each in ask(machine, journal, Delete((name,))).refusals}
-        recover(machine, journal)
+    rename_cut_short(machine, monkeypatch, journal, name, made)
+    assert {name, "renamed"} <= machine.tree().snapshots.keys()
+    assert "unfinished-operation" in {each.rule for each in ask(machine, journal, Delete((name,))).refusals}
+    recover(machine, journal)
     tree = machine.tree()
     assert tree["renamed"] == replace(before[name], name="renamed")
     assert tree.current == ("renamed" if name == "c" else "c")
     assert machine.contents() == as_renamed(contents, name, "renamed")
+
+
+@pytest.mark.parametrize("to_the_new_name", [False, True])
+@pytest.mark.parametrize(("name", "made"), HALF_WAY)
+def test_a_rename_that_was_left_half_done_can_be_finished_later(
+    host: EmbeddedHost,
+    monkeypatch: pytest.MonkeyPatch,
+    journal: Journal,
+    name: str,
+    made: int,
+    to_the_new_name: bool,
+) -> None:
+    """With one of the two names gone, nobody could tell any more what stands on the other."""
+    machine = chain(host, running=True, capture=Capture.DISKS_AND_MEMORY)
+    before, contents = machine.tree(), machine.contents()
+    rename_cut_short(machine, monkeypatch, journal, name, made)
+    left = run_plan(host.connection, ask(machine, journal, Recover(leave=True)), journal=journal)
+    assert left.error is None
+    old, new = (name, "renamed") if to_the_new_name else ("renamed", name)
+    for each in (old, new):
+        assert {finding.rule for finding in machine.plan(Delete((each,))).refusals} == {"two-names"}
+    machine.change(Rename(old, new))
+    tree = machine.tree()
+    assert tree[new] == replace(before[name], name=new)
+    assert [tree.parents[child] for child in before.children(name)] == [new for _ in before.children(name)]
+    assert tree.current == (new if name == "c" else "c")
+    assert machine.contents() == as_renamed(contents, name, new)
+
+
+def test_both_names_of_one_snapshot_may_go_together(
+    host: EmbeddedHost, monkeypatch: pytest.MonkeyPatch, journal: Journal
+) -> None:
+    machine = chain(host, running=True, capture=Capture.DISKS_AND_MEMORY)
+    contents = machine.contents()
+    rename_cut_short(machine, monkeypatch, journal, "b", 1)
+    run_plan(host.connection, ask(machine, journal, Recover(leave=True)), journal=journal)
+    machine.change(Describe(("b", "renamed"), pinned=False))
+    machine.change(Delete(("b", "renamed")))
+    assert unchanged(contents, machine.contents(), "b")
+    machine.check_images()
 
 
 def test_a_rename_is_not_made_of_a_tree_that_changed(host: EmbeddedHost) -> None:

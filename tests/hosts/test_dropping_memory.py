@@ -115,6 +115,9 @@ def test_dying_anywhere_between_its_calls_loses_nothing(
                 break
         listed = machine.tree()
         assert {name, step.stand_in} & set(listed.snapshots), "one of the two is always there"
+        if {name, step.stand_in} <= set(listed.snapshots):
+            refused = machine.plan(Delete((name,))).refusals
+            assert [finding.rule for finding in refused] == ["two-names"], "that would lose what stands on it"
         assert listed.current in (name, step.stand_in, "two")
         assert find_forgotten(machine.handle, step).state is not StepState.CHANGED
         forget_memory(machine.connection, machine.handle, step)

@@ -1,7 +1,8 @@
 """Each rule on real libvirt and QEMU: what libvirt does where the rule speaks, and that SnapTree does not.
 
-Some are shown in the tests of what they are about; most of those about reverts in test_revert_rules.py. `NOT_HERE` says
-what can't be shown, and why. A rule that is neither shown nor there fails a test.
+Some are shown in the tests of what they are about; most of those about reverts in test_revert_rules.py, those about
+looks in test_look_rules.py. `NOT_HERE` says what can't be shown, and why. A rule that is neither shown nor there fails
+a test.
 """
 
 from __future__ import annotations
@@ -25,11 +26,22 @@ from snaptree.hosts.recovery import with_operations
 from snaptree.hosts.situation import read_situation
 from snaptree.hosts.snapshot_xml import with_annotations
 from snaptree.model.errors import ConnectionLostError
-from snaptree.model.estate import Annotations, Mark
+from snaptree.model.estate import Annotations, Consistency, Mark
 from snaptree.plans import rules
 from snaptree.plans.draft import Draft
 from snaptree.plans.facts import LIBVIRT_9_9, LIBVIRT_10_9
-from snaptree.plans.intention import Capture, Delete, Describe, DropMemory, Intention, Revert, Take, TakeBack
+from snaptree.plans.intention import (
+    Capture,
+    Delete,
+    Describe,
+    DropMemory,
+    Intention,
+    Look,
+    Revert,
+    Take,
+    TakeBack,
+    Unlook,
+)
 from snaptree.plans.plan import Action, DeleteSnapshot, Freeze, MergeLayers, MergeWay, StateAfter
 from snaptree.plans.planner import make_plan
 from snaptree.plans.rule import Verdict
@@ -59,6 +71,7 @@ pytestmark = pytest.mark.qemu
 
 DISK_ONLY = libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_DISK_ONLY
 QUIESCE = libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_QUIESCE
+LIVE = libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_LIVE
 BY_ID = {rule.id: rule for rule in RULES}
 
 NOT_HERE = {
@@ -271,15 +284,18 @@ def broken(host: RealHost) -> Machine:
 
 def with_uefi(host: RealHost, *, running: bool = True) -> Machine:
     """A BIOS in flash is as good as UEFI, and starts faster."""
-    machine = off(host)
-    code, variables = machine.directory / "code.fd", machine.directory / "variables.fd"
-    code.write_bytes(Path("/usr/share/seabios/bios-256k.bin").read_bytes())
-    variables.write_bytes(bytes(code.stat().st_size))
-    flash = f"<loader readonly='yes' type='pflash'>{code}</loader><nvram>{variables}</nvram>"
-    redefined(machine, "</type>", f"</type>{flash}", "</os>", "</os><features><acpi/></features>")
+    machine = with_flash(off(host))
     if running:
         machine.handle.create()
     return machine
+
+
+def with_flash(machine: Machine) -> Machine:
+    code, variables = machine.directory / "code.fd", machine.directory / "variables.fd"
+    code.write_bytes(Path("/usr/share/seabios/bios-256k.bin").read_bytes())
+    variables.write_bytes(bytes(code.stat().st_size))
+    flash = f"<loader readonly='yes' type='pflash'>{code}</loader><nvram template='{code}'>{variables}</nvram>"
+    return redefined(machine, "</type>", f"</type>{flash}", "</os>", "</os><features><acpi/></features>")
 
 
 def delete_by_virsh(name: str) -> Callable[[Machine], object]:
@@ -388,6 +404,20 @@ REFUSED_BY_BOTH = [
         Take("x", capture=Capture.DISKS_AND_MEMORY, quiesce=Freeze.REQUIRED),
         take_by_virsh(QUIESCE),
         "disk-only|DISK_ONLY",
+    ),
+    Row(
+        "live-not-running",
+        off,
+        Take("x", capture=Capture.DISKS_AND_MEMORY, live=True),
+        take_by_virsh(LIVE, memory="<memory snapshot='external' file='/nowhere/memory'/>"),
+        "not running|inactive|memory state cannot be saved",
+    ),
+    Row(
+        "live-without-memory-file",
+        running,
+        Take("x", capture=Capture.DISKS, live=True),
+        take_by_virsh(LIVE | DISK_ONLY),
+        "full system snapshots",
     ),
     Row("nothing-to-take", broken, disks(), take_by_virsh(DISK_ONLY), "No such file"),
     Row("uefi-internal", with_uefi, inside(), take_by_virsh(), "pflash"),
@@ -504,6 +534,14 @@ def on_a_base_with_overlay(host: RealHost) -> Machine:
     return machine
 
 
+def renamed_by_half(host: RealHost) -> Machine:
+    """libvirt knows a snapshot under two names, as where a rename is left half done."""
+    machine = chain_of("one", "two")(host)
+    text = machine.handle.snapshotLookupByName("one").getXMLDesc(SECURE)
+    machine.handle.snapshotCreateXML(text.replace("<name>one<", "<name>renamed<", 1), REDEFINE)
+    return machine
+
+
 def all_there_is(machine: Machine) -> dict[str, dict[str, str]]:
     """What snapshots and *Now* hold, and what stands on their layers without being theirs."""
     away = machine.directory / "away"
@@ -531,6 +569,7 @@ LOSSES = [
     Loss("delete-with-wrong-current", with_wrong_current, "three", since=LIBVIRT_9_9),
     Loss("internal-snapshot-inside", with_inner_on_top, "outer"),
     Loss("written-image-has-overlays", with_overlay_on("disk0.qcow2", "one", "two"), "one"),
+    Loss("two-names", renamed_by_half, "one"),
     Loss("removed-layer-has-overlays", with_overlay_on("disk0.one", "one", "two"), "one"),
     Loss("machines-depend", with_overlay_on("disk0.qcow2", "one", "two", beside="clones"), "one"),
     Loss(
@@ -804,6 +843,23 @@ def test_libvirt_makes_a_chain_that_it_does_not_start(host: EmbeddedHost) -> Non
     machine.handle.snapshotLookupByName("x").delete(libvirt.VIR_DOMAIN_SNAPSHOT_DELETE_METADATA_ONLY)
     said = machine.spoken(disks())
     assert said & {"long-chain", "too-deep-to-start-again"}
+    machine.virsh_take_disk_only("y")  # and so the machine stands on as many layers as a look at it would
+    look = BY_ID["too-deep-to-look"]
+    is_too_deep = look.since <= host.connection.host.libvirt_version < (look.until or 0)
+    assert ("too-deep-to-look" in machine.spoken(Look("y"))) == is_too_deep
+    with pytest.raises(libvirt.libvirtError) if is_too_deep else nullcontext():
+        machine.handle.create()
+
+
+def test_without_an_agent_nothing_is_frozen(host: EmbeddedHost) -> None:
+    """libvirt asks for the agent of a machine that has none, and takes nothing."""
+    machine = running(host)
+    take = Take("x", capture=Capture.DISKS, quiesce=Freeze.IF_POSSIBLE)
+    assert "not-frozen" in machine.spoken(take)
+    with pytest.raises(libvirt.libvirtError, match="agent"):
+        take_by_virsh(DISK_ONLY | QUIESCE)(machine)
+    machine.change(take)
+    assert machine.tree()["x"].consistency is Consistency.CRASH
 
 
 def test_internal_and_external_get_in_each_others_way(host: EmbeddedHost) -> None:
@@ -1044,6 +1100,9 @@ def test_what_can_be_known_from_far_away(daemon: LibvirtDaemon) -> None:
         try:
             far = replace(machine, connection=connection)
             assert "unread-image" in far.spoken(Delete(("three",)))
+            assert "look-nowhere-for-layers" in far.spoken(Look("two"))
+            with pytest.raises(libvirt.libvirtError):
+                connection.handle.storagePoolLookupByTargetPath(str(machine.directory))
             if not connection.host.external_snapshots:
                 assert "no-way-back" in far.spoken(disks())
                 plan = far.plan(Delete(("three",)))
@@ -1055,7 +1114,7 @@ def test_what_can_be_known_from_far_away(daemon: LibvirtDaemon) -> None:
             connection.close()
 
 
-def test_the_test_driver_has_no_external_snapshots() -> None:
+def test_the_test_driver_has_no_external_snapshots_and_no_images() -> None:
     connection = Connection("test:///default")
     connection.open()
     try:
@@ -1064,6 +1123,8 @@ def test_the_test_driver_has_no_external_snapshots() -> None:
         assert "test-driver-external" in machine.spoken(disks())
         with pytest.raises(libvirt.libvirtError):
             machine.virsh_take_disk_only("x")
+        machine.virsh_take("x")
+        assert "look-needs-qemu" in machine.spoken(Look("x")) & machine.spoken(Unlook())
     finally:
         connection.close()
 

@@ -276,11 +276,11 @@ def test_a_row_alone_equals_the_row_among_all(tree: Tree) -> None:
 def test_100000_rows_are_laid_out_fast_and_a_screenful_made_at_once(parent_of: Callable[[int], int | None]) -> None:
     count = 100_000
     nodes = [(node, parent_of(node) if node else None) for node in range(count)]
-    started = time.perf_counter()
+    started = time.process_time()
     layout = lay_out(nodes, count - 1)
-    laid_out = time.perf_counter()
+    laid_out = time.process_time()
     rows = [layout[row] for row in (*range(20), *range(count // 2, count // 2 + 20), *range(count - 20, count))]
-    made = time.perf_counter()
+    made = time.process_time()
     assert len(rows) == 60
     assert laid_out - started < 5
     assert made - laid_out < 5

@@ -144,16 +144,16 @@ def chain_of(count: int) -> Iterable[Snapshot]:
 
 
 def test_100000_snapshots_in_a_row_are_no_recursion_and_no_wait() -> None:
-    started = time.perf_counter()
+    started = time.process_time()
     tree = SnapshotTree.build(chain_of(100_000), "auto-99999")
     assert tree.depth == 100_000
     assert len(tree.path_to_current) == 100_000
     assert sum(1 for _ in tree.descendants("auto-0")) == 99_999
-    assert time.perf_counter() - started < 10
+    assert time.process_time() - started < 10
 
 
 def test_a_circle_of_20000_is_no_wait() -> None:
-    started = time.perf_counter()
+    started = time.process_time()
     snapshots = [snapshot(f"s{number}", f"s{(number + 1) % 20_000}") for number in range(20_000)]
     assert len(SnapshotTree.build(snapshots, None).roots) == 1
-    assert time.perf_counter() - started < 5
+    assert time.process_time() - started < 5

@@ -131,6 +131,11 @@ class SituationBuilder:
         changed = [replace(each, **fields) if each.name == name else each for each in tree]
         return self.having(tree=SnapshotTree.build(changed, tree.current))
 
+    def twice(self, name: str, other: str) -> SituationBuilder:
+        """List a snapshot under a second name as well."""
+        tree = self._situation.tree
+        return self.having(tree=SnapshotTree.build([*tree, replace(tree[name], name=other)], tree.current))
+
     def renamed(self, name: str, new: str) -> SituationBuilder:
         """Give a snapshot a name that we would not: other tools do."""
         tree = self._situation.tree

@@ -822,6 +822,14 @@ DELETE = [
         a_machine().internal("a"),
     ),
     Row("rename-internal", Rename("a", "b"), a_machine().internal("a"), ("“a”", "F2"), a_machine().external("a")),
+    Row(
+        "two-names",
+        delete("a"),
+        a_machine().external("a").twice("a", "a2"),
+        ("“a”", "“a2”", "snaptree rename web-01 a a2"),
+        a_machine().external("a").twice("a", "a2"),
+        delete("a", "a2"),
+    ),
     Row("cannot-be-cancelled", delete("a"), a_machine().external("a"), ("merge",), a_machine().internal("a")),
     Row(
         "starts-qemu",
