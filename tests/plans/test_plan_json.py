@@ -219,6 +219,8 @@ def test_every_document_has_the_same_keys(plan: Plan) -> None:
         "seconds",
         "pause_seconds",
         "likely_extra",
+        "growth_per_day",
+        "free",
         "confidence",
     ]
     assert document["forecast"]["confidence"] == {
