@@ -94,7 +94,7 @@ def why_not(plan: Plan) -> str:
 
 
 def forecast_line(forecast: Forecast, *, is_active: bool, dirty_rate: int | None = None) -> str:
-    """`≤ 256.0 KiB now, then about 1.2 GiB a day; the guest pauses for about 0.3 s; 48.0 GiB free`."""
+    """`≤ 256.0 KiB now, then about 1.2 GiB a day; pause of about 0.3 s; 48.0 GiB free`."""
     likely = forecast.likely_extra
     now = f"{words.figure(forecast.peak_extra)} now" if likely is None else f"About {words.size(likely)} now"
     growth = f", then about {words.size(forecast.growth)} a day" if forecast.growth else ""
@@ -104,7 +104,7 @@ def forecast_line(forecast: Forecast, *, is_active: bool, dirty_rate: int | None
         if pause is None:
             parts.append("pause not known yet")
         else:
-            parts.append(f"the guest pauses for about {words.pause(pause)}" if pause else "the guest does not pause")
+            parts.append(f"pause of about {words.pause(pause)}" if pause else "no pause")
         if forecast.seconds is not None and forecast.seconds > max(1.0, pause or 0.0):
             parts.append(f"takes {words.about(forecast.seconds)}")
     if dirty_rate is not None:

@@ -198,9 +198,10 @@ class TakeDialog(QDialog):
 
     def _suggest_anew(self) -> None:
         """Fill the template once more, unless somebody wrote a name."""
-        if self.name.text() == self._suggested:
-            self._suggested = self._suggestion(self._settings.name_template)
-            self.name.setText(self._suggested)
+        suggestion = self._suggestion(self._settings.name_template)
+        if self.name.text() == self._suggested != suggestion:
+            self._suggested = suggestion
+            self.name.setText(suggestion)
 
     def _ask_for_template(self) -> None:
         dialog = TemplateDialog(self._settings.name_template, self._fields_of_name(), self)
