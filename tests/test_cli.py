@@ -168,9 +168,9 @@ def test_how_a_running_guest_is_treated_can_be_said(terminal: Terminal) -> None:
 
 
 def test_what_is_taken_and_where_it_goes_can_be_said(terminal: Terminal, tmp_path: Path) -> None:
-    (step,) = terminal.json("take", "fresh-01", "x", "--memory", "--memory-in", str(tmp_path), "-n")["steps"]
+    places = "--layers-in", str(tmp_path), "--memory-in", f"{tmp_path}/"
+    (step,) = terminal.json("take", "fresh-01", "{vm}-{kind}", "--memory", *places, "-n")["steps"]
     assert Path(step["memory_file"]).parent == tmp_path
-    (step,) = terminal.json("take", "fresh-01", "{vm}-{kind}", "--layers-in", str(tmp_path), "-n")["steps"]
     assert step["name"] == "fresh-01-memory"
     assert {Path(path).parent for path in step["overlays"].values()} == {tmp_path}
     nowhere = terminal.run("take", "fresh-01", "x", "--layers-in", str(tmp_path / "nowhere"), "-n")

@@ -17,6 +17,8 @@ from snaptree.plans.plan import TakeSnapshot
 _EVENTS_WITHIN_SECONDS = 2.0
 """After a call, events of what it did may still be on their way."""
 _DIRTY_RATE_SECONDS = 1
+_LEAST_KIB = 128 << 10
+"""QEMU looks at no piece of RAM smaller than that, and says that nothing changes (MIN_RAMBLOCK_SIZE)."""
 _DIRTY_RATE_STATS = libvirt.VIR_DOMAIN_STATS_DIRTYRATE
 DIRTY_RATE_LOOK_SECONDS = 0.3
 DIRTY_RATE_LOOKS = 20
@@ -31,8 +33,10 @@ class DirtyRate:
         self._domain = connection.domain(uuid)
 
     def start(self) -> bool:
-        """Ask for it. False where nobody can say: the guest does not run, QEMU is too old, the link is read-only."""
+        """Ask for it. False where nobody can say: the guest is off or small, QEMU is too old, the link is read-only."""
         try:
+            if self._domain.maxMemory() < _LEAST_KIB:
+                return False
             self._domain.startDirtyRateCalc(_DIRTY_RATE_SECONDS, 0)
         except libvirt.libvirtError:
             return False

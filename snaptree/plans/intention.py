@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import posixpath
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -139,7 +140,12 @@ def places_of(intention: Intention) -> tuple[str, ...]:
     """Directories of the host that it names, and that have to be looked at before it is planned."""
     if not isinstance(intention, Take):
         return ()
-    return tuple(dict.fromkeys(place for place in (intention.layers_in, intention.memory_in) if place))
+    return tuple(dict.fromkeys(plain_path(place) for place in (intention.layers_in, intention.memory_in) if place))
+
+
+def plain_path(place: str) -> str:
+    """A directory that somebody named, as paths in it begin; empty stays empty."""
+    return posixpath.normpath(place) if place else ""
 
 
 def only_describes(intention: Intention) -> bool:

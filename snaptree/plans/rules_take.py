@@ -123,7 +123,7 @@ def _directories(paths: Iterable[str | None]) -> dict[str, None]:
 def _asked_for(case: Case) -> tuple[str, ...]:
     """Directories that new files go into because the user said so."""
     new = _directories(_new_files(case))
-    return tuple(place for place in case.places if posixpath.normpath(place) in map(posixpath.normpath, new))
+    return tuple(place for place in case.places if place in new)
 
 
 def _place_is_missing(case: Case) -> Evidence | None:

@@ -13,7 +13,7 @@ from snaptree.model.growth import growth_of
 from snaptree.plans import rules
 from snaptree.plans.draft import Draft
 from snaptree.plans.facts import Facts, is_external, takes_writes
-from snaptree.plans.intention import Capture, Take, places_of
+from snaptree.plans.intention import Capture, Take, places_of, plain_path
 from snaptree.plans.naming import (
     DEFAULT_TEMPLATE,
     SAFETY_TEMPLATE,
@@ -133,13 +133,14 @@ def _step(intention: Take, situation: Situation, capture: Capture) -> TakeSnapsh
     snapshot_names = tuple(situation.tree.snapshots)
     places = {disk.target: disk.path for disk in held if disk.path} if how is DiskSnapshot.EXTERNAL else {}
 
+    layers_in, memory_in = plain_path(intention.layers_in), plain_path(intention.memory_in)
+
     def overlays_named(name: str) -> dict[str, str]:
-        layers_in = intention.layers_in
         return _apart({target: overlay_path(path, name, snapshot_names, layers_in) for target, path in places.items()})
 
     def is_free(name: str) -> bool:
         paths = overlays_named(name).values()
-        memory = {memory_path(path, intention.memory_in) for path in paths}
+        memory = {memory_path(path, memory_in) for path in paths}
         return situation.existing_files.isdisjoint({*paths, *memory})
 
     template = intention.name or (SAFETY_TEMPLATE if intention.safety else DEFAULT_TEMPLATE)
@@ -159,7 +160,7 @@ def _step(intention: Take, situation: Situation, capture: Capture) -> TakeSnapsh
         name=name,
         description=intention.description,
         memory=memory,
-        memory_file=memory_path(next(iter(overlays.values())), intention.memory_in) if has_memory_file else None,
+        memory_file=memory_path(next(iter(overlays.values())), memory_in) if has_memory_file else None,
         disks=MappingProxyType(hows),
         overlays=MappingProxyType(overlays),
         quiesce=intention.quiesce,

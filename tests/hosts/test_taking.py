@@ -151,7 +151,14 @@ def test_a_directory_of_another_host_is_known_as_a_storage_pool(daemon: LibvirtD
 
 
 def test_what_a_guest_changes_is_measured_while_it_runs(host: EmbeddedHost) -> None:
-    machine = host.make_machine()
-    assert DirtyRate(machine.connection, machine.uuid).wait() == 0, "it waits in its BIOS"
-    machine.handle.destroy()
+    machine = host.make_machine(running=False)
+    machine.handle.setMaxMemory(160 << 10)
     assert DirtyRate(machine.connection, machine.uuid).wait() is None
+    machine.handle.create()
+    assert DirtyRate(machine.connection, machine.uuid).wait() is not None
+    machine.handle.destroy()
+
+
+def test_of_little_ram_qemu_does_not_know_what_a_guest_changes(host: EmbeddedHost) -> None:
+    machine = host.make_machine()
+    assert not DirtyRate(machine.connection, machine.uuid).start()

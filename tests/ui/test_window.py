@@ -219,7 +219,7 @@ def test_disks_are_chosen_and_files_put_elsewhere(open_window: OpenWindow, host:
     driver.until(lambda: not dialog.take_button.isEnabled())
     assert "nowhere" in dialog.choices.buttons[Kind.MEMORY].accessibleDescription()
     assert dialog.choices.buttons[Kind.MEMORY].isEnabled(), "what is chosen stays so, and the plan says why it can't be"
-    dialog.places.layers.setText(str(tmp_path))
+    dialog.places.layers.setText(f"{tmp_path}/")
     dialog.places.memory.setText(str(tmp_path))
     dialog.accept()
     driver.last_operation()
@@ -235,8 +235,19 @@ def test_each_choice_says_what_it_costs(driver: Driver) -> None:
         said = dialog.choices.buttons[kind].accessibleDescription()
         assert " now; " in said
         assert said.endswith(" free")
-    live = dialog.choices.buttons[Kind.LIVE]
-    driver.until(lambda: "it hardly changes its memory" in live.accessibleDescription())
+
+
+def test_what_the_guest_changes_meanwhile_is_said_once_it_is_measured(
+    open_window: OpenWindow, host: EmbeddedHost
+) -> None:
+    large = host.make_machine(running=False)
+    large.handle.setMaxMemory(160 << 10)
+    large.handle.create()
+    driver = open_window(host.uri)
+    driver.show_machine(host.uri, large.uuid)
+    live = take_dialog(driver).choices.buttons[Kind.LIVE]
+    driver.until(lambda: "its memory; " in live.accessibleDescription())
+    large.handle.destroy()
 
 
 def test_a_template_names_new_snapshots_from_now_on(driver: Driver) -> None:
