@@ -13,7 +13,7 @@ import pytest
 from PySide6.QtCore import Qt
 from PySide6.QtGui import QAction, QImage
 from PySide6.QtTest import QTest
-from PySide6.QtWidgets import QApplication, QLabel, QMenu, QMessageBox, QPushButton
+from PySide6.QtWidgets import QApplication, QFileDialog, QLabel, QMenu, QMessageBox, QPushButton, QToolButton
 
 from snaptree.hosts.running import run_plan
 from snaptree.jobs import host_backend
@@ -227,6 +227,22 @@ def test_disks_are_chosen_and_files_put_elsewhere(open_window: OpenWindow, host:
     assert two.active_layers() == {"vda": tmp_path / f"disk0.{taken.name}", "vdb": two.directory / "disk1.qcow2"}
     assert taken.memory_file == str(tmp_path / f"disk0.{taken.name}.mem")
     two.handle.destroy()
+
+
+def test_a_directory_is_chosen_where_it_is_this_computer(driver: Driver, tmp_path: Path) -> None:
+    dialog = take_dialog(driver)
+    dialog.choices.buttons[Kind.DISKS].click()
+    dialog.places.toggle.click()
+    (choose, _memory) = (
+        button for button in dialog.places.findChildren(QToolButton) if button.accessibleName().startswith("Choose")
+    )
+    choose.click()
+    asked = driver.dialog(QFileDialog)
+    assert isinstance(asked, QFileDialog)
+    asked.setDirectory(str(tmp_path.parent))
+    asked.selectFile(tmp_path.name)
+    asked.accept()
+    driver.until(lambda: dialog.places.layers.text() == str(tmp_path))
 
 
 def test_each_choice_says_what_it_costs(driver: Driver) -> None:
