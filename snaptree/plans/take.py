@@ -69,9 +69,9 @@ def _with_surroundings(forecast: Forecast, step: TakeSnapshot, situation: Situat
     images = [disk.path for disk in situation.disks if step.disks.get(disk.target) is DiskSnapshot.INTERNAL]
     files = [*step.overlays.values(), step.memory_file, *images]
     free = [situation.free_bytes.get(posixpath.dirname(file)) for file in files if file]
-    seconds = forecast.seconds
-    if step.live and situation.dirty_rate is not None:
-        seconds = situation.speed.seconds_while_written(step, forecast.likely_extra, situation.dirty_rate)
+    seconds, speed = forecast.seconds, situation.speed
+    if step.live and situation.dirty_rate is not None and speed.saving_rate is not None:
+        seconds = speed.seconds_while_written(step, forecast.likely_extra, situation.dirty_rate)
     return replace(
         forecast,
         seconds=seconds,

@@ -154,7 +154,17 @@ _plans = st.builds(
     domain=_texts,
     snapshots=_names,
     steps=st.lists(_steps, max_size=3).map(tuple),
-    forecast=st.builds(Forecast, _figures, _figures, _figures, _seconds, _seconds, st.none() | _bytes),
+    forecast=st.builds(
+        Forecast,
+        _figures,
+        _figures,
+        _figures,
+        _seconds,
+        _seconds,
+        st.none() | _bytes,
+        st.none() | _bytes,
+        st.none() | _bytes,
+    ),
     warnings=st.lists(_findings, max_size=2).map(tuple),
     refusals=st.lists(_findings, max_size=2).map(tuple),
     undo=st.none()
