@@ -118,6 +118,7 @@ class TakeDialog(QDialog):
         layout.addLayout(self._columns())
         layout.addWidget(self.view, 1)
         layout.addWidget(buttons)
+        self.setMinimumWidth(760)
         self.resize(940, 740)
 
     def _form(self) -> QFormLayout:
