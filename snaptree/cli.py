@@ -156,7 +156,13 @@ def _parser() -> argparse.ArgumentParser:
 
     take = command("take", "take a snapshot", _take, changes=True)
     take.add_argument("vm", metavar="VM")
-    take.add_argument("name", metavar="NAME", nargs="?", default="", help="by default the date and time")
+    take.add_argument(
+        "name",
+        metavar="NAME",
+        nargs="?",
+        default="",
+        help="may have {vm}, {date}, {time}, {user} and {kind} in it; by default snapshot-{date}-{time}",
+    )
     kind = take.add_mutually_exclusive_group()
     kind.add_argument("--memory", action="store_true", help="external, with the memory in a file of its own")
     kind.add_argument("--disk-only", action="store_true", help="external, disks only")
@@ -177,6 +183,11 @@ def _parser() -> argparse.ArgumentParser:
         dest="quiesce",
         help="the same, but take the disks as they are if it can't",
     )
+    take.add_argument(
+        "--exclude-disk", metavar="TARGET", action="append", default=[], help="leave a disk out; repeatable"
+    )
+    take.add_argument("--layers-in", metavar="DIR", default="", help="where new layers go; by default beside the disks")
+    take.add_argument("--memory-in", metavar="DIR", default="", help="where saved memory goes; by default beside them")
     take.add_argument("--note", default="", metavar="TEXT")
 
     revert = command("revert", "go back to a snapshot, after a safety snapshot of the present", _revert, changes=True)
@@ -519,7 +530,16 @@ def _take(options: argparse.Namespace) -> int:
         capture = Capture.DISKS_AND_MEMORY
     elif options.disk_only or quiesce is not Freeze.NO:
         capture = Capture.DISKS
-    intention = Take(options.name, options.note, capture, quiesce=quiesce, live=options.live)
+    intention = Take(
+        options.name,
+        options.note,
+        capture,
+        quiesce=quiesce,
+        excluded_disks=tuple(dict.fromkeys(options.exclude_disk)),
+        live=options.live,
+        layers_in=options.layers_in,
+        memory_in=options.memory_in,
+    )
     return _change(options, intention)
 
 

@@ -167,6 +167,23 @@ def test_how_a_running_guest_is_treated_can_be_said(terminal: Terminal) -> None:
     assert "not-frozen" in [warning["rule"] for warning in plan["warnings"]]
 
 
+def test_what_is_taken_and_where_it_goes_can_be_said(terminal: Terminal, tmp_path: Path) -> None:
+    places = "--layers-in", str(tmp_path), "--memory-in", f"{tmp_path}/"
+    (step,) = terminal.json("take", "fresh-01", "{vm}-{kind}", "--memory", *places, "-n")["steps"]
+    assert Path(step["memory_file"]).parent == tmp_path
+    assert step["name"] == "fresh-01-memory"
+    assert {Path(path).parent for path in step["overlays"].values()} == {tmp_path}
+    nowhere = terminal.run("take", "fresh-01", "x", "--layers-in", str(tmp_path / "nowhere"), "-n")
+    assert nowhere.returncode == 3
+    assert "nowhere" in nowhere.stderr
+    nothing = terminal.run("take", "fresh-01", "x", "--disk-only", "--exclude-disk", "vda", "-n")
+    assert nothing.returncode == 3
+    assert "no disk left" in nothing.stderr
+    says = terminal.run("take", "web-01", "x", "--disk-only", "-n").stdout
+    assert re.search(r"^Afterwards the disks grow by about .* a day, as they did\.$", says, re.MULTILINE)
+    assert re.search(r"^.* are free where it goes\.$", says, re.MULTILINE)
+
+
 def test_take_revert_and_delete_plan_first_and_act_with_yes(terminal: Terminal) -> None:
     before = terminal.json("tree", "db-01")
     content = digest_of_now(terminal, "db-01")
@@ -174,8 +191,10 @@ def test_take_revert_and_delete_plan_first_and_act_with_yes(terminal: Terminal) 
     plan = terminal.json("take", "db-01", "mine", "--internal", "--note", "my <b>note</b>", "-n")
     assert plan["refusals"] == []
     assert [step["kind"] for step in plan["steps"]] == ["take"]
-    figures = {"copies", "frees", "peak_extra", "seconds", "pause_seconds", "likely_extra", "confidence"}
-    assert set(plan["forecast"]) == figures
+    assert set(plan["forecast"]) == {
+        *("copies", "frees", "peak_extra", "seconds", "pause_seconds", "likely_extra", "growth_per_day", "free"),
+        "confidence",
+    }
     assert set(plan["forecast"]["confidence"]) == {"copies", "frees", "peak_extra"}
     assert terminal.json("tree", "db-01") | {"totals": None} == before | {"totals": None}, "a dry run changes nothing"
 

@@ -16,6 +16,52 @@ from snaptree.plans.plan import TakeSnapshot
 
 _EVENTS_WITHIN_SECONDS = 2.0
 """After a call, events of what it did may still be on their way."""
+_DIRTY_RATE_SECONDS = 1
+_LEAST_KIB = 128 << 10
+"""QEMU looks at no piece of RAM smaller than that, and says that nothing changes (MIN_RAMBLOCK_SIZE)."""
+_DIRTY_RATE_STATS = libvirt.VIR_DOMAIN_STATS_DIRTYRATE
+DIRTY_RATE_LOOK_SECONDS = 0.3
+DIRTY_RATE_LOOKS = 20
+"""Until a rate that was asked for is given up."""
+
+
+class DirtyRate:
+    """How much of its RAM a guest changes each second. Asked for, QEMU looks at a sample of it for a second."""
+
+    def __init__(self, connection: Connection, uuid: str) -> None:
+        self._connection = connection
+        self._domain = connection.domain(uuid)
+
+    def start(self) -> bool:
+        """Ask for it. False where nobody can say: the guest is off or small, QEMU is too old, the link is read-only."""
+        try:
+            if self._domain.maxMemory() < _LEAST_KIB:
+                return False
+            self._domain.startDirtyRateCalc(_DIRTY_RATE_SECONDS, 0)
+        except libvirt.libvirtError:
+            return False
+        return True
+
+    def read(self) -> int | None:
+        """Bytes per second; None as long as it is not known."""
+        try:
+            ((_, stats),) = self._connection.handle.domainListGetStats([self._domain], _DIRTY_RATE_STATS)
+        except libvirt.libvirtError:
+            return None
+        if stats.get("dirtyrate.calc_status") != libvirt.VIR_DOMAIN_DIRTYRATE_MEASURED:
+            return None
+        return int(stats["dirtyrate.megabytes_per_second"]) << 20
+
+    def wait(self) -> int | None:
+        """Ask for it, and block until it is known: for some more than a second. None if it can't be."""
+        if not self.start():
+            return None
+        patience = threading.Event()
+        for _ in range(DIRTY_RATE_LOOKS):
+            patience.wait(DIRTY_RATE_LOOK_SECONDS)
+            if (rate := self.read()) is not None:
+                return rate
+        return None
 
 
 class TakeMeter:

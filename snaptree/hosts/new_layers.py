@@ -21,7 +21,7 @@ from snaptree.plans.plan import Layer
 
 def can_make_layers(connection: Connection, directory: str) -> bool:
     """Whether `make_layer` can work in a directory of the host."""
-    return not why_not_written(connection, directory) or _pool(connection, directory) is not None
+    return not why_not_written(connection, directory) or pool_at(connection, directory) is not None
 
 
 def why_not_written(connection: Connection, directory: str) -> str:
@@ -50,7 +50,7 @@ def make_layer(connection: Connection, path: str, base: Layer) -> None:
     if not why_not_written(connection, directory):
         _make_file(path, base)
         return
-    pool = _pool(connection, directory)
+    pool = pool_at(connection, directory)
     if pool is None:
         raise SnapTreeError(
             f"No new layer can be made in {directory}.",
@@ -73,7 +73,8 @@ def remove_layer(connection: Connection, path: str) -> None:
         return
 
 
-def _pool(connection: Connection, directory: str) -> Any:
+def pool_at(connection: Connection, directory: str) -> Any:
+    """The running storage pool of a directory; None if there is none."""
     try:
         pool = connection.handle.storagePoolLookupByTargetPath(directory)
         return pool if pool.isActive() else None

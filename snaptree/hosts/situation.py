@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import html
+import itertools
 import os
 import re
 import shutil
+import stat
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -21,7 +23,7 @@ from snaptree.hosts.helper_machine import is_helper
 from snaptree.hosts.journal import this_user
 from snaptree.hosts.layers import Images, layers_of
 from snaptree.hosts.look_xml import shared_devices
-from snaptree.hosts.new_layers import can_make_layers, why_not_written
+from snaptree.hosts.new_layers import can_make_layers, pool_at, why_not_written
 from snaptree.hosts.reading import read_domain, read_tree, texts_of
 from snaptree.hosts.settings import LazyMapping, changes, recorded_in, recorded_now
 from snaptree.hosts.snapshot_xml import recorded_disks
@@ -38,9 +40,10 @@ _MAXIMUM_FILES_LOOKED_AT = 5_000
 """In each directory, when looking for overlays that no machine mentions."""
 
 
-def read_situation(connection: Connection, uuid: str) -> Situation:
+def read_situation(connection: Connection, uuid: str, places: Iterable[str] = ()) -> Situation:
     """Read a consistent picture for planning: blocking, and as long as the host has snapshots to look through.
 
+    `places` are directories to look at beside those of the machine's images.
     Raises VanishedError if the machine is gone, SnapTreeError if the host can't be read.
     """
     handle = connection.domain(uuid)
@@ -57,6 +60,9 @@ def read_situation(connection: Connection, uuid: str) -> Situation:
     directories = sorted({str(Path(path).parent) for path in ours})
     now, same_disk = recorded_now(handle, text), layers_of_one_disk(tree, layers)
     existing = {directory: files_in(connection, directory) for directory in directories}
+    there = {place: is_there for place in places if (is_there := _is_there(connection, place)) is not None}
+    others = {str(Path(path).parent) for path in layers.memory_files} | {place for place in there if there[place]}
+    others -= existing.keys()
     return Situation(
         host=connection.host,
         domain=domain,
@@ -73,7 +79,9 @@ def read_situation(connection: Connection, uuid: str) -> Situation:
         has_agent=definition.has_agent,
         recorded_disks=MappingProxyType({name: recorded_disks(xml) for name, xml in texts.items()}),
         settings=LazyMapping(texts, lambda xml: changes(now, recorded_in(xml), same_disk)),
-        existing_files=frozenset(path for paths in existing.values() for path in paths),
+        existing_files=frozenset(
+            itertools.chain(*existing.values(), *(files_in(connection, directory) for directory in others))
+        ),
         missing_files=frozenset(path for path in layers.memory_files if images.is_missing(path)),
         takes_new_layers=frozenset(each for each in directories if can_make_layers(connection, each)),
         why_not_copied=_why_not_copied(connection, layers),
@@ -82,8 +90,13 @@ def read_situation(connection: Connection, uuid: str) -> Situation:
         copies_nvram=definition.nvram is not None and not _why_not_read(connection, definition.nvram),
         machine_names=_machine_names(connection),
         free_bytes=MappingProxyType(
-            {directory: free for directory in directories if (free := _free(connection, directory)) is not None}
+            {
+                directory: free
+                for directory in (*directories, *others)
+                if (free := _free(connection, directory)) is not None
+            }
         ),
+        places=MappingProxyType(there),
         memory_bytes=definition.memory,
         user=this_user(),
         now=int(time.time()),
@@ -239,11 +252,23 @@ def files_in(connection: Connection, directory: str) -> tuple[str, ...]:
             return tuple(sorted(str(path) for path in Path(directory).iterdir()))
         except OSError:
             pass  # not ours to read: libvirt may know it as a pool
+    pool = pool_at(connection, directory)
     try:
-        pool = connection.handle.storagePoolLookupByTargetPath(directory)
-        return tuple(sorted(volume.path() for volume in pool.listAllVolumes()))
+        return () if pool is None else tuple(sorted(volume.path() for volume in pool.listAllVolumes()))
     except libvirt.libvirtError:
-        return ()  # no pool there
+        return ()  # it can't be listed
+
+
+def _is_there(connection: Connection, directory: str) -> bool | None:
+    """Whether the host has a directory; None if nobody can say from here."""
+    if connection.host.is_local:
+        try:
+            return stat.S_ISDIR(Path(directory).stat().st_mode)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        except OSError:
+            pass  # in a directory that is not ours to look into
+    return True if pool_at(connection, directory) is not None else None
 
 
 def _why_not_copied(connection: Connection, layers: DomainLayers) -> Mapping[str, str]:
@@ -269,8 +294,8 @@ def _free(connection: Connection, directory: str) -> int | None:
             return shutil.disk_usage(directory).free
         except OSError:
             pass  # not ours to look at
+    pool = pool_at(connection, directory)
     try:
-        pool = connection.handle.storagePoolLookupByTargetPath(directory)
-        return int(pool.info()[3])
+        return None if pool is None else int(pool.info()[3])
     except libvirt.libvirtError:
         return None

@@ -18,6 +18,7 @@ from snaptree.hosts.connection import Connection
 from snaptree.hosts.freezing import LeftFrozen, thaw_left
 from snaptree.hosts.journal import Journal
 from snaptree.hosts.layers import analysed, is_analysed, read_layers, with_earlier_analysis
+from snaptree.hosts.measuring import DIRTY_RATE_LOOK_SECONDS, DIRTY_RATE_LOOKS, DirtyRate
 from snaptree.hosts.reading import list_domains, read_tree
 from snaptree.hosts.recovery import with_operations
 from snaptree.hosts.running import run_plan
@@ -36,10 +37,11 @@ from snaptree.model.estate import Domain, DomainLayers, Host, ImageKey, Snapshot
 from snaptree.model.merging import ALONE, Elsewhere
 from snaptree.model.settings import Comparison, layers_of_one_disk
 from snaptree.model.tree import SnapshotTree
-from snaptree.plans.intention import Intention, Recover, only_describes, take_back
+from snaptree.plans.intention import Intention, Recover, Take, only_describes, places_of, take_back
 from snaptree.plans.operation import Operation, OperationState, Settled, undoes_look
 from snaptree.plans.plan import Action, Plan
 from snaptree.plans.planner import make_plan, needs_analysis
+from snaptree.plans.situation import Situation
 from snaptree.plans.speed import NOT_MEASURED, Speed
 from snaptree.plans.wording import machines_named
 
@@ -141,6 +143,10 @@ class _Limit:
     bytes_per_second: int | None = None
 
 
+def _not_told(_error: SnapTreeError) -> None:
+    """What nobody depends on need not be known."""
+
+
 class HostBackend(QObject):
     """Reads, watches and changes one host. Lives on the window's thread; nothing here blocks it.
 
@@ -186,6 +192,8 @@ class HostBackend(QObject):
         self._costs: dict[str, CostReading] = {}
         self._speed: Speed | None = None
         """None if it has to be asked for."""
+        self._dirty_rates: dict[str, int] = {}
+        """Bytes of RAM that guests changed each second when that was measured last."""
         self._unread: set[str] = set()
         """Machines whose tree could not be read the last time."""
         self._unmeasured: set[str] = set()
@@ -803,19 +811,84 @@ class HostBackend(QObject):
                 if only_describes(intention):
                     situation = read_to_describe(connection, uuid)
                     return make_plan(intention, with_operations(connection, situation, self._journal))
-                situation = replace(read_situation(connection, uuid), speed=self._speed_now())
-                recovers = isinstance(intention, Recover)
-                situation = with_operations(connection, situation, self._journal, recovers=recovers)
-                if not needs_analysis(intention, situation):
-                    return make_plan(intention, situation)
-                # What is on screen was analysed already; a figure in a preview need not be truer than that.
-                known = self._costs.get(uuid)
-                layers = situation.layers if known is None else with_earlier_analysis(situation.layers, known.layers)
-                if not is_analysed(layers):
-                    layers = analysed(connection, layers, should_stop)
-                return make_plan(intention, replace(situation, layers=layers))
+                situation = self._situation(connection, uuid, recovers=isinstance(intention, Recover))
+                if needs_analysis(intention, situation) and not is_analysed(situation.layers):
+                    situation = replace(situation, layers=analysed(connection, situation.layers, should_stop))
+                return make_plan(intention, situation)
 
         self._measurer.submit(work, on_done=on_ready, on_failed=on_ready, priority=Priority.USER)
+
+    def plan_takes(
+        self, uuid: str, intentions: tuple[Take, ...], on_ready: Callable[[tuple[Plan, ...] | SnapTreeError], None]
+    ) -> None:
+        """Plan several ways of taking a snapshot from one look at the machine. `on_ready` hears of it as in `plan`."""
+        session = self._session
+        if session is None:
+            self._post(partial(on_ready, self._not_connected_error()))
+            return
+
+        def work(_should_stop: ShouldStop) -> tuple[Plan, ...]:
+            places = {place for intention in intentions for place in places_of(intention)}
+            with session.using() as connection:
+                situation = self._situation(connection, uuid, places)
+            return tuple(make_plan(intention, situation) for intention in intentions)
+
+        self._measurer.submit(work, on_done=on_ready, on_failed=on_ready, priority=Priority.USER)
+
+    def _situation(
+        self, connection: Connection, uuid: str, places: Collection[str] = (), *, recovers: bool = False
+    ) -> Situation:
+        """On a worker: all that plans may know."""
+        situation = replace(
+            read_situation(connection, uuid, places), speed=self._speed_now(), dirty_rate=self._dirty_rates.get(uuid)
+        )
+        situation = with_operations(connection, situation, self._journal, recovers=recovers)
+        # What is on screen was analysed already; a figure in a preview need not be truer than that.
+        known = self._costs.get(uuid)
+        if known is None:
+            return situation
+        return replace(situation, layers=with_earlier_analysis(situation.layers, known.layers))
+
+    def measure_dirty_rate(self, uuid: str, on_ready: Callable[[int], None]) -> None:
+        """Let QEMU find out how much of its RAM a guest changes each second, for later plans, too.
+
+        `on_ready` hears of it on this thread, in bytes; of what nobody can say, nothing. It takes more than a second,
+        in which no thread waits.
+        """
+        session = self._session
+        if session is None:
+            return
+
+        def start(_should_stop: ShouldStop) -> bool:
+            with session.using() as connection:
+                return DirtyRate(connection, uuid).start()
+
+        def read(_should_stop: ShouldStop) -> int | None:
+            with session.using() as connection:
+                return DirtyRate(connection, uuid).read()
+
+        def look(looks_left: int) -> None:
+            if not self._is_closed and looks_left:
+                self._measurer.submit(
+                    read, on_done=partial(done, looks_left - 1), on_failed=_not_told, priority=Priority.USER
+                )
+
+        def look_soon(looks_left: int) -> None:
+            QTimer.singleShot(int(1000 * DIRTY_RATE_LOOK_SECONDS), self, partial(look, looks_left))
+
+        def done(looks_left: int, rate: int | None) -> None:
+            if rate is None:
+                look_soon(looks_left)
+            else:
+                self._dirty_rates[uuid] = rate
+                on_ready(rate)
+
+        def started(has_begun: bool) -> None:
+            self._dirty_rates.pop(uuid, None)
+            if has_begun:
+                look_soon(DIRTY_RATE_LOOKS)
+
+        self._measurer.submit(start, on_done=started, on_failed=_not_told, priority=Priority.USER)
 
     def run(self, plan: Plan, *, undoes: Operation | None = None) -> Operation:
         """Queue a plan, perhaps one that takes another operation back.

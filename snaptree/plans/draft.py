@@ -83,6 +83,7 @@ class Draft:
         wants_memory: bool = False,
         obsolete: frozenset[str] = frozenset(),
         deleting: frozenset[str] = frozenset(),
+        places: tuple[str, ...] = (),
     ) -> Case:
         """What rules are asked about, if this were the next step. `name`: the snapshot, where the step names none."""
         if isinstance(step, _NAMING):
@@ -100,6 +101,7 @@ class Draft:
             wants_memory,
             obsolete=obsolete,
             deleting=deleting,
+            places=places,
         )
 
     def add(self, case: Case) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import posixpath
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -26,7 +27,7 @@ class Capture(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Take:
-    """Take a snapshot. An empty `name` asks for one by date and time."""
+    """Take a snapshot. `name` may be a template (naming.py); an empty one asks for one by date and time."""
 
     name: str = ""
     description: str = ""
@@ -36,6 +37,10 @@ class Take:
     safety: bool = False
     live: bool = False
     """Let the guest run on while its RAM is saved."""
+    layers_in: str = ""
+    """Full path of the directory for new layers; empty: each beside what it stands on."""
+    memory_in: str = ""
+    """Full path of the directory for the saved RAM; empty: beside the first new layer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +134,18 @@ class Unlook:
 
 
 Intention = Take | Revert | Delete | Prune | DropMemory | Describe | Rename | TakeBack | Recover | Look | Unlook
+
+
+def places_of(intention: Intention) -> tuple[str, ...]:
+    """Directories of the host that it names, and that have to be looked at before it is planned."""
+    if not isinstance(intention, Take):
+        return ()
+    return tuple(dict.fromkeys(plain_path(place) for place in (intention.layers_in, intention.memory_in) if place))
+
+
+def plain_path(place: str) -> str:
+    """A directory that somebody named, as paths in it begin; empty stays empty."""
+    return posixpath.normpath(place) if place else ""
 
 
 def only_describes(intention: Intention) -> bool:

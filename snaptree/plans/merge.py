@@ -328,9 +328,7 @@ class _Writer:
 
     def _has_other_children(self, name: str) -> bool:
         tree = self._draft.situation.tree
-        return any(
-            self._surviving_ancestor(each) == name for each in tree.descendants(name) if each not in self._going
-        )
+        return any(self._surviving_ancestor(each) == name for each in tree.descendants(name) if each not in self._going)
 
     def _now(self, path: str) -> str:
         """Where what a file showed is shown now."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import posixpath
 import re
 from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from snaptree.plans.wording import quoted
@@ -16,6 +17,13 @@ from snaptree.plans.wording import quoted
 LONGEST_NAME = 100
 LONGEST_FILE_NAME = 247
 """Bytes: a file system's 255, less what libvirt appends while it writes (`.xml.new`, the second of a revert)."""
+
+DEFAULT_TEMPLATE = "snapshot-{date}-{time}"
+SAFETY_TEMPLATE = "before-revert-{date}-{time}"
+FIELDS = ("vm", "date", "time", "user", "kind")
+"""What a template for names can have in braces."""
+_FIELD = re.compile(r"\{([^{}]*)\}")
+_LONGEST_FIELD = 40
 
 _BAD_CHARACTER = re.compile(r"[^A-Za-z0-9_-]")
 _BAD_IN_MACHINE = re.compile(r"[^A-Za-z0-9_.-]")
@@ -41,18 +49,58 @@ def name_problem(name: str, *, internal: bool = False) -> str:
     return ""
 
 
+@dataclass(frozen=True, slots=True)
+class NameFields:
+    """What a template can name. `now` is seconds since 1970, UTC; names have the local date and time."""
+
+    vm: str
+    now: int
+    user: str = ""
+    kind: str = ""
+    """A word for what the snapshot holds."""
+
+    def __getitem__(self, field: str) -> str:
+        """The text of one of FIELDS, made fit for a name."""
+        moment = datetime.fromtimestamp(self.now, UTC).astimezone()
+        match field:
+            case "date":
+                return f"{moment:%Y-%m-%d}"
+            case "time":
+                return f"{moment:%H%M%S}"
+        text = {"vm": self.vm, "user": self.user, "kind": self.kind}[field]
+        return _BAD_CHARACTER.sub("-", text)[:_LONGEST_FIELD].strip("-_") or "unknown"
+
+
+def fill_template(template: str, fields: NameFields) -> str:
+    """The name that a template makes. What is no field stays as it is, and is no name then."""
+    return _FIELD.sub(lambda found: fields[found[1]] if found[1] in FIELDS else found[0], template)
+
+
+def is_template(name: str) -> bool:
+    """Whether a name has fields to fill: no name that we give has braces."""
+    return "{" in name
+
+
+def template_problem(template: str) -> str:
+    """Why this makes no names; empty if it does. One sentence."""
+    strange = [found[0] for found in _FIELD.finditer(template) if found[1] not in FIELDS]
+    if strange:
+        there = ", ".join(f"{{{field}}}" for field in FIELDS)
+        return f"{quoted(strange[0])} can't be filled in: there are {there}."
+    return name_problem(fill_template(template, NameFields("vm", 0, "user", "kind")))
+
+
 def suggest_name(
+    template: str,
+    fields: NameFields,
     taken: Collection[str],
-    now: int,
-    prefix: str = "snapshot",
     is_free: Callable[[str], bool] = lambda _name: True,
 ) -> str:
-    """A name made of a word, local date and time, that is not taken. `now` is seconds since 1970, UTC.
+    """The name that a template makes, with a number behind it if it is taken.
 
     `is_free` can turn down more, such as names whose overlay file exists already.
     """
-    moment = datetime.fromtimestamp(now, UTC).astimezone()
-    return free_name(f"{prefix}-{moment:%Y-%m-%d-%H%M%S}", lambda name: name not in taken and is_free(name))
+    return free_name(fill_template(template, fields), lambda name: name not in taken and is_free(name))
 
 
 def free_name(base: str, is_free: Callable[[str], bool]) -> str:
@@ -64,13 +112,13 @@ def free_name(base: str, is_free: Callable[[str], bool]) -> str:
     return name
 
 
-def overlay_path(active_layer: str, name: str, snapshot_names: Collection[str] = ()) -> str:
-    """Where the overlay of a new snapshot goes: beside the active layer, `disk.qcow2` -> `disk.NAME`.
+def overlay_path(active_layer: str, name: str, snapshot_names: Collection[str] = (), layers_in: str = "") -> str:
+    """Where the overlay of a new snapshot goes: `disk.qcow2` -> `disk.NAME`, beside the active layer or in `layers_in`.
 
     What an earlier snapshot (one of `snapshot_names`) or a revert appended is replaced, so that names stay short.
     """
     directory, base = posixpath.split(active_layer)
-    return posixpath.join(directory, f"{_stem(base, snapshot_names)}.{name}")
+    return posixpath.join(layers_in or directory, f"{_stem(base, snapshot_names)}.{name}")
 
 
 def revert_overlay_path(frozen_layer: str, now: int) -> str:
@@ -80,9 +128,10 @@ def revert_overlay_path(frozen_layer: str, now: int) -> str:
     return posixpath.join(directory, f"{stem if dot else base}.{now}")
 
 
-def memory_path(overlay: str) -> str:
-    """Where saved memory goes: beside the overlay of the first disk."""
-    return f"{overlay}.mem"
+def memory_path(overlay: str, memory_in: str = "") -> str:
+    """Where saved memory goes: beside the overlay of the first disk, or into `memory_in`."""
+    path = f"{overlay}.mem"
+    return posixpath.join(memory_in, posixpath.basename(path)) if memory_in else path
 
 
 def machine_name_problem(name: str) -> str:

@@ -402,6 +402,10 @@ class Forecast:
     pause_seconds: float | None = None
     likely_extra: int | None = None
     """Of `peak_extra`, going by what the like took on this machine before; None where there was none."""
+    growth: int | None = None
+    """Bytes that the machine's disks grow by each day afterwards, as they did of late. Only of takes."""
+    free: int | None = None
+    """Bytes free where it goes, where that is least. Only of takes."""
 
 
 @dataclass(frozen=True, slots=True)

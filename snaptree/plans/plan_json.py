@@ -247,6 +247,8 @@ def plan_to_json(plan: Plan) -> dict[str, Any]:
             "seconds": forecast.seconds,
             "pause_seconds": forecast.pause_seconds,
             "likely_extra": forecast.likely_extra,
+            "growth_per_day": forecast.growth,
+            "free": forecast.free,
             "confidence": {
                 "copies": forecast.copies.confidence.value,
                 "frees": forecast.frees.confidence.value,
@@ -302,6 +304,8 @@ def plan_from_record(record: Mapping[str, Any]) -> Plan:
             seconds=forecast["seconds"],
             pause_seconds=forecast["pause_seconds"],
             likely_extra=forecast.get("likely_extra"),
+            growth=forecast.get("growth"),
+            free=forecast.get("free"),
         ),
         warnings=tuple(Finding(**finding) for finding in record["warnings"]),
         refusals=tuple(Finding(**finding) for finding in record["refusals"]),

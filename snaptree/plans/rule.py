@@ -67,7 +67,7 @@ class Case:
     snapshots that the same plan deletes, `safety` the safety snapshot taken before a revert. `wants_memory` says that
     the user asked for the RAM, `before_safety` that a safety snapshot will come first, and the layers in use be kept.
     `obsolete` are files that the plan removes later, and that nobody needs any more at this step; `deleting` are all
-    snapshots that it deletes, asked for or not.
+    snapshots that it deletes, asked for or not. `places` are directories that the user named for new files.
     """
 
     situation: Situation
@@ -81,6 +81,7 @@ class Case:
     before_safety: bool = False
     obsolete: frozenset[str] = frozenset()
     deleting: frozenset[str] = frozenset()
+    places: tuple[str, ...] = ()
 
     @property
     def tree(self) -> SnapshotTree:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from snaptree.model.estate import Consistency, DiskSnapshot, DomainState, MemorySnapshot
 from snaptree.plans.facts import (
@@ -27,6 +27,8 @@ _ANY_DRIVER = frozenset({QEMU, TEST})
 DEEPEST_CHAIN = 200
 """libvirt does not start a machine whose disk stands on more layers (QEMU_DOMAIN_STORAGE_SOURCE_MAX_DEPTH)."""
 LONG_CHAIN = 25
+EMPTY_OVERLAY_BYTES = 256 * 1024
+"""A new qcow2 layer's header and tables; 192 KiB measured with QEMU 7.2 and 10.0."""
 
 
 def _held(case: Case, how: DiskSnapshot) -> Iterator[Disk]:
@@ -117,6 +119,57 @@ def _file_exists(case: Case) -> Evidence | None:
 
 def _file_name_too_long(case: Case) -> Evidence | None:
     return first(found(file=plain(path)) for path in _new_files(case) if file_name_is_too_long(path))
+
+
+def _directories(paths: Iterable[str | None]) -> dict[str, None]:
+    return dict.fromkeys(posixpath.dirname(path) for path in paths if path)
+
+
+def _asked_for(case: Case) -> tuple[str, ...]:
+    """Directories that new files go into because the user said so."""
+    new = _directories(_new_files(case))
+    return tuple(place for place in case.places if place in new)
+
+
+def _place_is_missing(case: Case) -> Evidence | None:
+    places = [place for place in _asked_for(case) if not _can_be(case, place)]
+    return found(directories=files_named(places)) if places else None
+
+
+def _can_be(case: Case, place: str) -> bool:
+    return posixpath.isabs(place) and case.situation.places.get(place, True)
+
+
+def _place_is_unseen(case: Case) -> Evidence | None:
+    unseen = [place for place in _asked_for(case) if place not in case.situation.places]
+    return found(directories=files_named(unseen)) if unseen else None
+
+
+def _place_is_unused(case: Case) -> Evidence | None:
+    if case.take is None:
+        return None
+    asked = _asked_for(case)
+    unused = [place for place in case.places if place not in asked]
+    why = "it lies inside the images" if case.takes_internal else "it saves no memory"
+    return found(directories=files_named(unused), why=why) if unused else None
+
+
+def _no_space_for_layers(case: Case) -> Evidence | None:
+    if case.take is None:
+        return None
+    layers = [posixpath.dirname(path) for path in case.take.overlays.values()]
+    for directory in dict.fromkeys(layers):
+        free, needed = case.situation.free_bytes.get(directory), layers.count(directory) * EMPTY_OVERLAY_BYTES
+        if free is not None and free < needed:
+            return found(directory=plain(directory), free=f"{free >> 10} KiB", needed=f"{needed >> 10} KiB")
+    return None
+
+
+def _may_not_end(case: Case) -> Evidence | None:
+    written, saved = case.situation.dirty_rate, case.situation.speed.saving_rate
+    if case.take is None or not case.take.live or written is None or saved is None or written < saved:
+        return None
+    return found(written=f"{written / 2**20:.0f} MiB", saved=f"{saved / 2**20:.0f} MiB")
 
 
 def _nothing_to_hold(case: Case) -> Evidence | None:
@@ -356,6 +409,53 @@ RULES = (
         source="lab: libvirt moves the disk to the new layer before it fails to write down the snapshot",
     ),
     Rule(
+        id="place-missing",
+        actions=_TAKE,
+        verdict=Verdict.REFUSE,
+        condition=_place_is_missing,
+        reason="New files of {vm} can't go into a directory that its host does not have: {directories}.",
+        remedy="Make it first, or choose another one, by its full path.",
+        source="libvirt: 'failed to create file', 'Could not create'",
+    ),
+    Rule(
+        id="place-unused",
+        actions=_TAKE,
+        verdict=Verdict.REFUSE,
+        condition=_place_is_unused,
+        reason="Nothing of {snapshot} would go into {directories}, for {why}.",
+        remedy="Choose another kind of snapshot, or name no directory.",
+        source="the user asked for a file that is not made",
+    ),
+    Rule(
+        id="place-unseen",
+        actions=_TAKE,
+        verdict=Verdict.WARN,
+        condition=_place_is_unseen,
+        reason="{directories} can't be looked at from here: whether it is there, has room and no such file already,"
+        " libvirt alone will tell.",
+        remedy="Make that directory a storage pool of the host.",
+        source="directories of other hosts are known only as storage pools",
+    ),
+    Rule(
+        id="no-space-for-layers",
+        actions=_TAKE,
+        verdict=Verdict.REFUSE,
+        condition=_no_space_for_layers,
+        reason="{directory} has {free} free, and the new layers take {needed} there at once.",
+        remedy="Make room, or put the layers somewhere else.",
+        source="QEMU stops a guest, or fails its writes, when a layer can't grow",
+    ),
+    Rule(
+        id="live-may-not-end",
+        actions=_TAKE,
+        verdict=Verdict.WARN,
+        condition=_may_not_end,
+        reason="The guest writes to its memory faster ({written} a second) than that can be saved here ({saved} a"
+        " second): saving it may not end until somebody pauses {vm}.",
+        remedy="Let the guest pause while it is saved, or try when it has less to do.",
+        source="QEMU saves again what changed meanwhile, until what is left takes less than its downtime limit",
+    ),
+    Rule(
         id="nothing-to-hold",
         actions=_TAKE,
         verdict=Verdict.REFUSE,
@@ -499,15 +599,6 @@ RULES = (
         needs=Known.TREE,
     ),
     Rule(
-        id="quiesce-without-agent",
-        actions=_TAKE,
-        verdict=Verdict.REFUSE,
-        condition=_quiesce_without_agent,
-        reason="The guest agent of {vm} does not answer, and only it can freeze the guest's file systems.",
-        remedy="Install and start qemu-guest-agent in the guest, or take the snapshot without freezing.",
-        source="libvirt: errors 74 and AGENT_UNRESPONSIVE",
-    ),
-    Rule(
         id="quiesce-not-running",
         actions=_TAKE,
         verdict=Verdict.REFUSE,
@@ -515,6 +606,15 @@ RULES = (
         reason="{vm} is not running ({state}), so its guest agent can't freeze anything.",
         remedy="Take the snapshot without freezing, or resume {vm} first.",
         source="libvirt: 'domain is not running'",
+    ),
+    Rule(
+        id="quiesce-without-agent",
+        actions=_TAKE,
+        verdict=Verdict.REFUSE,
+        condition=_quiesce_without_agent,
+        reason="The guest agent of {vm} does not answer, and only it can freeze the guest's file systems.",
+        remedy="Install and start qemu-guest-agent in the guest, or take the snapshot without freezing.",
+        source="libvirt: errors 74 and AGENT_UNRESPONSIVE",
     ),
     Rule(
         id="not-frozen",

@@ -100,6 +100,10 @@ class Situation:
     """Of all machines of the host."""
     free_bytes: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
     """Directory -> bytes free for it, where that is known."""
+    places: Mapping[str, bool] = field(default_factory=lambda: MappingProxyType({}))
+    """Directory that was asked for -> whether it is there. One that is not here can't be looked at."""
+    dirty_rate: int | None = None
+    """Bytes of its RAM that the guest changes each second; None if that was not measured."""
     images_let_go: bool = False
     """QEMU is paused and has let go of its images since its memory was saved or loaded, until it resumes. Only known
     where a plan itself leads to it."""

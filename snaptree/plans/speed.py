@@ -70,6 +70,10 @@ class Way(StrEnum):
     MERGE = "merge other layers of a guest"
 
 
+_SAVING: Final = (Way.TAKE_EXTERNAL, Way.TAKE_LIVE)
+"""Ways by which RAM goes into a file of its own."""
+
+
 def way_of(step: Step) -> Way | None:
     """How a step does it; None for those whose time is known otherwise."""
     match step:
@@ -152,6 +156,26 @@ class Speed:
                 return median(paused) if paused else None if step.live else self._of(step)
             case _:
                 return self.seconds_of([step])
+
+    @property
+    def saving_rate(self) -> float | None:
+        """Bytes per second at which RAM was saved to files; None if that was not learned yet."""
+        rates = [
+            sample.wrote / sample.seconds
+            for sample in self.samples
+            if sample.way in _SAVING and sample.memory and sample.wrote and sample.seconds > 0
+        ]
+        return median(rates) if rates else None
+
+    def seconds_while_written(self, step: TakeSnapshot, likely: int | None, dirty_rate: int) -> float | None:
+        """How long saving takes while the guest changes so many bytes each second, which are saved again.
+
+        None if nobody knows, or if it may not end.
+        """
+        rate = self.saving_rate
+        if rate is None or rate <= dirty_rate:
+            return None
+        return (step.memory_bytes if likely is None else likely) / (rate - dirty_rate)
 
     def writes(self, step: TakeSnapshot, domain_uuid: str) -> int | None:
         """Bytes that it takes on the host's disk, from what like ones of the same machine took for each of its RAM."""

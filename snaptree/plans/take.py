@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import posixpath
+from dataclasses import replace
 from types import MappingProxyType
 
+from snaptree.model.costs import domain_costs
 from snaptree.model.estate import Consistency, DiskSnapshot, DomainState, MemorySnapshot
 from snaptree.model.figures import NOTHING, Confidence, Figure, total
+from snaptree.model.growth import growth_of
 from snaptree.plans import rules
 from snaptree.plans.draft import Draft
 from snaptree.plans.facts import Facts, is_external, takes_writes
-from snaptree.plans.intention import Capture, Take
-from snaptree.plans.naming import memory_path, overlay_path, suggest_name
+from snaptree.plans.intention import Capture, Take, places_of, plain_path
+from snaptree.plans.naming import (
+    DEFAULT_TEMPLATE,
+    SAFETY_TEMPLATE,
+    NameFields,
+    is_template,
+    memory_path,
+    overlay_path,
+    suggest_name,
+)
 from snaptree.plans.plan import (
     Action,
     DeleteSnapshot,
@@ -24,11 +35,9 @@ from snaptree.plans.plan import (
     Undo,
 )
 from snaptree.plans.rule import QEMU, Case
+from snaptree.plans.rules_take import EMPTY_OVERLAY_BYTES
 from snaptree.plans.situation import Situation
 from snaptree.plans.wording import plain, quoted
-
-EMPTY_OVERLAY_BYTES = 256 * 1024
-"""A new qcow2 layer's header and tables; 192 KiB measured with QEMU 7.2 and 10.0."""
 
 
 def plan_take(intention: Take, situation: Situation) -> Plan:
@@ -37,7 +46,8 @@ def plan_take(intention: Take, situation: Situation) -> Plan:
     step = take_step(intention, situation)
     if step.consistency is Consistency.FILESYSTEM:
         draft.add_unjudged(FreezeFileSystems(required=step.quiesce is Freeze.REQUIRED))
-    draft.add(draft.case(step, wants_memory=intention.capture is Capture.DISKS_AND_MEMORY))
+    wants_memory = intention.capture is Capture.DISKS_AND_MEMORY
+    draft.add(draft.case(step, wants_memory=wants_memory, places=places_of(intention)))
     if step.consistency is Consistency.FILESYSTEM:
         draft.add_unjudged(ThawFileSystems())
     undo = None
@@ -48,7 +58,26 @@ def plan_take(intention: Take, situation: Situation) -> Plan:
                 f"Delete {quoted(step.name)} again; {plain(situation.domain.name)} keeps what it did since.",
                 delete=(step.name,),
             )
-    return draft.plan((step.name,), forecast_take(step, situation), undo)
+    plan = draft.plan((step.name,), forecast_take(step, situation), undo)
+    return plan if plan.is_refused else replace(plan, forecast=_with_surroundings(plan.forecast, step, situation))
+
+
+def _with_surroundings(forecast: Forecast, step: TakeSnapshot, situation: Situation) -> Forecast:
+    """Add the room that there is, how much of it goes each day, and what a guest that runs on makes of the time."""
+    costs = domain_costs(situation.tree, situation.layers)
+    growth = growth_of(situation.tree, costs, situation.now)
+    images = [disk.path for disk in situation.disks if step.disks.get(disk.target) is DiskSnapshot.INTERNAL]
+    files = [*step.overlays.values(), step.memory_file, *images]
+    free = [situation.free_bytes.get(posixpath.dirname(file)) for file in files if file]
+    seconds, speed = forecast.seconds, situation.speed
+    if step.live and situation.dirty_rate is not None and speed.saving_rate is not None:
+        seconds = speed.seconds_while_written(step, forecast.likely_extra, situation.dirty_rate)
+    return replace(
+        forecast,
+        seconds=seconds,
+        growth=None if growth is None else growth.bytes_per_day,
+        free=None if not free or None in free else min(each for each in free if each is not None),
+    )
 
 
 def take_step(intention: Take, situation: Situation) -> TakeSnapshot:
@@ -75,7 +104,7 @@ def take_step(intention: Take, situation: Situation) -> TakeSnapshot:
         order.reverse()
     steps = [_step(intention, situation, capture) for capture in order]
     for step in steps:
-        if not rules.refusals(Case(situation, facts, Action.TAKE, step.name, step)):
+        if not rules.refusals(Case(situation, facts, Action.TAKE, step.name, step, places=places_of(intention))):
             return step
     return steps[0]
 
@@ -83,7 +112,7 @@ def take_step(intention: Take, situation: Situation) -> TakeSnapshot:
 def _prefers_internal(intention: Take, situation: Situation, facts: Facts) -> bool:
     if situation.host.driver != QEMU:
         return True
-    if intention.quiesce is not Freeze.NO or intention.live or intention.excluded_disks:
+    if intention.quiesce is not Freeze.NO or intention.live or intention.excluded_disks or places_of(intention):
         return False
     current = situation.tree.current
     if current is not None:
@@ -104,15 +133,22 @@ def _step(intention: Take, situation: Situation, capture: Capture) -> TakeSnapsh
     snapshot_names = tuple(situation.tree.snapshots)
     places = {disk.target: disk.path for disk in held if disk.path} if how is DiskSnapshot.EXTERNAL else {}
 
+    layers_in, memory_in = plain_path(intention.layers_in), plain_path(intention.memory_in)
+
     def overlays_named(name: str) -> dict[str, str]:
-        return _apart({target: overlay_path(path, name, snapshot_names) for target, path in places.items()})
+        return _apart({target: overlay_path(path, name, snapshot_names, layers_in) for target, path in places.items()})
 
     def is_free(name: str) -> bool:
         paths = overlays_named(name).values()
-        return situation.existing_files.isdisjoint({*paths, *map(memory_path, paths)})
+        memory = {memory_path(path, memory_in) for path in paths}
+        return situation.existing_files.isdisjoint({*paths, *memory})
 
-    prefix = "before-revert" if intention.safety else "snapshot"
-    name = intention.name or suggest_name(situation.tree.snapshots.keys(), situation.now, prefix, is_free)
+    template = intention.name or (SAFETY_TEMPLATE if intention.safety else DEFAULT_TEMPLATE)
+    name = intention.name
+    if is_template(template):
+        kind = _word_for(intention, how, saves_memory=saves_memory)
+        fields = NameFields(situation.domain.name, situation.now, situation.user, kind)
+        name = suggest_name(template, fields, situation.tree.snapshots.keys(), is_free)
     overlays = overlays_named(name)
     memory = MemorySnapshot.NO
     if saves_memory:
@@ -124,7 +160,7 @@ def _step(intention: Take, situation: Situation, capture: Capture) -> TakeSnapsh
         name=name,
         description=intention.description,
         memory=memory,
-        memory_file=memory_path(next(iter(overlays.values()))) if has_memory_file else None,
+        memory_file=memory_path(next(iter(overlays.values())), memory_in) if has_memory_file else None,
         disks=MappingProxyType(hows),
         overlays=MappingProxyType(overlays),
         quiesce=intention.quiesce,
@@ -136,8 +172,17 @@ def _step(intention: Take, situation: Situation, capture: Capture) -> TakeSnapsh
     )
 
 
+def _word_for(intention: Take, how: DiskSnapshot, *, saves_memory: bool) -> str:
+    """What a template's {kind} becomes."""
+    if how is DiskSnapshot.INTERNAL:
+        return "internal"
+    if saves_memory:
+        return "live" if intention.live else "memory"
+    return "disks" if intention.quiesce is Freeze.NO else "frozen"
+
+
 def _apart(overlays: dict[str, str]) -> dict[str, str]:
-    """Disks whose files differ in their suffix only get overlays that differ by the disk's name."""
+    """Disks whose files differ in suffix or directory only may get overlays that differ by the disk's name."""
     paths = list(overlays.values())
     return {
         target: path if paths.count(path) == 1 else f"{path}.{posixpath.basename(target)}"

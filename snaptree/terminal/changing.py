@@ -13,10 +13,11 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from snaptree.hosts.connection import Connection
 from snaptree.hosts.journal import Journal, journal_of, journal_path
 from snaptree.hosts.layers import analysed
+from snaptree.hosts.measuring import DirtyRate
 from snaptree.hosts.recovery import with_operations
 from snaptree.hosts.running import run_plan
 from snaptree.hosts.situation import read_situation, read_to_describe
-from snaptree.plans.intention import Intention, Recover, only_describes
+from snaptree.plans.intention import Intention, Recover, Take, only_describes, places_of
 from snaptree.plans.operation import Operation
 from snaptree.plans.plan import Plan
 from snaptree.plans.planner import needs_analysis
@@ -26,7 +27,12 @@ from snaptree.terminal.console import console
 
 def situation_for(connection: Connection, uuid: str, intention: Intention) -> Situation:
     """All that planning this has to know."""
-    situation = (read_to_describe if only_describes(intention) else read_situation)(connection, uuid)
+    if only_describes(intention):
+        situation = read_to_describe(connection, uuid)
+    else:
+        situation = read_situation(connection, uuid, places_of(intention))
+    if isinstance(intention, Take) and intention.live:
+        situation = replace(situation, dirty_rate=DirtyRate(connection, uuid).wait())
     with journal_of(connection.uri) as known:
         situation = with_operations(connection, situation, known, recovers=isinstance(intention, Recover))
         if known is not None:

@@ -40,6 +40,10 @@ def print_plan(out: Console, plan: Plan) -> None:
         if costs:
             sentence = ", ".join(costs)
             lines.append((f"{sentence[0].upper()}{sentence[1:]}.", ""))
+        if forecast.growth:
+            lines.append((f"Afterwards the disks grow by about {words.size(forecast.growth)} a day, as they did.", ""))
+        if forecast.free is not None:
+            lines.append((f"{words.size(forecast.free)} are free where it goes.", ""))
         if forecast.pause_seconds:
             still = words.about(forecast.pause_seconds)
             lines.append((f"The guest stands still or is off for {still} of that.", ""))

@@ -62,7 +62,7 @@ class Commands(QObject):
 
     def take(self, machine: Machine) -> None:
         """Ask what to take; the dialog shows the plan meanwhile."""
-        TakeDialog(self._estate[machine.id.uri], machine, self._window).open()
+        TakeDialog(self._estate[machine.id.uri], machine, self._settings, self._window).open()
 
     def revert(self, machine: Machine, snapshot: str) -> None:
         """Go back. With a safety snapshot that needs no question: one click reverts, one click takes it back."""

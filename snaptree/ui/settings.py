@@ -8,6 +8,8 @@ from enum import StrEnum
 
 from PySide6.QtCore import QByteArray, QSettings
 
+from snaptree.plans.naming import DEFAULT_TEMPLATE, template_problem
+
 
 class ThemeChoice(StrEnum):
     """Which colours the window wears."""
@@ -62,6 +64,16 @@ class Settings:
     @safety_snapshot.setter
     def safety_snapshot(self, choice: SafetySnapshot) -> None:
         self._store.setValue("safety_snapshot", choice.value)
+
+    @property
+    def name_template(self) -> str:
+        """What new snapshots are called (plans/naming.py)."""
+        template = self._text("name_template")
+        return DEFAULT_TEMPLATE if template_problem(template) else template
+
+    @name_template.setter
+    def name_template(self, template: str) -> None:
+        self._store.setValue("name_template", template)
 
     @property
     def hosts(self) -> list[HostRequest]:

@@ -1,134 +1,108 @@
-"""Taking a snapshot: its name, a note, and what it shall hold, each choice with its consequence."""
+"""Taking a snapshot: its name, a note, and what it shall hold, each choice with its consequence and its costs."""
 
 from __future__ import annotations
 
+import getpass
+from contextlib import suppress
+from dataclasses import replace
 from time import time
 from typing import TYPE_CHECKING
 
 from PySide6.QtCore import Qt, QTimer
 from PySide6.QtWidgets import (
-    QButtonGroup,
-    QCheckBox,
     QDialog,
     QDialogButtonBox,
     QFormLayout,
     QHBoxLayout,
+    QLabel,
     QLineEdit,
     QPlainTextEdit,
-    QRadioButton,
+    QPushButton,
     QSizePolicy,
     QVBoxLayout,
     QWidget,
 )
 
+from snaptree import words
 from snaptree.model.errors import SnapTreeError
-from snaptree.model.estate import MemorySnapshot
-from snaptree.plans.intention import Capture, Take
-from snaptree.plans.naming import name_problem, suggest_name
-from snaptree.plans.plan import Freeze, Plan, TakeSnapshot
+from snaptree.model.estate import DomainState
+from snaptree.plans.intention import Take
+from snaptree.plans.naming import NameFields, name_problem, suggest_name
+from snaptree.plans.plan import Freeze, Plan
 from snaptree.plans.wording import quoted
-from snaptree.ui.labels import PlainLabel
+from snaptree.ui.labels import PlainLabel, SectionTitle
 from snaptree.ui.plan_view import PlanView
 from snaptree.ui.planning import Planner
-from snaptree.ui.text import in_sentence, tooltip, window_title
+from snaptree.ui.take_choices import Kind, TakeChoices, kind_of
+from snaptree.ui.take_places import DiskRow, DiskTicks, Places
+from snaptree.ui.template_dialog import TemplateDialog
+from snaptree.ui.text import in_sentence, window_title
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from snaptree.ui.estate import HostEntry
     from snaptree.ui.machine import Machine
+    from snaptree.ui.settings import Settings
 
 _REST_MS = 300
 """A plan is made when the fields have rested this long."""
 
-_NOTE_LINES = 3
-
-_CAPTURES = {
-    Capture.DISKS_AND_MEMORY: (
-        "Disks and &memory",
-        "A revert goes on exactly where the machine is now. The memory is saved to a file, which takes a while.",
-    ),
-    Capture.DISKS: (
-        "&Disks only",
-        "Quick and small. If the machine runs, a revert is like switching it on after a power cut.",
-    ),
-    Capture.INTERNAL: (
-        "&Inside the disk images",
-        "No new files, and the memory too if it runs; the machine stands still while it is saved.",
-    ),
-}
+_NOTE_LINES = 2
 
 
 class TakeDialog(QDialog):
-    """Asks what to take and shows the plan for it at any time. Deletes itself when closed."""
+    """Asks what to take and shows the plan for it at any time. Deletes itself when closed.
 
-    def __init__(self, host: HostEntry, machine: Machine, parent: QWidget | None = None) -> None:
+    Every choice is planned, from one look at the machine: so each says what it costs, or why it can't be.
+    """
+
+    def __init__(self, host: HostEntry, machine: Machine, settings: Settings, parent: QWidget | None = None) -> None:
         super().__init__(parent)
         self.setAttribute(Qt.WidgetAttribute.WA_DeleteOnClose)
         self.setWindowTitle(window_title(f"Take a snapshot of {machine.domain.name}"))
+        self._machine = machine
+        self._settings = settings
         self._taken = frozenset(machine.tree.snapshots) if machine.tree is not None else frozenset[str]()
+        self._opened = int(time())
         self._planner = Planner(host, machine.id.uuid)
-        self._probes: list[Planner] = []
-        self._capture = Capture.BEST
-        self._plan: Plan | None = None
+        self._plans: Mapping[Kind, Plan] | None = None
+        """For what the fields say; None until they are made."""
+        self._dirty_rate: int | None = None
         self._runs_when_ready = False
+        self._is_over = False
         self._rest = QTimer(self, singleShot=True, interval=_REST_MS)
-        self._rest.timeout.connect(self._make_plan)
+        self._rest.timeout.connect(self._make_plans)
         self._build(f"Take a snapshot of {in_sentence(machine.domain.name)}")
-        self._make_plan()
-        for capture in _CAPTURES:
-            self._probe(capture, host, machine.id.uuid)
+        self._show_options()
+        self._make_plans()
+        if machine.domain.state is DomainState.RUNNING:
+            host.backend.measure_dirty_rate(machine.id.uuid, self._dirty_rate_is_known)
 
     def _build(self, title: str) -> None:
         heading = PlainLabel(title, self)
         heading.setObjectName("heading")
-        self.name = QLineEdit(suggest_name(self._taken, int(time())), self)
-        self.name.selectAll()
-        self.name.textChanged.connect(self._changed)
+        self.name = QLineEdit(self)
+        self.template_button = QPushButton("Tem&plate…", self)
+        self.template_button.setAutoDefault(False)
+        self.template_button.clicked.connect(self._ask_for_template)
         self.name_problem = PlainLabel("", self)
         self.name_problem.setObjectName("problem")
-        self.name_problem.hide()
         self.note = QPlainTextEdit(self)
         self.note.setPlaceholderText("Why this snapshot? (optional)")
         self.note.setTabChangesFocus(True)
         self.note.setFixedHeight(self.fontMetrics().lineSpacing() * _NOTE_LINES + 14)
-        self.note.textChanged.connect(self._changed)
-        form = QFormLayout()
-        form.setSpacing(8)
-        form.addRow("&Name", self.name)
-        form.addRow("", self.name_problem)
-        form.setRowVisible(self.name_problem, False)
-        form.addRow("N&ote", self.note)
-        self._form = form
-        self.captures: dict[Capture, QRadioButton] = {}
-        self._consequences: dict[Capture, PlainLabel] = {}
-        group = QButtonGroup(self)
-        choices = QVBoxLayout()
-        choices.setSpacing(2)
-        for capture, (text, consequence) in _CAPTURES.items():
-            button = QRadioButton(text, self)
-            button.toggled.connect(self._capture_toggled)
-            button.setAccessibleDescription(consequence)
-            group.addButton(button)
-            label = PlainLabel(consequence, self, dim=True)
-            label.setContentsMargins(24, 0, 0, 4)
-            choices.addWidget(button)
-            choices.addWidget(label)
-            self.captures[capture] = button
-            self._consequences[capture] = label
-            if capture is Capture.DISKS:
-                self.quiesce = QCheckBox("Let the guest agent &freeze the file systems meanwhile", self)
-                self.quiesce.setToolTip(tooltip("Then a revert finds clean file systems. Needs a running guest agent."))
-                self.gives_way = QCheckBox("Take it e&ven if they can't be frozen (crash-consistent)", self)
-                self.gives_way.toggled.connect(self._changed)
-                self.quiesce.toggled.connect(self._quiesce_toggled)
-                choices.addLayout(_indented(self.quiesce))
-                choices.addLayout(_indented(self.gives_way, 48))
-            elif capture is Capture.DISKS_AND_MEMORY:
-                self.live = QCheckBox("Let the &guest run on while it is saved", self)
-                self.live.setToolTip(tooltip("It stands still only at the end, but the file may become larger."))
-                self.live.toggled.connect(self._changed)
-                choices.addLayout(_indented(self.live))
-        self._show_options()
-        form.addRow("Holds", choices)
+        self.choices = TakeChoices(self, is_active=self._machine.domain.state.is_active)
+        self.disks = DiskTicks(self)
+        self._show_disks()
+        host = self._machine.host.host
+        self.places = Places(self, is_local=host is not None and host.is_local)
+        self._suggested = self._suggestion(self._settings.name_template)
+        self.name.setText(self._suggested)
+        self.name.selectAll()
+        for changed in (self.name.textChanged, self.note.textChanged, self.disks.changed, self.places.changed):
+            changed.connect(self._changed)
+        self.choices.chosen.connect(self._chosen)
         self.view = PlanView(self)
         self.view.setSizePolicy(QSizePolicy.Policy.Preferred, QSizePolicy.Policy.Expanding)
         buttons = QDialogButtonBox(QDialogButtonBox.StandardButton.Cancel, self)
@@ -138,37 +112,123 @@ class TakeDialog(QDialog):
         buttons.rejected.connect(self.reject)
         layout = QVBoxLayout(self)
         layout.setContentsMargins(16, 16, 16, 12)
-        layout.setSpacing(12)
+        layout.setSpacing(10)
         layout.addWidget(heading)
-        layout.addLayout(form)
+        layout.addLayout(self._form())
+        layout.addLayout(self._columns())
         layout.addWidget(self.view, 1)
         layout.addWidget(buttons)
-        self.resize(600, 620)
+        self.setMinimumWidth(760)
+        self.resize(940, 740)
+
+    def _form(self) -> QFormLayout:
+        name = QHBoxLayout()
+        name.setSpacing(8)
+        name.addWidget(self.name, 1)
+        name.addWidget(self.template_button)
+        form = QFormLayout()
+        form.setSpacing(8)
+        label = QLabel("&Name", self)
+        label.setBuddy(self.name)
+        form.addRow(label, name)
+        form.addRow("", self.name_problem)
+        form.setRowVisible(self.name_problem, False)
+        form.addRow("N&ote", self.note)
+        self._fields = form
+        return form
+
+    def _columns(self) -> QHBoxLayout:
+        """What it holds, and beside it of which disks, and where."""
+        left, right = QVBoxLayout(), QVBoxLayout()
+        left.setSpacing(4)
+        left.addWidget(SectionTitle("What it holds", self))
+        left.addWidget(self.choices)
+        right.setSpacing(8)
+        right.addWidget(self.disks)
+        right.addWidget(self.places)
+        right.addStretch(1)
+        columns = QHBoxLayout()
+        columns.setSpacing(24)
+        columns.addLayout(left, 3)
+        columns.addLayout(right, 2)
+        return columns
 
     def accept(self) -> None:
         """Run the plan; if the fields have just changed, as soon as there is one for them."""
-        if self._plan is None:
+        if self._plans is None:
             self._runs_when_ready = True
             if self._rest.isActive():
-                self._make_plan()
-        elif not self._plan.is_refused:
-            self._planner.run(self._plan)
+                self._make_plans()
+            return
+        plan = self._plan
+        if plan is not None and not plan.is_refused:
+            self._planner.run(plan)
             super().accept()
 
     def done(self, result: int) -> None:
-        """However it closes: plans that come later have nobody to show them to."""
-        for planner in (self._planner, *self._probes):
-            planner.forget()
+        """However it closes: what comes later has nobody to show it to."""
+        self._is_over = True
+        self._planner.forget()
         self._rest.stop()
         super().done(result)
 
+    @property
+    def _plan(self) -> Plan | None:
+        """That of what is ticked."""
+        kind = self.choices.kind
+        return None if self._plans is None or kind is None else self._plans[kind]
+
+    # The name
+
+    def _fields_of_name(self) -> NameFields:
+        user = ""
+        with suppress(OSError, KeyError):  # a user id without a name
+            user = getpass.getuser()
+        return NameFields(self._machine.domain.name, self._opened, user, self.choices.kind or "")
+
+    def _suggestion(self, template: str) -> str:
+        return suggest_name(template, self._fields_of_name(), self._taken)
+
+    def _names_kind(self) -> bool:
+        """Whether the name became another one because something is ticked now. Nobody wrote it, so nobody is told."""
+        before = self.name.text()
+        self.name.blockSignals(True)
+        self._suggest_anew()
+        self.name.blockSignals(False)
+        return self.name.text() != before
+
+    def _suggest_anew(self) -> None:
+        """Fill the template once more, unless somebody wrote a name."""
+        suggestion = self._suggestion(self._settings.name_template)
+        if self.name.text() == self._suggested != suggestion:
+            self._suggested = suggestion
+            self.name.setText(suggestion)
+
+    def _ask_for_template(self) -> None:
+        dialog = TemplateDialog(self._settings.name_template, self._fields_of_name(), self)
+        dialog.accepted.connect(lambda: self._use_template(dialog.template.text()))
+        dialog.open()
+
+    def _use_template(self, template: str) -> None:
+        self._settings.name_template = template
+        self._suggested = self._suggestion(template)
+        self.name.setText(self._suggested)
+
+    def _problem_with_name(self) -> str:
+        name = self.name.text().strip()
+        if name in self._taken:
+            return f"There is a snapshot {quoted(name)} already."
+        return name_problem(name, internal=self.choices.kind is Kind.INTERNAL)
+
+    # What changes
+
     def _changed(self) -> None:
-        """Forget the plan and make one when the fields have rested."""
-        self._plan = None
+        """Forget the plans and make new ones when the fields have rested."""
+        self._plans = None
         self._runs_when_ready = False
         problem = self._problem_with_name()
         self.name_problem.set_text(problem)
-        self._form.setRowVisible(self.name_problem, bool(problem))
+        self._fields.setRowVisible(self.name_problem, bool(problem))
         self.take_button.setEnabled(not problem)
         if problem:
             self._rest.stop()
@@ -177,94 +237,86 @@ class TakeDialog(QDialog):
         else:
             self._rest.start()
 
-    def _problem_with_name(self) -> str:
-        name = self.name.text().strip()
-        if name in self._taken:
-            return f"There is a snapshot {quoted(name)} already."
-        return name_problem(name, internal=self._capture is Capture.INTERNAL)
-
-    def _capture_toggled(self, checked: bool) -> None:
-        if not checked:
-            return
-        self._capture = next(capture for capture, button in self.captures.items() if button.isChecked())
+    def _chosen(self) -> None:
         self._show_options()
-        self._changed()
-
-    def _quiesce_toggled(self) -> None:
-        self._show_options()
+        self._suggest_anew()
         self._changed()
 
     def _show_options(self) -> None:
-        """Only what belongs to the ticked choice can be ticked."""
-        self.live.setEnabled(self._capture is Capture.DISKS_AND_MEMORY)
-        self.quiesce.setEnabled(self._capture is Capture.DISKS)
-        self.gives_way.setEnabled(self.quiesce.isEnabled() and self.quiesce.isChecked())
+        """Only what belongs to the ticked choice can be changed."""
+        kind = self.choices.kind
+        self.disks.set_holds_all(kind is Kind.INTERNAL)
+        self.places.set_fields(layers=kind is not Kind.INTERNAL, memory=kind in (Kind.MEMORY, Kind.LIVE))
 
-    def _freeze(self) -> Freeze:
-        if not self.quiesce.isChecked():
-            return Freeze.NO
-        return Freeze.IF_POSSIBLE if self.gives_way.isChecked() else Freeze.REQUIRED
+    def _show_disks(self) -> None:
+        costs = self._machine.costs
+        if costs is not None:
+            images = costs.layers.images
+            active = [(chain.target, chain.layers[0]) for chain in costs.layers.chains if chain.layers]
+            self.disks.show_disks(
+                [
+                    DiskRow(target, path, words.figure(images[path].allocated) if path in images else words.UNKNOWN)
+                    for target, path in active
+                ]
+            )
 
-    def _intention(self, capture: Capture) -> Take:
-        return Take(
-            name=self.name.text().strip(),
-            description=self.note.toPlainText().strip(),
-            capture=capture,
-            quiesce=self._freeze() if capture is Capture.DISKS else Freeze.NO,
-            live=capture is Capture.DISKS_AND_MEMORY and self.live.isChecked(),
+    def _show_planned_disks(self, plan: Plan) -> None:
+        """Before anything was measured, a plan knows them."""
+        chains = plan.expected_chains.items()
+        self.disks.show_disks([DiskRow(target, layers[0], words.UNKNOWN) for target, layers in chains if layers])
+
+    # Planning
+
+    def _intention(self, kind: Kind) -> Take:
+        take = Take(self.name.text().strip(), self.note.toPlainText().strip(), kind.capture, live=kind is Kind.LIVE)
+        if kind is Kind.INTERNAL:
+            return take
+        if kind is Kind.FROZEN:
+            gives_way = self.choices.gives_way.isChecked()
+            take = replace(take, quiesce=Freeze.IF_POSSIBLE if gives_way else Freeze.REQUIRED)
+        memory_in = self.places.memory.text().strip() if kind in (Kind.MEMORY, Kind.LIVE) else ""
+        return replace(
+            take,
+            excluded_disks=self.disks.left_out,
+            layers_in=self.places.layers.text().strip(),
+            memory_in=memory_in if self._machine.domain.state.is_active else "",
         )
 
-    def _make_plan(self) -> None:
+    def _make_plans(self) -> None:
         self._rest.stop()
         self.view.show_planning()
-        self._planner.make(self._intention(self._capture), self._plan_is_ready)
+        self._ask()
 
-    def _plan_is_ready(self, result: Plan | SnapTreeError) -> None:
+    def _ask(self) -> None:
+        best = Take(self.name.text().strip(), self.note.toPlainText().strip())
+        self._planner.make_takes((*map(self._intention, Kind), best), self._plans_are_ready)
+
+    def _plans_are_ready(self, result: tuple[Plan, ...] | SnapTreeError) -> None:
         if isinstance(result, SnapTreeError):
             self.view.show_error(result)
             self.take_button.setEnabled(False)
             return
-        self._plan = result
-        self.view.show_plan(result)
-        self.take_button.setEnabled(not result.is_refused)
-        if self._capture is Capture.BEST:
-            self._tick_what_is_best(result)
+        *plans, best = result
+        self._plans = dict(zip(Kind, plans, strict=True))
+        if self.choices.kind is None:
+            self.choices.tick(kind_of(best) or Kind.DISKS)
+            self._show_options()
+            if self._names_kind():
+                self._plans = None
+                self._make_plans()
+                return
+        if not self.disks.ticks:
+            self._show_planned_disks(best)
+        self.choices.show_plans(self._plans, self._dirty_rate)
+        plan = self._plan
+        if plan is not None:
+            self.view.show_plan(plan)
+            self.take_button.setEnabled(not plan.is_refused)
         if self._runs_when_ready:
             self.accept()
 
-    def _tick_what_is_best(self, plan: Plan) -> None:
-        """The plan for "the best" says what that is here: tick it, for the plan is the same."""
-        step = next((step for step in plan.steps if isinstance(step, TakeSnapshot)), None)
-        if step is None:
-            return
-        if not step.overlays:
-            self._capture = Capture.INTERNAL
-        elif step.memory is MemorySnapshot.EXTERNAL:
-            self._capture = Capture.DISKS_AND_MEMORY
-        else:
-            self._capture = Capture.DISKS
-        button = self.captures[self._capture]
-        button.blockSignals(True)
-        button.setChecked(True)
-        button.blockSignals(False)
-        self._show_options()
-
-    def _probe(self, capture: Capture, host: HostEntry, uuid: str) -> None:
-        """Ask whether this choice would be refused, to grey it out with the reason."""
-
-        def answer(result: Plan | SnapTreeError) -> None:
-            if isinstance(result, Plan) and result.is_refused:
-                refusal = result.refusals[0]
-                self.captures[capture].setEnabled(False)
-                self._consequences[capture].set_text(f"Not now: {refusal.reason} {refusal.remedy}".strip())
-
-        planner = Planner(host, uuid)
-        self._probes.append(planner)
-        planner.make(self._intention(capture), answer)
-
-
-def _indented(widget: QWidget, by: int = 24) -> QHBoxLayout:
-    layout = QHBoxLayout()
-    layout.setContentsMargins(by, 0, 0, 4)
-    layout.addWidget(widget)
-    return layout
+    def _dirty_rate_is_known(self, rate: int) -> None:
+        """Plans that are shown need it too; others will have it."""
+        self._dirty_rate = rate
+        if not self._is_over and self._plans is not None:
+            self._ask()

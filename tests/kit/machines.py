@@ -36,7 +36,7 @@ from snaptree.model.estate import DiskSnapshot
 from snaptree.model.tree import SnapshotTree
 from snaptree.plans import rules
 from snaptree.plans.draft import Draft
-from snaptree.plans.intention import Delete, Intention
+from snaptree.plans.intention import Delete, Intention, places_of
 from snaptree.plans.operation import Operation
 from snaptree.plans.plan import Action, DeleteSnapshot, Plan
 from snaptree.plans.planner import make_plan
@@ -214,7 +214,7 @@ class Machine:
 
     def plan(self, intention: Intention) -> Plan:
         """Plan from a fresh reading."""
-        return make_plan(intention, read_situation(self.connection, self.uuid))
+        return make_plan(intention, read_situation(self.connection, self.uuid, places_of(intention)))
 
     def spoken(self, intention: Intention) -> set[str]:
         """The rules that speak of a plan; of a delete, those about libvirt's own, whichever way the plan takes."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import datetime
 
 import pytest
@@ -9,12 +10,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from snaptree.plans.naming import (
+    DEFAULT_TEMPLATE,
+    LONGEST_NAME,
+    NameFields,
     file_name_is_too_long,
+    fill_template,
     memory_path,
     name_problem,
     overlay_path,
     revert_overlay_path,
     suggest_name,
+    template_problem,
 )
 from snaptree.plans.wording import files_named, listed, plain, quoted, version
 
@@ -43,11 +49,43 @@ def test_only_inside_an_image_a_number_is_no_name() -> None:
 
 def test_suggested_names_tell_the_local_time_and_are_free() -> None:
     local = datetime.fromtimestamp(NOW).astimezone()
-    first = suggest_name((), NOW)
+
+    def suggest(*taken: str, is_free: Callable[[str], bool] = lambda _name: True) -> str:
+        return suggest_name(DEFAULT_TEMPLATE, NameFields("web-01", NOW), taken, is_free)
+
+    first = suggest()
     assert first == f"snapshot-{local:%Y-%m-%d-%H%M%S}"
     assert name_problem(first) == ""
-    assert suggest_name((first,), NOW) == f"{first}-2"
-    assert suggest_name((first, f"{first}-2"), NOW, is_free=lambda name: not name.endswith("-3")) == f"{first}-4"
+    assert suggest(first) == f"{first}-2"
+    assert suggest(first, f"{first}-2", is_free=lambda name: not name.endswith("-3")) == f"{first}-4"
+
+
+def test_a_template_is_filled_with_what_it_names() -> None:
+    fields = NameFields("web-01", NOW, "amina", "frozen")
+    local = datetime.fromtimestamp(NOW).astimezone()
+    assert fill_template("{vm}-{user}-{kind}-{date}", fields) == f"web-01-amina-frozen-{local:%Y-%m-%d}"
+    assert fill_template("weekly", fields) == "weekly"
+    assert suggest_name("weekly", fields, ["weekly"]) == "weekly-2"
+
+
+@pytest.mark.parametrize(
+    ("template", "says"),
+    [
+        ("{vm}-{when}", "“{when}” can't be filled in: there are {vm}, {date}, {time}, {user}, {kind}."),
+        ("{vm", "has “{” in it"),
+        ("a b", "a space"),
+        ("", "needs a name"),
+        ("-{vm}", "does not begin"),
+    ],
+)
+def test_a_template_that_makes_no_names_is_told(template: str, says: str) -> None:
+    assert says in template_problem(template)
+
+
+@given(st.text(), st.text())
+def test_whatever_a_machine_and_its_user_are_called_a_template_makes_a_name(vm: str, user: str) -> None:
+    filled = fill_template("s-{vm}-{user}-{kind}-{date}-{time}", NameFields(vm, NOW, user))
+    assert name_problem(filled) == "" or len(filled) > LONGEST_NAME
 
 
 @pytest.mark.parametrize(
@@ -69,6 +107,8 @@ def test_overlays_lie_beside_the_active_layer(active: str, taken: tuple[str, ...
 
 def test_other_files() -> None:
     assert memory_path("/images/web-01.new") == "/images/web-01.new.mem"
+    assert memory_path("/images/web-01.new", "/fast/") == "/fast/web-01.new.mem"
+    assert overlay_path("/images/web-01.qcow2", "new", layers_in="/fast") == "/fast/web-01.new"
     assert revert_overlay_path("/images/web-01.daily", NOW) == f"/images/web-01.{NOW}"
     assert revert_overlay_path("/images/web-01", NOW) == f"/images/web-01.{NOW}"
     assert file_name_is_too_long("/d/" + "ä" * 124)

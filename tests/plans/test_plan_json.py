@@ -154,7 +154,17 @@ _plans = st.builds(
     domain=_texts,
     snapshots=_names,
     steps=st.lists(_steps, max_size=3).map(tuple),
-    forecast=st.builds(Forecast, _figures, _figures, _figures, _seconds, _seconds, st.none() | _bytes),
+    forecast=st.builds(
+        Forecast,
+        _figures,
+        _figures,
+        _figures,
+        _seconds,
+        _seconds,
+        st.none() | _bytes,
+        st.none() | _bytes,
+        st.none() | _bytes,
+    ),
     warnings=st.lists(_findings, max_size=2).map(tuple),
     refusals=st.lists(_findings, max_size=2).map(tuple),
     undo=st.none()
@@ -219,6 +229,8 @@ def test_every_document_has_the_same_keys(plan: Plan) -> None:
         "seconds",
         "pause_seconds",
         "likely_extra",
+        "growth_per_day",
+        "free",
         "confidence",
     ]
     assert document["forecast"]["confidence"] == {

@@ -12,6 +12,7 @@ import pytest
 from snaptree.model.errors import SnapTreeError, VanishedError
 from snaptree.model.estate import Consistency, DiskSnapshot, DomainState, MemorySnapshot
 from snaptree.model.figures import Confidence, exact
+from snaptree.model.growth import DAY
 from snaptree.plans.aftermath import after
 from snaptree.plans.intention import Capture, Delete, Revert, Take, TakeBack
 from snaptree.plans.plan import (
@@ -35,7 +36,7 @@ from snaptree.plans.planner import make_plan
 from snaptree.plans.situation import Situation
 from snaptree.plans.speed import Sample, Speed, Way
 from snaptree.plans.take import take_step
-from tests.plans.situations import DEBIAN_12, MIB, SituationBuilder, a_machine, disk
+from tests.plans.situations import DEBIAN_12, MIB, NOW, SituationBuilder, a_machine, disk
 
 RUNNING = DomainState.RUNNING
 
@@ -185,6 +186,64 @@ def test_a_snapshot_without_a_name_gets_one_whose_files_are_free() -> None:
     first = the_take(make_plan(Take(), situation))
     taken = a_machine().external("a").having(existing_files=frozenset(first.overlays.values())).build()
     assert the_take(make_plan(Take(), taken)).name == f"{first.name}-2"
+
+
+def test_new_files_go_where_they_are_wanted() -> None:
+    two = a_machine(disk("vda"), disk("vdb", path="/more/vda.raw"), state=RUNNING).build()
+    take = Take("one", capture=Capture.DISKS_AND_MEMORY, layers_in="/layers", memory_in="/memory/")
+    step = the_take(make_plan(take, two))
+    assert step.overlays == {"vda": "/layers/vda.one.vda", "vdb": "/layers/vda.one.vdb"}, "apart in one directory"
+    assert step.memory_file == "/memory/vda.one.vda.mem"
+    beside = the_take(make_plan(replace(take, layers_in="", memory_in=""), two))
+    assert beside.overlays == {"vda": "/images/vda.one", "vdb": "/more/vda.one"}
+    assert beside.memory_file == "/images/vda.one.mem"
+
+
+def test_who_wants_files_elsewhere_gets_a_kind_that_has_files() -> None:
+    assert not the_take(make_plan(Take(), a_machine().build())).overlays
+    assert the_take(make_plan(Take(layers_in="/layers"), a_machine().build())).overlays
+
+
+@pytest.mark.parametrize(
+    ("take", "kind"),
+    [
+        (Take(capture=Capture.DISKS), "disks"),
+        (Take(capture=Capture.DISKS, quiesce=Freeze.IF_POSSIBLE), "frozen"),
+        (Take(capture=Capture.DISKS_AND_MEMORY), "memory"),
+        (Take(capture=Capture.DISKS_AND_MEMORY, live=True), "live"),
+        (Take(capture=Capture.INTERNAL), "internal"),
+    ],
+)
+def test_a_name_may_be_a_template(take: Take, kind: str) -> None:
+    situation = a_machine(state=RUNNING, user="amina").build()
+    assert the_take(make_plan(replace(take, name="{vm}-{user}-{kind}"), situation)).name == f"web-01-amina-{kind}"
+    (refusal,) = make_plan(replace(take, name="{vm}-{what}"), situation).refusals
+    assert refusal.rule == "name-not-allowed"
+
+
+def test_a_take_says_what_room_there_is_and_how_fast_it_goes() -> None:
+    machine = a_machine(now=NOW - 2 * DAY, free_bytes=MappingProxyType({"/images": 9 * MIB, "/fast": MIB}))
+    machine.external("a").having(now=NOW)
+    forecast = make_plan(Take("b", capture=Capture.DISKS), machine.build()).forecast
+    assert forecast.growth == 10 * MIB * DAY // (NOW - machine.build().tree["a"].created)
+    assert forecast.free == 9 * MIB
+    moved = make_plan(Take("b", capture=Capture.DISKS, layers_in="/fast"), machine.build()).forecast
+    assert moved.free == MIB
+    assert make_plan(Take("b"), a_machine().build()).forecast.free is None
+
+
+def test_what_a_guest_changes_meanwhile_makes_a_live_take_longer() -> None:
+    speed = Speed(samples=(Sample(Way.TAKE_EXTERNAL, 512 * MIB, 10.0, wrote=100 * MIB),))
+    live = Take("a", capture=Capture.DISKS_AND_MEMORY, live=True)
+
+    def seconds(dirty_rate: int | None, **fields: Any) -> float | None:
+        situation = a_machine(state=RUNNING, dirty_rate=dirty_rate, **{"speed": speed, **fields}).build()
+        return make_plan(live, situation).forecast.seconds
+
+    assert seconds(0) == pytest.approx(51.2), "all of the RAM at 10 MiB a second"
+    assert seconds(5 * MIB) == pytest.approx(102.4)
+    assert seconds(10 * MIB) is None, "it may not end"
+    assert seconds(5 * MIB, speed=Speed()) is None, "nobody knows how quickly it is saved"
 
 
 # Reverting

@@ -34,6 +34,7 @@ from snaptree.plans.intention import (
     Take,
     TakeBack,
     Unlook,
+    places_of,
 )
 from snaptree.plans.look import make_look, own_files
 from snaptree.plans.plan import (
@@ -56,6 +57,7 @@ from snaptree.plans.rules_look import LOOK_LACKS_ROOM
 from snaptree.plans.rules_merge import BY_THE_PLANNER
 from snaptree.plans.rules_plan import RULES as PLANNERS_OWN
 from snaptree.plans.situation import Situation, glance
+from snaptree.plans.speed import Sample, Speed, Way
 from snaptree.plans.take import take_step
 from tests.plans.situations import DEBIAN_12, MIB, NOW, SituationBuilder, a_machine, disk, interrupted
 
@@ -84,7 +86,17 @@ def ask(rule: Rule, intention: Intention, situation: Situation) -> Finding | Non
         case Take():
             step = take_step(intention, situation)
             wants_memory = intention.capture is Capture.DISKS_AND_MEMORY
-            return rule.judge(Case(situation, facts, Action.TAKE, step.name, step, wants_memory=wants_memory))
+            return rule.judge(
+                Case(
+                    situation,
+                    facts,
+                    Action.TAKE,
+                    step.name,
+                    step,
+                    wants_memory=wants_memory,
+                    places=places_of(intention),
+                )
+            )
         case Revert():
             step = RevertToSnapshot(intention.snapshot, intention.state_after, situation.tree.current)
             return rule.judge(Case(situation, facts, Action.REVERT, step.name, step))
@@ -117,6 +129,15 @@ def with_memory(name: str = "new") -> Take:
 
 def internal(name: str = "new") -> Take:
     return Take(name=name, capture=Capture.INTERNAL)
+
+
+def elsewhere(directory: str = "/fast") -> Take:
+    return Take(name="new", capture=Capture.DISKS, layers_in=directory)
+
+
+def saving_10_mib_a_second(*, dirty_rate: int) -> SituationBuilder:
+    speed = Speed(samples=(Sample(Way.TAKE_EXTERNAL, 512 * MIB, 10.0, wrote=100 * MIB),))
+    return a_machine(state=RUNNING, speed=speed, dirty_rate=dirty_rate)
 
 
 def delete(*names: str) -> Delete:
@@ -294,6 +315,50 @@ TAKE = [
         a_machine(state=RUNNING, existing_files=frozenset({BASE, "/images/vda.a.mem"})),
         ("/images/vda.a.mem",),
         a_machine(state=RUNNING),
+    ),
+    Row(
+        "place-missing",
+        elsewhere(),
+        a_machine(places=MappingProxyType({"/fast": False})),
+        ("/fast", "web-01"),
+        a_machine(places=MappingProxyType({"/fast": True})),
+    ),
+    Row("place-missing", elsewhere("fast"), a_machine(), ("fast", "full path"), a_machine(), elsewhere()),
+    Row(
+        "place-unused",
+        Take(name="new", capture=Capture.INTERNAL, layers_in="/fast"),
+        a_machine(),
+        ("/fast", "inside the images"),
+        a_machine(),
+        elsewhere(),
+    ),
+    Row(
+        "place-unused",
+        Take(name="new", capture=Capture.DISKS_AND_MEMORY, memory_in="/fast"),
+        a_machine(),
+        ("/fast", "no memory"),
+        a_machine(state=RUNNING),
+    ),
+    Row(
+        "place-unseen",
+        elsewhere(),
+        a_machine(),
+        ("/fast",),
+        a_machine(places=MappingProxyType({"/fast": True})),
+    ),
+    Row(
+        "no-space-for-layers",
+        external(),
+        a_machine(disk("vda"), disk("vdb"), free_bytes=MappingProxyType({"/images": 300 << 10})),
+        ("/images", "300 KiB", "512 KiB"),
+        a_machine(free_bytes=MappingProxyType({"/images": 300 << 10})),
+    ),
+    Row(
+        "live-may-not-end",
+        Take(name="new", capture=Capture.DISKS_AND_MEMORY, live=True),
+        saving_10_mib_a_second(dirty_rate=20 * MIB),
+        ("20 MiB", "10 MiB", "web-01"),
+        saving_10_mib_a_second(dirty_rate=9 * MIB),
     ),
     Row(
         "file-name-too-long",

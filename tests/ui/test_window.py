@@ -13,13 +13,12 @@ import pytest
 from PySide6.QtCore import Qt
 from PySide6.QtGui import QAction, QImage
 from PySide6.QtTest import QTest
-from PySide6.QtWidgets import QApplication, QLabel, QMenu, QMessageBox, QPushButton
+from PySide6.QtWidgets import QApplication, QFileDialog, QLabel, QMenu, QMessageBox, QPushButton, QToolButton
 
 from snaptree.hosts.running import run_plan
 from snaptree.jobs import host_backend
 from snaptree.jobs.host_backend import Phase
 from snaptree.model.estate import Consistency
-from snaptree.plans.intention import Capture
 from snaptree.plans.operation import OperationState
 from snaptree.plans.plan import Action
 from snaptree.ui.application import save_screenshot
@@ -29,7 +28,9 @@ from snaptree.ui.machine import MachineId
 from snaptree.ui.plan_dialog import PlanDialog
 from snaptree.ui.settings import HostRequest, SafetySnapshot, Settings, ThemeChoice
 from snaptree.ui.snapshot_model import Column
+from snaptree.ui.take_choices import Kind
 from snaptree.ui.take_dialog import TakeDialog
+from snaptree.ui.template_dialog import TemplateDialog
 from snaptree.ui.theme import DARK, LIGHT, colours_of
 from tests.kit.daemon import LibvirtDaemon
 from tests.kit.machines import MIB, NOW, EmbeddedHost, Machine, unchanged
@@ -176,11 +177,12 @@ def test_file_systems_that_cannot_be_frozen_are_taken_as_they_are_only_if_that_i
     driver.window.actions_.take.trigger()
     dialog = driver.dialog(TakeDialog)
     assert isinstance(dialog, TakeDialog)
-    dialog.captures[Capture.DISKS].click()
-    assert not dialog.gives_way.isEnabled(), "there is nothing to give way from"
-    dialog.quiesce.click()
-    driver.until(lambda: not dialog.take_button.isEnabled())
-    dialog.gives_way.click()
+    frozen = dialog.choices.buttons[Kind.FROZEN]
+    driver.until(lambda: not frozen.isEnabled())
+    assert "guest agent" in frozen.accessibleDescription()
+    dialog.choices.gives_way.click()
+    driver.until(frozen.isEnabled)
+    frozen.click()
     dialog.accept()
     driver.last_operation()
     taken = machine.tree().current
@@ -189,6 +191,122 @@ def test_file_systems_that_cannot_be_frozen_are_taken_as_they_are_only_if_that_i
     driver.until(lambda: taken in driver.names())
     driver.view.select([taken])
     assert "did not pause the guest" in driver.window.inspector.subtitle.text()
+
+
+def take_dialog(driver: Driver) -> TakeDialog:
+    """The dialog, with its plans made."""
+    driver.window.actions_.take.trigger()
+    dialog = driver.dialog(TakeDialog)
+    assert isinstance(dialog, TakeDialog)
+    driver.until(lambda: dialog.choices.kind is not None and dialog.take_button.isEnabled())
+    return dialog
+
+
+def test_disks_are_chosen_and_files_put_elsewhere(open_window: OpenWindow, host: EmbeddedHost, tmp_path: Path) -> None:
+    two = host.make_machine(disks=("qcow2", "qcow2"))
+    driver = open_window(host.uri)
+    driver.show_machine(host.uri, two.uuid)
+    dialog = take_dialog(driver)
+    assert list(dialog.disks.ticks) == ["vda", "vdb"]
+    dialog.choices.buttons[Kind.INTERNAL].click()
+    assert not dialog.disks.ticks["vdb"].isEnabled(), "internal snapshots hold every disk"
+    assert not dialog.places.layers.isEnabled()
+    dialog.choices.buttons[Kind.MEMORY].click()
+    dialog.disks.ticks["vdb"].click()
+    dialog.places.toggle.click()
+    assert dialog.places.layers.isVisible()
+    dialog.places.layers.setText(str(tmp_path / "nowhere"))
+    driver.until(lambda: not dialog.take_button.isEnabled())
+    assert "nowhere" in dialog.choices.buttons[Kind.MEMORY].accessibleDescription()
+    assert dialog.choices.buttons[Kind.MEMORY].isEnabled(), "what is chosen stays so, and the plan says why it can't be"
+    dialog.places.layers.setText(f"{tmp_path}/")
+    dialog.places.memory.setText(str(tmp_path))
+    dialog.accept()
+    driver.last_operation()
+    (taken,) = two.tree()
+    assert two.active_layers() == {"vda": tmp_path / f"disk0.{taken.name}", "vdb": two.directory / "disk1.qcow2"}
+    assert taken.memory_file == str(tmp_path / f"disk0.{taken.name}.mem")
+    two.handle.destroy()
+
+
+def test_a_directory_is_chosen_where_it_is_this_computer(driver: Driver, tmp_path: Path) -> None:
+    dialog = take_dialog(driver)
+    dialog.choices.buttons[Kind.DISKS].click()
+    dialog.places.toggle.click()
+    (choose, _memory) = (
+        button for button in dialog.places.findChildren(QToolButton) if button.accessibleName().startswith("Choose")
+    )
+    choose.click()
+    asked = driver.dialog(QFileDialog)
+    assert isinstance(asked, QFileDialog)
+    asked.setDirectory(str(tmp_path.parent))
+    asked.selectFile(tmp_path.name)
+    asked.accept()
+    driver.until(lambda: dialog.places.layers.text() == str(tmp_path))
+
+
+def test_each_choice_says_what_it_costs(driver: Driver) -> None:
+    dialog = take_dialog(driver)
+    for kind in (Kind.DISKS, Kind.MEMORY, Kind.LIVE, Kind.INTERNAL):
+        said = dialog.choices.buttons[kind].accessibleDescription()
+        assert " now; " in said
+        assert said.endswith(" free")
+
+
+def test_what_the_guest_changes_meanwhile_is_said_once_it_is_measured(
+    open_window: OpenWindow, host: EmbeddedHost
+) -> None:
+    large = host.make_machine(running=False)
+    large.handle.setMaxMemory(160 << 10)
+    large.handle.create()
+    driver = open_window(host.uri)
+    driver.show_machine(host.uri, large.uuid)
+    live = take_dialog(driver).choices.buttons[Kind.LIVE]
+    driver.until(lambda: "its memory; " in live.accessibleDescription())
+    large.handle.destroy()
+
+
+def test_a_template_names_new_snapshots_from_now_on(driver: Driver) -> None:
+    dialog = take_dialog(driver)
+    dialog.template_button.click()
+    asked = driver.dialog(TemplateDialog)
+    assert isinstance(asked, TemplateDialog)
+    asked.template.setText("{vm}-{when}")
+    assert not asked.ok_button.isEnabled()
+    asked.template.setText("{vm}-{kind}")
+    asked.ok_button.click()
+    vm = driver.machine.domain.name
+    assert dialog.name.text() == f"{vm}-{dialog.choices.kind}"
+    dialog.choices.buttons[Kind.DISKS].click()
+    assert dialog.name.text() == f"{vm}-disks", "it follows what is chosen"
+    dialog.name.setText("mine")
+    dialog.choices.buttons[Kind.INTERNAL].click()
+    assert dialog.name.text() == "mine", "but for a name that somebody wrote"
+    dialog.reject()
+    again = take_dialog(driver)
+    assert again.name.text() == f"{vm}-{again.choices.kind}"
+
+
+def test_every_part_of_taking_is_reached_by_the_keyboard(driver: Driver) -> None:
+    dialog = take_dialog(driver)
+    dialog.places.toggle.click()
+    reached = {dialog.focusWidget()}
+    for _ in range(30):
+        QTest.keyClick(dialog.focusWidget(), Qt.Key.Key_Tab)
+        reached.add(dialog.focusWidget())
+    kind = dialog.choices.kind
+    assert kind is not None
+    wanted = {
+        *(dialog.name, dialog.template_button, dialog.note, dialog.choices.buttons[kind], dialog.choices.gives_way),
+        *(*dialog.disks.ticks.values(), dialog.places.toggle, dialog.take_button),
+    }
+    if kind is not Kind.INTERNAL:
+        wanted.add(dialog.places.layers)
+    assert {each for each in wanted if each.isEnabled()} <= reached
+    chosen = dialog.choices.buttons[kind]
+    chosen.setFocus()
+    QTest.keyClick(chosen, Qt.Key.Key_Up)
+    assert dialog.choices.kind not in (None, kind), "arrow keys choose another"
 
 
 def test_names_that_cannot_be_are_refused_at_once(driver: Driver) -> None:
@@ -214,7 +332,7 @@ def test_what_a_machine_cannot_hold_is_greyed_with_its_reason(open_window: OpenW
     driver.window.actions_.take.trigger()
     dialog = driver.dialog(TakeDialog)
     assert isinstance(dialog, TakeDialog)
-    inside = next(button for capture, button in dialog.captures.items() if capture.value == "internal")
+    inside = dialog.choices.buttons[Kind.INTERNAL]
     driver.until(lambda: not inside.isEnabled())
     assert any("Not now: " in label.text() for label in dialog.findChildren(QLabel))
 
