@@ -36,6 +36,8 @@ class Take:
     safety: bool = False
     live: bool = False
     """Let the guest run on while its RAM is saved."""
+    group: str = ""
+    """What it belongs to, if it is taken together with those of other machines."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +49,8 @@ class Revert:
     state_after: StateAfter = StateAfter.AS_CAPTURED
     drop_managed_save: bool = False
     """Throw away the memory that a managed save put aside: with it there is no revert."""
+    safety_group: str = ""
+    """What the safety snapshot belongs to, if other machines are reverted together with this one."""
 
 
 @dataclass(frozen=True, slots=True)
