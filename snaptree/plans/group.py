@@ -7,6 +7,7 @@ others of that name.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -51,11 +52,7 @@ class GroupPlan:
         return self._said(lambda plan: plan.warnings)
 
     def _said(self, of: Callable[[Plan], tuple[Finding, ...]]) -> tuple[Finding, ...]:
-        return tuple(
-            replace(finding, reason=f"{plain(plan.domain)}: {finding.reason}")
-            for plan in self.members
-            for finding in of(plan)
-        )
+        return tuple(_with_machine(finding, plain(plan.domain)) for plan in self.members for finding in of(plan))
 
     @property
     def is_refused(self) -> bool:
@@ -89,6 +86,12 @@ class GroupPlan:
         if self.action is Action.TAKE:
             return Undo(f"Delete {quoted(self.name)} of {self.machines} again; they keep what they did since.")
         return Undo(f"Revert {self.machines} to their states before, and delete those snapshots again.")
+
+
+def _with_machine(finding: Finding, machine: str) -> Finding:
+    """Many rules name the machine themselves."""
+    is_named = re.search(rf"(?<![\w-]){re.escape(machine)}(?![\w-])", finding.reason)
+    return finding if is_named else replace(finding, reason=f"{machine}: {finding.reason}")
 
 
 def _sum(numbers: Iterable[float | None]) -> float | None:

@@ -71,7 +71,7 @@ class Actions(QObject):
             "Ctrl+K",
         )
         self.unlook = self._add(
-            "Re&move This Machine…", "", "Remove a machine that was made to look at a snapshot, with all its files"
+            "R&emove This Machine…", "", "Remove a machine that was made to look at a snapshot, with all its files"
         )
         self.undo = self._add("&Undo", "undo", "Take back what was done last", standard.Undo)
         self.refresh = self._add("Re&fresh", "refresh", "Read everything again", standard.Refresh)

@@ -7,28 +7,28 @@ from typing import TYPE_CHECKING
 
 from PySide6.QtCore import Qt, QTimer
 from PySide6.QtWidgets import (
+    QCheckBox,
     QComboBox,
     QDialog,
     QDialogButtonBox,
     QFormLayout,
     QLineEdit,
-    QListWidget,
-    QListWidgetItem,
     QPlainTextEdit,
+    QScrollArea,
     QSizePolicy,
     QVBoxLayout,
     QWidget,
 )
 
-from snaptree import words
 from snaptree.model.errors import SnapTreeError
 from snaptree.plans.intention import Capture, Take
 from snaptree.plans.naming import name_problem, suggest_name
 from snaptree.plans.plan import Freeze
+from snaptree.ui.estate_model import natural
 from snaptree.ui.labels import PlainLabel
 from snaptree.ui.plan_view import PlanView
 from snaptree.ui.planning import GroupPlanner
-from snaptree.ui.text import in_sentence
+from snaptree.ui.text import menu_text
 
 if TYPE_CHECKING:
     from snaptree.plans.group import GroupPlan
@@ -66,17 +66,25 @@ class GroupTakeDialog(QDialog):
     def _build(self, machine: Machine) -> None:
         heading = PlainLabel("Take a snapshot of several machines together", self)
         heading.setObjectName("heading")
-        self.machines = QListWidget(self)
-        self.machines.setAccessibleName("Machines")
-        every = sorted(self._host.machines(), key=lambda each: each.domain.name)
+        every = sorted(self._host.machines(), key=lambda each: natural(each.domain.name))
+        self.machines: dict[str, QCheckBox] = {}
+        """By UUID."""
+        ticks = QWidget(self)
+        column = QVBoxLayout(ticks)
+        column.setContentsMargins(8, 4, 8, 4)
+        column.setSpacing(2)
         for each in every:
-            item = QListWidgetItem(in_sentence(each.domain.name), self.machines)
-            item.setData(Qt.ItemDataRole.UserRole, each.id.uuid)
-            item.setFlags(Qt.ItemFlag.ItemIsEnabled | Qt.ItemFlag.ItemIsUserCheckable | Qt.ItemFlag.ItemIsSelectable)
-            item.setCheckState(Qt.CheckState.Checked if each.id == machine.id else Qt.CheckState.Unchecked)
-        row = max(self.machines.sizeHintForRow(0), self.fontMetrics().height())
-        self.machines.setFixedHeight(row * min(max(2, len(every)), _LISTED) + 2 * self.machines.frameWidth())
-        self.machines.itemChanged.connect(self._changed)
+            tick = QCheckBox(menu_text(each.domain.name), ticks)
+            tick.setChecked(each.id == machine.id)
+            tick.toggled.connect(self._changed)
+            column.addWidget(tick)
+            self.machines[each.id.uuid] = tick
+        scroll = QScrollArea(self)
+        scroll.setWidget(ticks)
+        scroll.setWidgetResizable(True)
+        scroll.setFocusPolicy(Qt.FocusPolicy.NoFocus)
+        row = ticks.sizeHint().height() // max(1, len(every)) + 2
+        scroll.setFixedHeight(row * min(len(every), _LISTED) + 12)
         taken = {name for each in every if each.tree is not None for name in each.tree.snapshots}
         self.name = QLineEdit(suggest_name(taken, int(time())), self)
         self.name.textChanged.connect(self._changed)
@@ -92,7 +100,7 @@ class GroupTakeDialog(QDialog):
         self.holds.currentTextChanged.connect(self._changed)
         form = QFormLayout()
         form.setSpacing(8)
-        form.addRow("&Machines", self.machines)
+        form.addRow("Machines", scroll)
         form.addRow("&Name", self.name)
         form.addRow("", self.problem)
         form.addRow("N&ote", self.note)
@@ -128,12 +136,7 @@ class GroupTakeDialog(QDialog):
 
     def ticked(self) -> tuple[str, ...]:
         """The machines to take, by UUID, in the order of the list."""
-        items = (self.machines.item(row) for row in range(self.machines.count()))
-        return tuple(
-            str(item.data(Qt.ItemDataRole.UserRole))
-            for item in items
-            if item is not None and item.checkState() is Qt.CheckState.Checked
-        )
+        return tuple(uuid for uuid, tick in self.machines.items() if tick.isChecked())
 
     def _changed(self) -> None:
         """Forget the plans, and make others when the fields have rested."""
@@ -164,5 +167,4 @@ class GroupTakeDialog(QDialog):
             return
         self._plan = result
         self.view.show_plan(result)
-        self.take_button.setText(f"&Take {words.count(len(result.members), 'Snapshot')}")
         self.take_button.setEnabled(not result.is_refused)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from PySide6.QtCore import Qt
 from PySide6.QtWidgets import QLabel
 
 from snaptree.ui.group_take_dialog import GroupTakeDialog
@@ -41,8 +40,7 @@ def test_a_group_is_taken_reverted_and_deleted_together(open_window: OpenWindow,
     assert dialog.ticked() == (pair[0].uuid,)
     assert "two machines" in dialog.problem.text()
     assert not dialog.take_button.isEnabled()
-    (other,) = dialog.machines.findItems("group-web", Qt.MatchFlag.MatchExactly)
-    other.setCheckState(Qt.CheckState.Checked)
+    dialog.machines[pair[1].uuid].click()
     dialog.name.setText("together")
     dialog.note.setPlainText("before it")
     driver.until(dialog.take_button.isEnabled)
