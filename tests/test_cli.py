@@ -103,7 +103,7 @@ def test_tree_as_json_has_the_keys_that_scripts_rely_on(terminal: Terminal) -> N
         assert set(snapshot) == {
             *("name", "parent", "kind", "state", "created", "consistency", "pinned", "written", "frees"),
             *("memory", "confidence", "frees_confidence", "memory_confidence", "saved_memory", "disks", "note"),
-            *("taken_by", "group", "pinned_by", "pinned_at", "known_good", "known_good_by", "known_good_at"),
+            *("taken_by", "group", "impact", "pinned_by", "pinned_at", "known_good", "known_good_by", "known_good_at"),
         }
         assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", snapshot["created"])
         assert isinstance(snapshot["written"], int)
