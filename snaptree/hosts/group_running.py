@@ -33,11 +33,6 @@ class GroupOutcome:
     taken_back: tuple[Operation, ...] = ()
     error: SnapTreeError | None = None
 
-    @property
-    def operations(self) -> tuple[Operation, ...]:
-        """All of it, in the order in which it was done."""
-        return (*self.members, *self.taken_back)
-
 
 def run_group(
     connection: Connection,
@@ -80,27 +75,26 @@ def run_group(
 
 def _in_turns(runs: list[Run], group: GroupPlan) -> tuple[Run, Exception | None]:
     """Let all have their turns. Returns the one that failed and why; nothing is frozen any more then."""
-    run = runs[0]
+    at_work = runs[0]
     try:
         with ExitStack() as thaws:
-            for run in runs:
-                run.prepare()
-                run.check_takes()
-                thaws.callback(run.thaw_in_any_case)
-            for phase in turns(group.members):
+            for at_work in runs:
+                thaws.callback(at_work.thaw_in_any_case)
+                at_work.prepare()
+                at_work.check_takes()
+            *until_taken, rest = turns(group.members)
+            for phase in until_taken:
                 for number, until in phase:
-                    run = runs[number]
-                    run.go_on(until)
-                if any(isinstance(step, TakeSnapshot) for step in _last_steps(group, phase)):
-                    for each in runs:
-                        each.thaw_at_once()  # before anything is noted of one of them
+                    at_work = runs[number]
+                    at_work.go_on(until)
+            for run in runs:
+                run.thaw_at_once()  # before anything is noted of one of them
+            for number, until in rest:
+                at_work = runs[number]
+                at_work.go_on(until)
     except (libvirt.libvirtError, SnapTreeError) as failure:
-        return run, failure
-    return run, None
-
-
-def _last_steps(group: GroupPlan, phase: list[tuple[int, int]]) -> list[object]:
-    return [group.members[number].steps[until - 1] for number, until in phase if until]
+        return at_work, failure
+    return at_work, None
 
 
 def _why_not(run: Run, failed: Run, failure: Exception) -> SnapTreeError | None:

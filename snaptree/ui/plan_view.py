@@ -110,13 +110,16 @@ class PlanView(QScrollArea):
         page, layout = self._new_page()
         for refusal in plan.refusals:
             layout.addWidget(_finding("error", refusal, page))
-        for warning in plan.warnings:
-            layout.addWidget(_finding("warning", warning, page))
+        if not isinstance(plan, GroupPlan):
+            for warning in plan.warnings:
+                layout.addWidget(_finding("warning", warning, page))
         parts = plan.members if isinstance(plan, GroupPlan) else (plan,)
         if any(part.steps for part in parts):
             for part in parts:
                 of = "" if part is plan else f" to {in_sentence(part.domain)}"
                 layout.addWidget(SectionTitle(f"What will happen{of}", page))
+                for warning in () if part is plan else part.warnings:
+                    layout.addWidget(_finding("warning", warning, page))
                 layout.addLayout(_numbered(steps_in_words(part.steps), page))
                 if part.settings:
                     layout.addWidget(SectionTitle(f"Settings that change back{of}", page))

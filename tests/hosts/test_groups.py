@@ -199,6 +199,13 @@ def test_a_revert_that_fails_leaves_the_others_as_they_were(host: EmbeddedHost, 
     assert not interposing.unfinished()
 
 
+@pytest.fixture
+def state_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """Where commands have their journal, also those in programs of their own."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    return tmp_path
+
+
 def finish(machine: Machine, journal: Journal) -> set[str]:
     """Finish what was interrupted, and return the rules that spoke of it."""
     situation = with_operations(
@@ -214,9 +221,8 @@ def finish(machine: Machine, journal: Journal) -> set[str]:
 @pytest.mark.daemon
 @pytest.mark.parametrize(("moment", "step"), [(Moment.ACTED, "1:0"), (Moment.BEFORE, "2:0"), (Moment.ACTED, "2:0")])
 def test_what_a_killed_program_took_of_some_is_taken_back(
-    daemon: LibvirtDaemon, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, moment: Moment, step: str
+    daemon: LibvirtDaemon, state_home: Path, moment: Moment, step: str
 ) -> None:
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     pair = make_pair(daemon)
     before = contents(pair)
     files = [set(machine.directory.iterdir()) for machine in pair]
@@ -224,7 +230,7 @@ def test_what_a_killed_program_took_of_some_is_taken_back(
         moment, step, "--connect", daemon.uri, "take-group", "-y", "together", *[machine.name for machine in pair]
     )
     assert names(pair) == [["together"], ["together"] if (moment, step) == (Moment.ACTED, "2:0") else []]
-    journal = Journal(tmp_path / "snaptree" / "journal.sqlite3")
+    journal = Journal(state_home / "snaptree" / "journal.sqlite3")
     try:
         unfinished = {operation.plan.domain_uuid for operation in journal.unfinished()}
         assert pair[0].uuid in unfinished
@@ -240,10 +246,25 @@ def test_what_a_killed_program_took_of_some_is_taken_back(
 
 
 @pytest.mark.daemon
-def test_a_group_that_was_taken_in_full_is_finished(
-    daemon: LibvirtDaemon, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+@pytest.mark.usefixtures("state_home")
+def test_a_revert_of_several_that_was_cut_short_is_finished_on_all(daemon: LibvirtDaemon) -> None:
+    pair = make_pair(daemon)
+    here = ("--connect", daemon.uri)
+    for machine in pair:
+        machine.change(Take("first", capture=Capture.INTERNAL, group="first@1"))
+        machine.write(99)
+    before = contents(pair)
+    command_and_kill(Moment.BEFORE, "2:0", *here, "revert-group", "-y", "first")
+    for machine in pair:
+        assert main([*here, "recover", "-y", machine.name]) == 0
+    assert [machine.contents()[NOW] for machine in pair] == [each["first"] for each in before]
+    assert main([*here, "undo", "-y", pair[1].name]) == 0
+    assert contents(pair) == before
+
+
+@pytest.mark.daemon
+@pytest.mark.usefixtures("state_home")
+def test_a_group_that_was_taken_in_full_is_finished(daemon: LibvirtDaemon) -> None:
     pair = make_pair(daemon)
     arguments = ("--connect", daemon.uri, "take-group", "-y", "together", *[machine.name for machine in pair])
     command_and_kill(Moment.ENDED, 0, *arguments)
