@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from snaptree.model.merging import Elsewhere
     from snaptree.plans.intention import Intention
     from snaptree.plans.operation import Operation
+    from snaptree.terminal.groups import MakeGroup
     from snaptree.terminal.reading import DomainReading
 
 EXIT_ERROR = 1
@@ -168,27 +170,29 @@ def _parser() -> argparse.ArgumentParser:
     kind.add_argument("--disk-only", action="store_true", help="external, disks only")
     kind.add_argument("--internal", action="store_true", help="inside the qcow2 images")
     take.add_argument("--live", action="store_true", help="with memory, and the guest runs on while it is saved")
-    freeze = take.add_mutually_exclusive_group()
-    freeze.add_argument(
-        "--quiesce",
-        action="store_const",
-        const="required",
-        default="no",
-        help="let the guest agent freeze the file systems meanwhile, and take nothing if it can't",
-    )
-    freeze.add_argument(
-        "--quiesce-if-possible",
-        action="store_const",
-        const="if-possible",
-        dest="quiesce",
-        help="the same, but take the disks as they are if it can't",
-    )
+    _add_freeze_options(take)
     take.add_argument(
         "--exclude-disk", metavar="TARGET", action="append", default=[], help="leave a disk out; repeatable"
     )
     take.add_argument("--layers-in", metavar="DIR", default="", help="where new layers go; by default beside the disks")
     take.add_argument("--memory-in", metavar="DIR", default="", help="where saved memory goes; by default beside them")
     take.add_argument("--note", default="", metavar="TEXT")
+
+    together = command(
+        "take-group", "take one snapshot of several machines of a host together", _take_group, changes=True
+    )
+    together.add_argument("name", metavar="NAME")
+    together.add_argument("vms", metavar="VM", nargs="+")
+    together.add_argument("--memory", action="store_true", help="external, with the memory in files of their own")
+    _add_freeze_options(together)
+    together.add_argument("--note", default="", metavar="TEXT")
+
+    back = command("revert-group", "go back to snapshots that were taken together", _revert_group, changes=True)
+    back.add_argument(
+        "name", metavar="NAME", help="of the snapshots, or of the group in full where several are so named"
+    )
+    back.add_argument("vms", metavar="VM", nargs="*", help="in this order; by default all that have one, by name")
+    back.add_argument("--no-safety", action="store_true", help="take no safety snapshots: the present states are lost")
 
     revert = command("revert", "go back to a snapshot, after a safety snapshot of the present", _revert, changes=True)
     revert.add_argument("vm", metavar="VM")
@@ -278,6 +282,24 @@ def _parser() -> argparse.ArgumentParser:
     recover.add_argument("vm", metavar="VM", nargs="?")
     recover.add_argument("--leave", action="store_true", help="do nothing more about it, and say what that leaves")
     return parser
+
+
+def _add_freeze_options(parser: Any) -> None:
+    freeze = parser.add_mutually_exclusive_group()
+    freeze.add_argument(
+        "--quiesce",
+        action="store_const",
+        const="required",
+        default="no",
+        help="let the guest agent freeze the file systems meanwhile, and take nothing if it can't",
+    )
+    freeze.add_argument(
+        "--quiesce-if-possible",
+        action="store_const",
+        const="if-possible",
+        dest="quiesce",
+        help="the same, but take the disks as they are if it can't",
+    )
 
 
 def _rate(text: str) -> int:
@@ -424,6 +446,16 @@ def _find(connections: Sequence[Connection], name: str) -> tuple[Connection, str
     return found[0]
 
 
+def _find_together(connections: Sequence[Connection], names: Sequence[str]) -> tuple[Connection, tuple[str, ...]]:
+    """The one host of these machines, and their UUIDs. Raises SnapTreeError if there is no such host."""
+    from snaptree.plans.group import of_several_hosts
+
+    found = [_find(connections, name) for name in dict.fromkeys(names)]
+    if any(connection is not found[0][0] for connection, _ in found):
+        raise of_several_hosts()
+    return found[0][0], tuple(uuid for _, uuid in found)
+
+
 def _read(connection: Connection, uuid: str, elsewhere: Elsewhere | None = None) -> DomainReading:
     """A machine with its costs. Without `elsewhere`, all machines of its host are asked what they stand on."""
     from snaptree.hosts.journal import unfinished_on
@@ -541,6 +573,42 @@ def _take(options: argparse.Namespace) -> int:
         memory_in=options.memory_in,
     )
     return _change(options, intention)
+
+
+def _take_group(options: argparse.Namespace) -> int:
+    from snaptree.plans.group import plan_group_take
+    from snaptree.plans.intention import Capture, Take
+    from snaptree.plans.plan import Freeze
+
+    capture = Capture.DISKS_AND_MEMORY if options.memory else Capture.DISKS
+    intention = Take(options.name, options.note, capture, quiesce=Freeze(options.quiesce))
+    with _connected(options) as connections:
+        connection, uuids = _find_together(connections, options.vms)
+        return _change_together(options, connection, uuids, partial(plan_group_take, intention))
+
+
+def _revert_group(options: argparse.Namespace) -> int:
+    from snaptree.hosts.reading import list_domains, read_tree
+    from snaptree.model.errors import VanishedError
+    from snaptree.plans.group import find_group, plan_group_revert
+    from snaptree.plans.intention import Revert
+
+    with _connected(options) as connections:
+        if options.vms:
+            connection, uuids = _find_together(connections, options.vms)
+        elif len(connections) > 1:
+            raise SnapTreeError("Several hosts are named.", hint="Name the machines, or give --connect for one host.")
+        else:
+            connection = connections[0]
+            uuids = tuple(domain.uuid for domain in list_domains(connection))
+        trees = {}
+        for uuid in uuids:
+            with suppress(VanishedError):
+                trees[uuid] = read_tree(connection, uuid)
+        group, members = find_group(options.name, trees)
+        intention = Revert("", take_safety_snapshot=not options.no_safety)
+        uuids = uuids if options.vms else members
+        return _change_together(options, connection, uuids, partial(plan_group_revert, group, intention))
 
 
 def _revert(options: argparse.Namespace) -> int:
@@ -724,6 +792,7 @@ def _history(options: argparse.Namespace) -> int:
 
 def _undo(options: argparse.Namespace) -> int:
     from snaptree.hosts.journal import journal_of
+    from snaptree.plans.group import done_together, plan_group_undo
     from snaptree.plans.intention import take_back
     from snaptree.plans.operation import last_undoable
 
@@ -741,6 +810,14 @@ def _undo(options: argparse.Namespace) -> int:
             machine = "" if options.vm is None else f" to {options.vm}"
             raise SnapTreeError(f"Nothing was done{machine} that could be taken back.", hint="See 'snaptree history'.")
         connection, operation = max(last, key=lambda each: each[1].finished or 0)
+        with journal_of(connection.uri) as journal:
+            known = () if journal is None else journal.recent(_HISTORY, host_uri=connection.uri)
+        together = done_together(operation, known)
+        if len(together) > 1:
+            numbers = {each.plan.domain_uuid: each.id for each in together}
+            return _change_together(
+                options, connection, tuple(numbers), partial(plan_group_undo, together), undoes=numbers
+            )
         undone, intention = take_back(operation.plan)
         return _change_machine(options, connection, undone, intention, undoes=operation.id)
 
@@ -781,6 +858,17 @@ def _change(options: argparse.Namespace, intention: Intention) -> int:
     """Change the machine that the command line names."""
     with _connected(options) as connections:
         return _change_machine(options, *_find(connections, options.vm), intention)
+
+
+def _change_together(
+    options: argparse.Namespace, connection: Connection, uuids: Sequence[str], make: MakeGroup, **more: Any
+) -> int:
+    """Change several machines together."""
+    from snaptree.terminal.groups import change_together
+
+    return change_together(
+        connection, uuids, make, as_json=_wants_json(options), dry_run=options.dry_run, yes=options.yes, **more
+    )
 
 
 def _change_machine(

@@ -103,7 +103,7 @@ def test_tree_as_json_has_the_keys_that_scripts_rely_on(terminal: Terminal) -> N
         assert set(snapshot) == {
             *("name", "parent", "kind", "state", "created", "consistency", "pinned", "written", "frees"),
             *("memory", "confidence", "frees_confidence", "memory_confidence", "saved_memory", "disks", "note"),
-            *("taken_by", "pinned_by", "pinned_at", "known_good", "known_good_by", "known_good_at"),
+            *("taken_by", "group", "impact", "pinned_by", "pinned_at", "known_good", "known_good_by", "known_good_at"),
         }
         assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", snapshot["created"])
         assert isinstance(snapshot["written"], int)
@@ -496,7 +496,7 @@ def test_what_was_done_is_listed_and_the_last_of_it_taken_back(terminal: Termina
     newest = terminal.json("history", "fresh-01")[0]
     assert set(newest) == {
         *("id", "host", "domain", "uuid", "action", "snapshots", "who", "started", "finished", "state", "steps"),
-        *("steps_done", "unfinished", "settled_by", "undone", "can_undo", "error"),
+        *("steps_done", "unfinished", "group", "settled_by", "undone", "can_undo", "impact", "remark", "error"),
     }
     assert (newest["domain"], newest["action"], newest["snapshots"]) == ("fresh-01", "take", ["tried"])
     assert (newest["state"], newest["can_undo"], newest["undone"], newest["error"]) == ("done", True, False, None)

@@ -22,7 +22,7 @@ from platformdirs import user_state_path
 from snaptree.model.errors import SnapTreeError
 from snaptree.model.estate import Impact
 from snaptree.plans.operation import Operation, OperationState, Settled
-from snaptree.plans.plan import Action, Plan
+from snaptree.plans.plan import Action, Plan, TakeSnapshot
 from snaptree.plans.plan_json import plan_from_record, plan_to_record
 from snaptree.plans.speed import NOT_MEASURED, Speed, measured
 
@@ -328,6 +328,15 @@ class Journal:
         """What another program of this user's does to a machine right now."""
         rows = self._rows(f"{_OPEN} AND o.host = ? AND o.domain_uuid = ?", (host_uri, domain_uuid))
         return next((found for row in rows if _is_elsewhere(row) and (found := _operation(row)) is not None), None)
+
+    def is_torn(self, group: str) -> bool:
+        """Whether snapshots were to be taken together, and not all of them are known to have been."""
+        members = self._select("o.action = ? AND json_extract(o.plan, '$.group') = ?", (Action.TAKE.value, group))
+        return any(
+            isinstance(step, TakeSnapshot) and number >= operation.steps_done
+            for operation in members
+            for number, step in enumerate(operation.plan.steps)
+        )
 
     def _open(self, host_uri: str | None, domain_uuid: str | None) -> tuple[Operation, ...]:
         return self._select(

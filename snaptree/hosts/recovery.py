@@ -29,6 +29,7 @@ from snaptree.model.estate import DiskChain, DiskSnapshot, Snapshot, SnapshotKin
 from snaptree.plans.naming import part_of
 from snaptree.plans.operation import Operation, StepFound, StepState
 from snaptree.plans.plan import (
+    Action,
     CopyOut,
     DeleteSnapshot,
     DescribeSnapshot,
@@ -73,10 +74,12 @@ def with_operations(
     found = None
     if recovers and unfinished is not None and unfinished.steps_done < len(unfinished.plan.steps):
         found = find_next_step(connection, connection.domain(uuid), unfinished)
+    group = "" if unfinished is None or unfinished.plan.action is not Action.TAKE else unfinished.plan.group
     return replace(
         situation,
         unfinished=unfinished,
         found=found,
+        group_is_torn=bool(group) and journal.is_torn(group),
         half_deleted=_half_deleted(journal, situation, uri),
         running_elsewhere=journal.running_elsewhere(uri, uuid),
     )

@@ -100,6 +100,31 @@ def run_plan(
     short in the first step: see `merge_layers`.
     Raises SnapTreeError only if the plan is refused or the journal can't be written: nothing has happened then.
     """
+    run = begin_run(
+        connection,
+        plan,
+        journal=journal,
+        undoes=undoes,
+        on_progress=on_progress,
+        cancelled=cancelled,
+        bandwidth=bandwidth,
+        was_begun=was_begun,
+    )
+    return run.to_the_end()
+
+
+def begin_run(
+    connection: Connection,
+    plan: Plan,
+    *,
+    journal: Journal | None = None,
+    undoes: int | None = None,
+    on_progress: OnProgress | None = None,
+    cancelled: Callable[[], bool] = never,
+    bandwidth: Bandwidth = unlimited,
+    was_begun: bool = False,
+) -> Run:
+    """Record that a plan begins, and return it for who runs it piece by piece. Arguments and errors as `run_plan`."""
     if plan.is_refused:
         refusal = plan.refusals[0]
         raise SnapTreeError(refusal.reason, hint=refusal.remedy, details=refusal.rule)
@@ -111,11 +136,11 @@ def run_plan(
         if journal is not None
         else Operation(id=0, plan=plan, state=OperationState.RUNNING, started=time.time())
     )
-    return _Run(connection, operation, journal, on_progress, cancelled, bandwidth, was_begun, resumed).to_the_end()
+    return Run(connection, operation, journal, on_progress, cancelled, bandwidth, was_begun, resumed)
 
 
-class _Run:
-    """One run of one plan."""
+class Run:
+    """One run of one plan: `to_the_end`, or by whoever runs several together: `prepare`, `go_on`, and `end` at last."""
 
     def __init__(
         self,
@@ -151,21 +176,58 @@ class _Run:
         self._paused: float | None = None
         """Seconds that the guest stood still in the step that runs, where that was measured."""
 
+    @property
+    def operation(self) -> Operation:
+        """How far it is."""
+        return self._operation
+
     def to_the_end(self) -> Operation:
+        """Run all of it, and return how it ended."""
+        error: Exception | None = None
+        try:
+            try:
+                self.prepare()
+                self.go_on(len(self._operation.plan.steps))
+            finally:
+                self.thaw_in_any_case()
+        except (libvirt.libvirtError, SnapTreeError) as failure:
+            error = failure
+        return self.end(error)
+
+    def prepare(self) -> None:
+        """Look whether all is as it was when this was planned. Raises SnapTreeError or libvirtError, as `go_on`."""
+        plan = self._operation.plan
+        self._domain = self._connection.domain(plan.domain_uuid)
+        self._check_chains()
+        if self._connection.host.driver == QEMU and any(isinstance(step, TakeSnapshot) for step in plan.steps):
+            # Before all else: no file system is frozen yet, and no guest stands still.
+            self._picture = picture_of(self._connection, self._domain)
+
+    def check_takes(self) -> None:
+        """Look whether there is anything in the way of what it will take: before any file system is frozen."""
+        for step in self._operation.plan.steps:
+            if isinstance(step, TakeSnapshot):
+                self._check_take(step)
+
+    def go_on(self, until: int) -> None:
+        """Run the next steps, until so many of all are done."""
+        plan = self._operation.plan
+        for number, step in enumerate(plan.steps[:until]):
+            if number < self._operation.steps_done:
+                continue
+            # Between taking and thawing there is nothing left to cancel.
+            if self._cancelled() and not isinstance(step, ThawFileSystems):
+                raise CancelledError(_what_was_done(plan, number))
+            self._run_step(number, step)
+
+    def end(self, failure: Exception | None) -> Operation:
+        """Record how it ended: well, or by a SnapTreeError or libvirtError."""
         plan = self._operation.plan
         state = OperationState.DONE
         error: SnapTreeError | None = None
-        try:
-            try:
-                self._run_steps()
-            finally:
-                self._thaw_in_any_case()
-        except CancelledError as cancel:
-            state, error = OperationState.CANCELLED, cancel
-        except libvirt.libvirtError as libvirt_error:
-            state, error = OperationState.FAILED, explain(libvirt_error, f"changing {plan.domain}")
-        except SnapTreeError as failure:
-            state, error = OperationState.FAILED, failure
+        if failure is not None:
+            error = failure if isinstance(failure, SnapTreeError) else explain(failure, f"changing {plan.domain}")
+            state = OperationState.CANCELLED if isinstance(error, CancelledError) else OperationState.FAILED
         if error is not None and self._is_left_half_way(error):
             state = OperationState.INTERRUPTED
         if error is not None and not isinstance(error, CancelledError):
@@ -179,19 +241,6 @@ class _Run:
             self._journal.finish(self._operation)
         self._tell()
         return self._operation
-
-    def _run_steps(self) -> None:
-        plan = self._operation.plan
-        self._domain = self._connection.domain(plan.domain_uuid)
-        self._check_chains()
-        if self._connection.host.driver == QEMU and any(isinstance(step, TakeSnapshot) for step in plan.steps):
-            # Before all else: no file system is frozen yet, and no guest stands still.
-            self._picture = picture_of(self._connection, self._domain)
-        for number, step in enumerate(plan.steps):
-            # Between taking and thawing there is nothing left to cancel.
-            if self._cancelled() and not isinstance(step, ThawFileSystems):
-                raise CancelledError(_what_was_done(plan, number))
-            self._run_step(number, step)
 
     def _run_step(self, number: int, step: Step) -> None:
         self._step_began = time.monotonic()
@@ -320,6 +369,8 @@ class _Run:
             return False
         if self._may_be_frozen:
             return True
+        if plan.group and plan.action is Action.TAKE and any(isinstance(s, TakeSnapshot) for s in plan.steps[:done]):
+            return True  # all of a group or none: it has to be taken back
         if isinstance(error, ConnectionLostError) or is_torn(plan, begun, done):
             return True
         try:
@@ -499,7 +550,13 @@ class _Run:
         self._is_thawed()
         return were_frozen
 
-    def _thaw_in_any_case(self) -> None:
+    def thaw_at_once(self) -> None:
+        """Let the guest write again now; its next step says how that went."""
+        if self._frozen is not None:
+            with suppress(libvirt.libvirtError):
+                self._frozen.thaw()
+
+    def thaw_in_any_case(self) -> None:
         """Nothing stays frozen, whatever happened. Raises SnapTreeError if nobody can say that."""
         if not self._may_be_frozen:
             return
@@ -582,7 +639,9 @@ class _Run:
         consistency = step.consistency
         if consistency is Consistency.FILESYSTEM and not were_frozen:
             consistency = Consistency.CRASH
-        annotations = Annotations(consistency=consistency, taken_by=this_user(), safety=step.safety, impact=impact)
+        annotations = Annotations(
+            consistency=consistency, taken_by=this_user(), safety=step.safety, impact=impact, group=step.group
+        )
         with explained(f"noting who took the snapshot {step.name}"):
             xml = self._snapshot(step.name).getXMLDesc(libvirt.VIR_DOMAIN_SNAPSHOT_XML_SECURE)
             self._domain.snapshotCreateXML(

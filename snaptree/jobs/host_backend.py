@@ -5,17 +5,19 @@ from __future__ import annotations
 import itertools
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import partial
 from types import MappingProxyType
+from typing import Any, TypeVar
 
 from PySide6.QtCore import QObject, Qt, QTimer, Signal, Slot
 
 from snaptree.hosts.connection import Connection
 from snaptree.hosts.freezing import LeftFrozen, thaw_left
+from snaptree.hosts.group_running import GroupOutcome, run_group
 from snaptree.hosts.journal import Journal
 from snaptree.hosts.layers import analysed, is_analysed, read_layers, with_earlier_analysis
 from snaptree.hosts.measuring import DIRTY_RATE_LOOK_SECONDS, DIRTY_RATE_LOOKS, DirtyRate
@@ -37,6 +39,7 @@ from snaptree.model.estate import Domain, DomainLayers, Host, ImageKey, Snapshot
 from snaptree.model.merging import ALONE, Elsewhere
 from snaptree.model.settings import Comparison, layers_of_one_disk
 from snaptree.model.tree import SnapshotTree
+from snaptree.plans.group import GroupPlan
 from snaptree.plans.intention import Intention, Recover, Take, only_describes, places_of, take_back
 from snaptree.plans.operation import Operation, OperationState, Settled, undoes_look
 from snaptree.plans.plan import Action, Plan
@@ -63,6 +66,8 @@ _LIST = "list"
 _ELSEWHERE = "elsewhere"
 _JOURNAL = "journal"
 _COMPARISON = "comparison"
+
+_Outcome = TypeVar("_Outcome")
 
 _operation_numbers = itertools.count(-1, -1)
 """An operation has its number before it is in the journal; below zero, it can't be taken for the journal's."""
@@ -890,12 +895,43 @@ class HostBackend(QObject):
 
         self._measurer.submit(start, on_done=started, on_failed=_not_told, priority=Priority.USER)
 
+    def plan_group(
+        self,
+        uuids: Sequence[str],
+        make: Callable[[Sequence[Situation]], GroupPlan],
+        on_ready: Callable[[GroupPlan | SnapTreeError], None],
+    ) -> None:
+        """As `plan`, for several machines together: `make` gets what is known of each, on another thread."""
+        session = self._session
+        if session is None:
+            self._post(partial(on_ready, self._not_connected_error()))
+            return
+
+        def work(_should_stop: ShouldStop) -> GroupPlan:
+            with session.using() as connection:
+                found = [replace(read_situation(connection, uuid), speed=self._speed_now()) for uuid in uuids]
+                return make([with_operations(connection, situation, self._journal) for situation in found])
+
+        self._measurer.submit(work, on_done=on_ready, on_failed=on_ready, priority=Priority.USER)
+
     def run(self, plan: Plan, *, undoes: Operation | None = None) -> Operation:
         """Queue a plan, perhaps one that takes another operation back.
 
         `operation_changed` tells how it goes; the machine is read again once it is over.
         """
         return self._queue(plan, undoes=undoes)
+
+    def run_group(self, group: GroupPlan, *, undoes: Mapping[str, Operation] = MappingProxyType({})) -> None:
+        """Queue plans that are run together; by UUID, what they take back. Each machine's is an operation."""
+        queued = tuple(self._new_operation(plan) for plan in group.members)
+
+        def run(connection: Connection, **options: Any) -> GroupOutcome:
+            if self._journal is None:
+                raise SnapTreeError("Machines are changed together only where that can be recorded.")
+            numbers = {uuid: number for uuid, each in undoes.items() if (number := self._in_journal(each)) is not None}
+            return run_group(connection, group, journal=self._journal, undoes=numbers, **options)
+
+        self._submit(queued, run, partial(self._changed_together, queued), undoes)
 
     def cancel(self, operation_id: int) -> None:
         """Take an operation back while it is queued; ask it to stop if it runs. It says itself whether it can."""
@@ -904,8 +940,9 @@ class HostBackend(QObject):
             return
         change.cancelled.set()
         if self._changer.withdraw(change.job):
-            operation = self._operations[operation_id]
-            self._over(replace(operation, state=OperationState.CANCELLED, finished=time.time()))
+            for number in [number for number, each in self._changes.items() if each.job is change.job]:
+                operation = self._operations[number]
+                self._over(replace(operation, state=OperationState.CANCELLED, finished=time.time()))
 
     def limit(self, operation_id: int, bytes_per_second: int | None) -> None:
         """Let a running operation copy so much at most, or as much as it can. Merges of our own heed it at once."""
@@ -937,43 +974,64 @@ class HostBackend(QObject):
         self._tell_operation(failed)
 
     def _queue(self, plan: Plan, *, undoes: Operation | None) -> Operation:
-        operation = Operation(next(_operation_numbers), plan, OperationState.QUEUED, started=time.time())
+        operation = self._new_operation(plan)
+
+        def run(connection: Connection, **options: Any) -> Operation:
+            number = None if undoes is None else self._in_journal(undoes)
+            return run_plan(connection, plan, journal=self._journal, undoes=number, **options)
+
+        known = {} if undoes is None else {plan.domain_uuid: undoes}
+        self._submit((operation,), run, partial(self._changed, operation.id), known)
+        return operation
+
+    def _new_operation(self, plan: Plan) -> Operation:
+        return Operation(next(_operation_numbers), plan, OperationState.QUEUED, started=time.time())
+
+    def _submit(
+        self,
+        queued: tuple[Operation, ...],
+        run: Callable[..., _Outcome],
+        on_done: Callable[[_Outcome], None],
+        undoes: Mapping[str, Operation],
+    ) -> None:
+        """Queue operations that are run in one go."""
         cancelled, limit = threading.Event(), _Limit()
         job = self._changer.submit(
-            partial(self._change, operation, cancelled, limit, undoes),
-            on_done=partial(self._changed, operation.id),
-            on_failed=partial(self._not_changed, operation.id),
+            partial(self._change, queued, run, cancelled, limit),
+            on_done=on_done,
+            on_failed=partial(self._not_changed, queued),
             priority=Priority.USER,
         )
-        self._changes[operation.id] = _Change(job, cancelled, undoes, limit)
-        self._tell_operation(operation)
-        return operation
+        for operation in queued:
+            undone = undoes.get(operation.plan.domain_uuid)
+            self._changes[operation.id] = _Change(job, cancelled, undone, limit)
+        for operation in queued:
+            self._tell_operation(operation)
 
     def _change(
         self,
-        queued: Operation,
+        queued: tuple[Operation, ...],
+        run: Callable[..., _Outcome],
         cancelled: threading.Event,
         limit: _Limit,
-        undoes: Operation | None,
         should_stop: ShouldStop,
-    ) -> Operation:
+    ) -> _Outcome:
         """On the change thread."""
-        plan = queued.plan
-        told = 0.0
+        numbers = {operation.plan.domain_uuid: operation.id for operation in queued}
+        told = dict.fromkeys(numbers, 0.0)
 
         def tell(operation: Operation) -> None:
-            nonlocal told
-            now = time.monotonic()
-            if not operation.state.is_over and now - told >= PROGRESS_SECONDS:
-                told = now
-                self._post(partial(self._went_on, replace(operation, id=queued.id)))
+            now, uuid = time.monotonic(), operation.plan.domain_uuid
+            if not operation.state.is_over and now - told[uuid] >= PROGRESS_SECONDS:
+                told[uuid] = now
+                self._post(partial(self._went_on, replace(operation, id=numbers[uuid])))
 
-        with self._connection_for_changes() as connection, self._watching_paused(plan.domain_uuid):
-            return run_plan(
+        with ExitStack() as stack:
+            connection = stack.enter_context(self._connection_for_changes())
+            for uuid in numbers:
+                stack.enter_context(self._watching_paused(uuid))
+            return run(
                 connection,
-                plan,
-                journal=self._journal,
-                undoes=None if undoes is None else self._in_journal(undoes),
                 on_progress=tell,
                 cancelled=lambda: cancelled.is_set() or should_stop(),
                 bandwidth=lambda: limit.bytes_per_second,
@@ -1032,13 +1090,25 @@ class HostBackend(QObject):
             if settled is not None:
                 self._tell_operation(replace(settled, settled=Settled(operation.id, operation.plan.action)))
 
-    def _not_changed(self, number: int, error: SnapTreeError) -> None:
+    def _changed_together(self, queued: tuple[Operation, ...], outcome: GroupOutcome) -> None:
+        numbers = {each.plan.domain_uuid: each.id for each in queued}
+        for operation in outcome.members:
+            self._changed(numbers[operation.plan.domain_uuid], operation)
+        for operation in outcome.taken_back:
+            self._changed(next(_operation_numbers), operation)
+            if operation.state is OperationState.DONE and operation.plan.recovers is None:
+                done = self._operations[numbers[operation.plan.domain_uuid]]
+                self._tell_operation(replace(done, undone=True))
+
+    def _not_changed(self, queued: tuple[Operation, ...], error: SnapTreeError) -> None:
         """Nothing was done: the host could not be reached, or the journal not be written."""
-        operation = self._operations[number]
-        self._over(replace(operation, state=OperationState.FAILED, finished=time.time(), progress=None, error=error))
+        for each in queued:
+            operation, now = self._operations[each.id], time.time()
+            self._over(replace(operation, state=OperationState.FAILED, finished=now, progress=None, error=error))
 
     def _over(self, operation: Operation) -> None:
-        undoes = self._changes.pop(operation.id).undoes
+        change = self._changes.pop(operation.id, None)
+        undoes = None if change is None else change.undoes
         self._speed = None
         self._tell_operation(operation)
         if undoes is not None:

@@ -197,7 +197,7 @@ def _taken(situation: Situation, step: TakeSnapshot) -> Snapshot:
             )
             for disk in situation.disks
         ),
-        annotations=Annotations(consistency=step.consistency, safety=step.safety),
+        annotations=Annotations(consistency=step.consistency, safety=step.safety, group=step.group),
     )
 
 

@@ -41,6 +41,8 @@ class Take:
     """Full path of the directory for new layers; empty: each beside what it stands on."""
     memory_in: str = ""
     """Full path of the directory for the saved RAM; empty: beside the first new layer."""
+    group: str = ""
+    """What it belongs to, if it is taken together with those of other machines."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +54,8 @@ class Revert:
     state_after: StateAfter = StateAfter.AS_CAPTURED
     drop_managed_save: bool = False
     """Throw away the memory that a managed save put aside: with it there is no revert."""
+    safety_group: str = ""
+    """What the safety snapshot belongs to, if other machines are reverted together with this one."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -101,9 +101,11 @@ class Operation:
     def is_unfinished(self) -> bool:
         """Whether it was cut short after it had begun to act, and nobody has finished it or left it as it is.
 
-        One that was to finish another had taken over what that one began.
+        One that was to finish another had taken over what that one began. Of machines that were to be reverted together
+        others may be reverted by now.
         """
-        has_begun = self.steps_begun > 0 or self.plan.action is Action.FINISH
+        is_of_group = bool(self.plan.group) and self.plan.action is Action.REVERT
+        has_begun = self.steps_begun > 0 or self.plan.action is Action.FINISH or is_of_group
         return self.state is OperationState.INTERRUPTED and self.settled is None and has_begun
 
 

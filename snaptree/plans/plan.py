@@ -94,6 +94,8 @@ class TakeSnapshot:
     """RAM that is saved, nominally; 0 where none is. How long that takes depends on it."""
     live: bool = False
     """The guest runs on while its RAM is saved, but for a moment at the end."""
+    group: str = ""
+    """The group that it belongs to; empty for one by itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -451,6 +453,8 @@ class Plan:
     recovers: int | None = None
     """The journal's number of the interrupted operation that this one finishes or leaves. Each of its steps asks first
     whether it is done already."""
+    group: str = ""
+    """What it has in common with the plans for other machines that it is run together with; empty for one by itself."""
 
     @property
     def is_refused(self) -> bool:

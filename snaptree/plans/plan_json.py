@@ -281,6 +281,7 @@ def plan_to_record(plan: Plan) -> dict[str, Any]:
         "expected_chains": {target: list(layers) for target, layers in plan.expected_chains.items()},
         "settings": [asdict(change) for change in plan.settings],
         "recovers": plan.recovers,
+        "group": plan.group,
     }
 
 
@@ -315,6 +316,7 @@ def plan_from_record(record: Mapping[str, Any]) -> Plan:
         ),
         settings=tuple(SettingChange(**change) for change in record.get("settings", ())),  # first journals: none
         recovers=record.get("recovers"),  # plans recorded by the first journals have none
+        group=record.get("group", ""),
     )
 
 
@@ -362,6 +364,7 @@ def _step_to_record(step: Step) -> dict[str, Any]:
                 "safety": step.safety,
                 "memory_bytes": step.memory_bytes,
                 "live": step.live,
+                "group": step.group,
             }
         case FreezeFileSystems():
             return kind | {"required": step.required, "seconds": step.seconds}
@@ -466,6 +469,7 @@ def _step_from_record(record: Mapping[str, Any]) -> Step:
                 safety=record["safety"],
                 memory_bytes=record.get("memory_bytes", 0),
                 live=record.get("live", False),
+                group=record.get("group", ""),
             )
         case "freeze":
             return FreezeFileSystems(record["required"], record["seconds"])

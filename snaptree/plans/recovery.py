@@ -9,6 +9,7 @@ from types import MappingProxyType
 from snaptree.model.errors import SnapTreeError
 from snaptree.model.figures import NOTHING
 from snaptree.plans import rules
+from snaptree.plans.delete import add_deletions
 from snaptree.plans.draft import Draft
 from snaptree.plans.intention import Recover
 from snaptree.plans.merge import layer_tree_of
@@ -38,7 +39,7 @@ from snaptree.plans.plan import (
 )
 from snaptree.plans.plan_json import describe_step, steps_in_words
 from snaptree.plans.rule import Case, action_of
-from snaptree.plans.rules_plan import CANNOT_FINISH, FINISHED_ALREADY, HALF_DONE, LEFT_UNDONE
+from snaptree.plans.rules_plan import CANNOT_FINISH, FINISHED_ALREADY, GROUP_IS_TORN, HALF_DONE, LEFT_UNDONE
 from snaptree.plans.situation import Situation
 from snaptree.plans.step_costs import StepCosts
 from snaptree.plans.wording import files_named, plain, quoted
@@ -72,7 +73,12 @@ def plan_recovery(intention: Recover, situation: Situation) -> Plan:
             f"Nothing that was done to {plain(situation.domain.name)} was interrupted.",
             hint="See 'snaptree history' for what was done.",
         )
-    plan = _leave(operation, situation) if intention.leave else _finish(operation, situation)
+    if intention.leave:
+        plan = _leave(operation, situation)
+    elif situation.group_is_torn and not _holds_what_nobody_recorded(operation, situation):
+        plan = _take_back_torn(operation, situation)
+    else:
+        plan = replace(_finish(operation, situation), group=operation.plan.group)
     # The chains are those that its steps left behind, half-way perhaps: each step looks for itself.
     return replace(plan, recovers=operation.id, expected_chains=MappingProxyType({}))
 
@@ -150,6 +156,8 @@ def _finish(operation: Operation, situation: Situation) -> Plan:
             costs.add(each, before, draft.situation)
     if ready:
         draft.warn(FINISHED_ALREADY.say(_case(draft, ready[0]), {"steps": _in_words(ready)}))
+    if situation.group_is_torn:
+        draft.warn(_torn(draft, _take_of(plan), "Delete it afterwards, if it is of no use by itself."))
     return draft.plan(plan.snapshots, costs.forecast(situation.speed), plan.undo)
 
 
@@ -207,6 +215,43 @@ def _add_half_done(draft: Draft, step: Step, plan: Plan) -> None:
 
 def _safety(plan: Plan) -> str | None:
     return next((step.name for step in plan.steps if isinstance(step, TakeSnapshot) and step.safety), None)
+
+
+# What was to be taken of several machines, and was not of all of them
+
+
+def _take_of(plan: Plan) -> TakeSnapshot:
+    return next(step for step in plan.steps if isinstance(step, TakeSnapshot))
+
+
+def _holds_what_nobody_recorded(operation: Operation, situation: Situation) -> bool:
+    """Whether disks write to the layers of a snapshot that libvirt does not list: that is recorded first."""
+    step = _take_of(operation.plan)
+    is_in_use = any(chain.active in step.overlays.values() for chain in situation.layers.chains)
+    return is_in_use and step.name not in situation.tree
+
+
+def _take_back_torn(operation: Operation, situation: Situation) -> Plan:
+    """Delete what was taken of this machine, or remove what taking it left: all or none."""
+    plan, found = operation.plan, situation.found or _NOT_LOOKED_AT
+    step = _take_of(plan)
+    taken = plan.steps.index(step) < operation.steps_done or found.state is StepState.DONE
+    draft = Draft(Action.FINISH, replace(situation, unfinished=None, found=None))
+    forecast = Forecast(NOTHING, NOTHING, NOTHING, 0.0)
+    if taken and step.name in situation.tree:
+        draft.warn(_torn(draft, step, "So it is deleted again. Leave it as it is to keep it."))
+        forecast = add_deletions(draft, (step.name,))
+        return draft.plan(plan.snapshots, forecast, None)
+    draft.warn(_torn(draft, step, "Of this machine nothing was."))
+    if found.state is StepState.HALF_WAY:
+        made = {*step.overlays.values(), step.memory_file}
+        for path in sorted(situation.existing_files & made):
+            draft.add_unjudged(RemoveLeftover(path, "what was interrupted left it behind"))
+    return draft.plan(plan.snapshots, forecast, None)
+
+
+def _torn(draft: Draft, step: TakeSnapshot, remedy: str) -> Finding:
+    return GROUP_IS_TORN.say(_case(draft, step), {"name": quoted(step.name), "remedy": remedy})
 
 
 # Leaving

@@ -50,7 +50,7 @@ def plan_revert(intention: Revert, situation: Situation) -> Plan:
         drop = draft.case(DropManagedSave())
         draft.warn(MANAGED_SAVE_DROPPED.say(drop, {}))
         draft.add_unjudged(DropManagedSave())
-    safety = _add_safety_snapshot(draft, target) if intention.take_safety_snapshot else None
+    safety = _add_safety_snapshot(draft, target, intention) if intention.take_safety_snapshot else None
     if draft.is_refused:
         return draft.plan((target.name,), Forecast(), None)
     add_revert(draft, target, intention.state_after, safety=None if safety is None else safety.name)
@@ -122,7 +122,7 @@ def _remove_what_was_left(draft: Draft, before: Facts) -> None:
             draft.warn(leftover_stays(draft, layer, why_kept))
 
 
-def _add_safety_snapshot(draft: Draft, target: Snapshot) -> TakeSnapshot | None:
+def _add_safety_snapshot(draft: Draft, target: Snapshot, intention: Revert) -> TakeSnapshot | None:
     """Add the snapshot of the present state, or the refusals that say why there can't be one.
 
     What forbids the revert whatever is taken first is said before anything else: a new snapshot may cover its traces.
@@ -131,7 +131,7 @@ def _add_safety_snapshot(draft: Draft, target: Snapshot) -> TakeSnapshot | None:
     draft.refuse(*rules.refusals(revert))
     if draft.is_refused:
         return None
-    step = _safety_step(draft.situation, target)
+    step = _safety_step(draft.situation, target, intention.safety_group)
     problems = draft.try_add(draft.case(step))
     if problems:
         words = {"problem": problems[0].reason, "remedy": problems[0].remedy}
@@ -140,7 +140,7 @@ def _add_safety_snapshot(draft: Draft, target: Snapshot) -> TakeSnapshot | None:
     return step
 
 
-def _safety_step(situation: Situation, target: Snapshot) -> TakeSnapshot:
+def _safety_step(situation: Situation, target: Snapshot, group: str) -> TakeSnapshot:
     """Of the same kind as the target.
 
     Before an internal target, an external one would freeze the very image that the revert overwrites. Before an
@@ -153,7 +153,7 @@ def _safety_step(situation: Situation, target: Snapshot) -> TakeSnapshot:
     else:
         capture = Capture.DISKS
     description = f"Taken by SnapTree before the revert to {plain(target.name)}"
-    return take_step(Take(description=description, capture=capture, safety=True), situation)
+    return take_step(Take(description=description, capture=capture, safety=True, group=group), situation)
 
 
 def _undo(draft: Draft, safety: TakeSnapshot | None) -> Undo | None:

@@ -103,6 +103,16 @@ LEFT_UNDONE = Rule(
     source="the journal, and what is there now",
     drivers=_ANY_DRIVER,
 )
+GROUP_IS_TORN = Rule(
+    id="group-is-torn",
+    actions=actions(Action.TAKE),
+    verdict=Verdict.WARN,
+    condition=by_the_planner,
+    reason="{name} was to be taken of several machines together, and not all of them were taken.",
+    remedy="{remedy}",
+    source="the journal: all or none",
+    drivers=_ANY_DRIVER,
+)
 
 RULES = (
     NO_SAFETY_SNAPSHOT,
@@ -114,4 +124,5 @@ RULES = (
     FINISHED_ALREADY,
     HALF_DONE,
     LEFT_UNDONE,
+    GROUP_IS_TORN,
 )

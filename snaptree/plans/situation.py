@@ -115,6 +115,8 @@ class Situation:
     """The operation on this machine that was interrupted and is neither finished nor left as it is."""
     found: StepFound | None = None
     """What is there now of the first of its steps that is not known to be done. Only looked for to recover it."""
+    group_is_torn: bool = False
+    """It was to take a snapshot together with those of other machines, and not all of them were taken."""
     half_deleted: frozenset[str] = frozenset()
     """Snapshots that a delete had begun to overwrite, and that were left as they were."""
     running_elsewhere: Operation | None = None

@@ -169,6 +169,7 @@ def _step(intention: Take, situation: Situation, capture: Capture) -> TakeSnapsh
         safety=intention.safety,
         memory_bytes=situation.memory_bytes if saves_memory else 0,
         live=intention.live,
+        group=intention.group,
     )
 
 

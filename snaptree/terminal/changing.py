@@ -6,7 +6,10 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
+from functools import partial
+from typing import TypeVar
 
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
@@ -23,6 +26,8 @@ from snaptree.plans.plan import Plan
 from snaptree.plans.planner import needs_analysis
 from snaptree.plans.situation import Situation
 from snaptree.terminal.console import console
+
+_Result = TypeVar("_Result")
 
 
 def situation_for(connection: Connection, uuid: str, intention: Intention) -> Situation:
@@ -58,7 +63,16 @@ def run_with_progress(
     limit: int | None = None,
     until: Callable[[], bool] = lambda: False,
 ) -> Operation:
-    """Run a plan with a progress bar. The first Ctrl+C asks it to stop where it can, the second gives up waiting.
+    """Run a plan, and show how far it is; `limit` is in bytes per second, the rest as `with_progress`."""
+    with closing(Journal(journal_path(connection.uri))) as journal:
+        run = partial(run_plan, connection, plan, journal=journal, undoes=undoes)
+        return with_progress(plan.domain, run, limit=limit, until=until)
+
+
+def with_progress(
+    name: str, run: Callable[..., _Result], *, limit: int | None = None, until: Callable[[], bool] = lambda: False
+) -> _Result:
+    """Run something with a progress bar. The first Ctrl+C asks it to stop where it can, the second gives up waiting.
 
     `until` turns true when it shall stop of itself.
     """
@@ -79,7 +93,7 @@ def run_with_progress(
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=out, transient=True, disable=not out.is_terminal) as bar:
-        task = bar.add_task(plan.domain, total=None)
+        task = bar.add_task(name, total=None)
 
         def on_progress(operation: Operation) -> None:
             if operation.progress is not None:
@@ -90,18 +104,12 @@ def run_with_progress(
                     total=operation.progress.total,
                 )
 
-        journal = Journal(journal_path(connection.uri))
         before = signal.signal(signal.SIGINT, ask_to_stop)
         try:
-            return run_plan(
-                connection,
-                plan,
-                journal=journal,
-                undoes=undoes,
+            return run(
                 on_progress=on_progress,
                 cancelled=lambda: asked_to_stop.is_set() or until(),
                 bandwidth=lambda: limit,
             )
         finally:
             signal.signal(signal.SIGINT, before)
-            journal.close()

@@ -10,50 +10,71 @@ from rich.console import Console
 from snaptree import words
 from snaptree.model.errors import SnapTreeError
 from snaptree.model.estate import Impact
+from snaptree.plans.group import GroupPlan
 from snaptree.plans.operation import Operation
-from snaptree.plans.plan import Action, Plan
+from snaptree.plans.plan import Action, Forecast, Plan
 from snaptree.plans.plan_json import plan_to_json, steps_in_words
 from snaptree.terminal.console import plain
 
 
-def print_plan(out: Console, plan: Plan) -> None:
+def print_plan(out: Console, plan: Plan | GroupPlan) -> None:
     """Print what a plan would do, what it costs and what to know. Refusals are the caller's to say."""
-    lines = [(f"{number} {text}", "") for number, text in steps_in_words(plan.steps)]
-    if plan.settings:
-        lines.append(("Settings that change back:", ""))
-        lines += [(f"  {words.setting(change)}", "") for change in plan.settings]
+    if isinstance(plan, GroupPlan):
+        lines = []
+        for part in plan.members:
+            lines += [(f"{part.domain}:", "bold"), *_what_happens(part)] if part.steps else []
+        asks_again = False
+        recovers = False
+    else:
+        lines = _what_happens(plan)
+        asks_again = plan.only_describes and plan.action is Action.UNDO
+        recovers = plan.recovers is not None
+    is_any = bool(lines)
     for warning in plan.warnings:
-        more = f" {warning.remedy}" if warning.remedy and plan.recovers is not None else ""
+        more = f" {warning.remedy}" if warning.remedy and recovers else ""
         lines.append((f"Note: {warning.reason}{more}", "yellow"))
-    if plan.steps:
-        forecast = plan.forecast
-        parts = (
-            ("frees {}", forecast.frees),
-            ("copies {}", forecast.copies),
-            ("needs {} meanwhile", forecast.peak_extra),
-        )
-        costs = [text.format(words.figure(figure)) for text, figure in parts if figure.bytes != 0]
-        if forecast.likely_extra is not None:
-            costs.append(f"of which it will likely write {words.size(forecast.likely_extra)}")
-        if forecast.seconds is not None:
-            costs.append(f"takes {words.about(forecast.seconds)}")
-        if costs:
-            sentence = ", ".join(costs)
-            lines.append((f"{sentence[0].upper()}{sentence[1:]}.", ""))
-        if forecast.growth:
-            lines.append((f"Afterwards the disks grow by about {words.size(forecast.growth)} a day, as they did.", ""))
-        if forecast.free is not None:
-            lines.append((f"{words.size(forecast.free)} are free where it goes.", ""))
-        if forecast.pause_seconds:
-            still = words.about(forecast.pause_seconds)
-            lines.append((f"The guest stands still or is off for {still} of that.", ""))
+    if is_any:
+        lines += _costs(plan.forecast)
         if plan.undo is not None:
             lines.append((f"Can be undone: {plan.undo.text}", ""))
-        elif not plan.warns_of_finality and not (plan.only_describes and plan.action is Action.UNDO):
+        elif not plan.warns_of_finality and not asks_again:
             lines.append(("This can't be undone.", ""))
     for line, style in lines:
         # A screen wraps between words, a pipe not at all.
         out.print(plain(line), style=style, soft_wrap=False)
+
+
+def _what_happens(plan: Plan) -> list[tuple[str, str]]:
+    lines = [(f"{number} {text}", "") for number, text in steps_in_words(plan.steps)]
+    if plan.settings:
+        lines.append(("Settings that change back:", ""))
+        lines += [(f"  {words.setting(change)}", "") for change in plan.settings]
+    return lines
+
+
+def _costs(forecast: Forecast) -> list[tuple[str, str]]:
+    lines = []
+    parts = (
+        ("frees {}", forecast.frees),
+        ("copies {}", forecast.copies),
+        ("needs {} meanwhile", forecast.peak_extra),
+    )
+    costs = [text.format(words.figure(figure)) for text, figure in parts if figure.bytes != 0]
+    if forecast.likely_extra is not None:
+        costs.append(f"of which it will likely write {words.size(forecast.likely_extra)}")
+    if forecast.seconds is not None:
+        costs.append(f"takes {words.about(forecast.seconds)}")
+    if costs:
+        sentence = ", ".join(costs)
+        lines.append((f"{sentence[0].upper()}{sentence[1:]}.", ""))
+    if forecast.growth:
+        lines.append((f"Afterwards the disks grow by about {words.size(forecast.growth)} a day, as they did.", ""))
+    if forecast.free is not None:
+        lines.append((f"{words.size(forecast.free)} are free where it goes.", ""))
+    if forecast.pause_seconds:
+        still = words.about(forecast.pause_seconds)
+        lines.append((f"The guest stands still or is off for {still} of that.", ""))
+    return lines
 
 
 def print_result(out: Console, operation: Operation) -> None:

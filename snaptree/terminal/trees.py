@@ -52,6 +52,7 @@ def _snapshot_json(snapshot: Snapshot, reading: DomainReading) -> dict[str, Any]
         **_mark_json("pinned", snapshot.annotations.pinned),
         **_mark_json("known_good", snapshot.annotations.known_good),
         "taken_by": snapshot.annotations.taken_by or None,
+        "group": snapshot.annotations.group or None,
         "written": cost.written.bytes,
         "frees": cost.frees.bytes,
         "memory": cost.memory.bytes,
@@ -136,6 +137,8 @@ def _marks(snapshot: Snapshot, usual: SnapshotKind | None, layers: DomainLayers,
         yield "known good"
     if snapshot.annotations.safety:
         yield "safety"
+    if snapshot.annotations.group:
+        yield "group"
     if names := elsewhere.on(snapshot, layers):
         yield f"base of {machines_named(names)}"
     if snapshot.kind is not usual:

@@ -11,7 +11,7 @@ from snaptree import words
 from snaptree.model.estate import MemorySnapshot
 from snaptree.plans.plan import Action, Finding
 from snaptree.ui import icons
-from snaptree.ui.availability import Selection, why_off
+from snaptree.ui.availability import Selection, why_no_group, why_no_group_revert, why_off
 from snaptree.ui.changed_settings import selected_moments
 from snaptree.ui.text import tooltip
 from snaptree.ui.theme import colours_of
@@ -41,9 +41,15 @@ class Actions(QObject):
         """Why nothing may be changed for the time being."""
         standard = QKeySequence.StandardKey
         self.take = self._add("&Take…", "take", "Take a snapshot of the machine as it is now", "Ctrl+N")
+        self.take_group = self._add(
+            "Take &of Several Machines…", "", "Take one snapshot of several machines of this host together"
+        )
         self.revert = self._add("&Revert", "revert", "Make the machine what it was at this snapshot", "Ctrl+R")
         self.revert_with_choices = self._add(
             "Re&vert with Choices…", "", "Choose whether the machine runs, is paused or off afterwards", "Ctrl+Shift+R"
+        )
+        self.revert_group = self._add(
+            "Revert the Whole &Group…", "", "Go back on all machines that were taken together with this snapshot"
         )
         self.delete = self._add(
             "&Delete…", "delete", "Delete the selected snapshots and merge what they hold", standard.Delete
@@ -65,7 +71,7 @@ class Actions(QObject):
             "Ctrl+K",
         )
         self.unlook = self._add(
-            "Re&move This Machine…", "", "Remove a machine that was made to look at a snapshot, with all its files"
+            "R&emove This Machine…", "", "Remove a machine that was made to look at a snapshot, with all its files"
         )
         self.undo = self._add("&Undo", "undo", "Take back what was done last", standard.Undo)
         self.refresh = self._add("Re&fresh", "refresh", "Read everything again", standard.Refresh)
@@ -116,6 +122,8 @@ class Actions(QObject):
         if self.note.isEnabled() and len(selection.snapshots) > 1:
             self._offer(self.note, Finding("one-only", "A note is written on one snapshot.", "Select just that one."))
         self.revert_with_choices.setEnabled(self.revert.isEnabled())
+        self._offer(self.take_group, self.held or why_no_group(selection.machine))
+        self._offer(self.revert_group, self.reasons[Action.REVERT] or why_no_group_revert(selection))
         frees = _frees_by_memory(selection)
         self.drop_memory.setText(f"Drop Its &Memory…{frees}")
         self.drop_memory.setIconText(f"Drop Its Memory{frees}")

@@ -39,6 +39,12 @@ class Selection:
         marks = self._marks()
         return bool(marks) and all(each.known_good is not None for each in marks)
 
+    @property
+    def group(self) -> str:
+        """The group of the one snapshot that is selected; empty if it has none."""
+        marks = self._marks()
+        return marks[0].group if len(marks) == 1 else ""
+
     def _marks(self) -> list[Annotations]:
         tree = None if self.machine is None else self.machine.tree
         return [] if tree is None else [tree[name].annotations for name in self.snapshots if name in tree]
@@ -56,6 +62,23 @@ _ONE_ONLY: Mapping[Action, str] = {
 def why_off(action: Action, selection: Selection) -> Finding | None:
     """Why an action is greyed for this selection; None if it is offered."""
     return _nothing_to_act_on(action, selection) or _not_connected(selection.machine) or _refused(action, selection)
+
+
+def why_no_group(machine: Machine | None) -> Finding | None:
+    """Why nothing can be taken of several machines, of which this is one."""
+    if machine is None:
+        return Finding("no-machine", "No virtual machine is selected.", "Select one in the list on the left.")
+    return _not_connected(machine)
+
+
+def why_no_group_revert(selection: Selection) -> Finding | None:
+    """Why there is no group to revert with what is selected, if that could be reverted by itself."""
+    machine, group = selection.machine, selection.group
+    if machine is None or not group:
+        return Finding("no-group", "This snapshot was not taken together with those of other machines.")
+    if len(machine.together.get(group, ())) < 2:
+        return Finding("no-group", "No other machine has a snapshot of its group any more.", "Revert this one alone.")
+    return None
 
 
 def _nothing_to_act_on(action: Action, selection: Selection) -> Finding | None:

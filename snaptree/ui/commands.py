@@ -10,6 +10,7 @@ from PySide6.QtCore import QObject
 from snaptree import words
 from snaptree.model.errors import SnapTreeError
 from snaptree.model.estate import SnapshotKind
+from snaptree.plans.group import done_together, name_of
 from snaptree.plans.intention import (
     Delete,
     Describe,
@@ -24,8 +25,9 @@ from snaptree.plans.intention import (
 from snaptree.plans.plan import MakeLook, StartLook, StateAfter
 from snaptree.ui.compare_dialog import CompareDialog
 from snaptree.ui.error_dialog import show_error
+from snaptree.ui.group_take_dialog import GroupTakeDialog
 from snaptree.ui.plan_dialog import Alternatives, Choice, PlanDialog
-from snaptree.ui.planning import Planner
+from snaptree.ui.planning import GroupPlanner, Planner
 from snaptree.ui.rename_dialog import RenameDialog
 from snaptree.ui.settings import SafetySnapshot
 from snaptree.ui.take_dialog import TakeDialog
@@ -63,6 +65,53 @@ class Commands(QObject):
     def take(self, machine: Machine) -> None:
         """Ask what to take; the dialog shows the plan meanwhile."""
         TakeDialog(self._estate[machine.id.uri], machine, self._settings, self._window).open()
+
+    def take_group(self, machine: Machine) -> None:
+        """Ask which machines to take together, and how; the dialog shows the plans meanwhile."""
+        GroupTakeDialog(self._estate[machine.id.uri], machine, self._window).open()
+
+    def revert_group(self, machine: Machine, group: str) -> None:
+        """Go back on all machines of a group, by name, after a preview."""
+        host = self._estate[machine.id.uri]
+        planner = GroupPlanner(host, [domain.uuid for domain in machine.together[group]], group=group)
+        safety = self._settings.safety_snapshot is not SafetySnapshot.NEVER
+        which = words.count(len(planner.uuids), "machine")
+        self._open(
+            PlanDialog(
+                planner,
+                Revert("", take_safety_snapshot=safety),
+                title=f"Revert {which} to “{in_sentence(name_of(group))}”",
+                verb="&Revert All",
+                choices=[_safety_choice(is_ticked=safety)],
+                alternatives=_STATES_AFTER,
+                parent=self._window,
+            )
+        )
+
+    def _undo_group(self, uri: str, operation: Operation) -> bool:
+        """Take back what was done together, after a preview. Returns whether that is what there was to do."""
+        known = [each for each in self._activity.operations if each.plan.host_uri == uri]
+        try:
+            together = done_together(operation, known)
+        except SnapTreeError as error:
+            self._show_error(error)
+            return True
+        if len(together) < 2:
+            return False
+        undo = operation.plan.undo
+        assert undo is not None
+        verb, button = ("Delete", "&Delete All") if undo.loses_something else ("Take back", "&Take All Back")
+        named = f"“{in_sentence(name_of(operation.plan.group))}”"
+        self._open(
+            PlanDialog(
+                GroupPlanner(self._estate[uri], undoes=together),
+                TakeBack(undo),
+                title=f"{verb} {named} of {words.count(len(together), 'machine')} again",
+                verb=button,
+                parent=self._window,
+            )
+        )
+        return True
 
     def revert(self, machine: Machine, snapshot: str) -> None:
         """Go back. With a safety snapshot that needs no question: one click reverts, one click takes it back."""
@@ -198,6 +247,8 @@ class Commands(QObject):
     def undo(self, uri: str, operation: Operation) -> None:
         """Take a finished operation back: at once, but after a preview where what was made is gone then."""
         undo = operation.plan.undo
+        if operation.plan.group and self._undo_group(uri, operation):
+            return
         if undo is not None and undo.removes is not None:
             names = (step.machine for step in operation.plan.steps if isinstance(step, MakeLook | StartLook))
             name = next(names, f"the machine that looks at {operation.plan.domain}")
@@ -240,9 +291,7 @@ class Commands(QObject):
         self._estate[uri].backend.limit(operation.id, mebibytes << 20 if mebibytes else None)
 
     def _preview_revert(self, machine: Machine, intention: Revert, plan: Plan | None = None) -> None:
-        choices = [
-            Choice("Take a safety snapshot of the present state first", intention.take_safety_snapshot, _with_safety)
-        ]
+        choices = [_safety_choice(is_ticked=intention.take_safety_snapshot)]
         if machine.domain.has_managed_save or (plan is not None and _saved(plan)):
             choices.append(
                 Choice(
@@ -284,6 +333,10 @@ def _started(intention: Intention, ticked: bool) -> Intention:
 def _connected(intention: Intention, ticked: bool) -> Intention:
     assert isinstance(intention, Look)
     return replace(intention, connect_networks=ticked)
+
+
+def _safety_choice(*, is_ticked: bool) -> Choice:
+    return Choice("Take a safety snapshot of the present state first", is_ticked, _with_safety)
 
 
 def _with_safety(intention: Intention, ticked: bool) -> Intention:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from PySide6.QtCore import QObject, Signal
@@ -38,6 +39,8 @@ class HostEntry(QObject):
         self._costs: dict[str, CostReading] = {}
         self._errors: dict[str, SnapTreeError] = {}
         self._unfinished: Mapping[str, Operation] = {}
+        self._groups: dict[str, set[str]] = {}
+        """Group -> machines, by UUID, that have a snapshot of it."""
         self._machines: dict[str, Machine] = {}
         backend.setParent(self)
         backend.host_changed.connect(self._host_changed)
@@ -74,8 +77,16 @@ class HostEntry(QObject):
                 costs=self._costs.get(uuid),
                 error=self._errors.get(uuid),
                 unfinished=self._unfinished.get(uuid),
+                together=MappingProxyType({group: self._together(group) for group in self._groups_of(uuid)}),
             )
         return machine
+
+    def _groups_of(self, uuid: str) -> frozenset[str]:
+        return frozenset(group for group, members in self._groups.items() if uuid in members)
+
+    def _together(self, group: str) -> tuple[Domain, ...]:
+        members = [domain for uuid, domain in self._domains.items() if uuid in self._groups[group]]
+        return tuple(sorted(members, key=lambda domain: domain.name))
 
     def _host_changed(self, status: HostStatus) -> None:
         self.status = status
@@ -92,12 +103,24 @@ class HostEntry(QObject):
             self._readings.pop(uuid, None)
             self._costs.pop(uuid, None)
             self._errors.pop(uuid, None)
+            self._regroup(uuid, frozenset())
         self.machines_changed.emit(self.uri)
 
     def _tree_changed(self, uuid: str, reading: TreeReading) -> None:
         self._readings[uuid] = reading
         self._errors.pop(uuid, None)
+        self._regroup(uuid, frozenset(snapshot.annotations.group for snapshot in reading.tree) - {""})
         self._machine_changed(uuid)
+
+    def _regroup(self, uuid: str, groups: frozenset[str]) -> None:
+        """Note what a machine's snapshots belong to, and tell of others if that is news to them."""
+        for group in groups ^ self._groups_of(uuid):
+            members = self._groups.setdefault(group, set())
+            members ^= {uuid}
+            for other in members - {uuid}:
+                self._machine_changed(other)
+            if not members:
+                del self._groups[group]
 
     def _costs_changed(self, uuid: str, reading: CostReading) -> None:
         self._costs[uuid] = reading

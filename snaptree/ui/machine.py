@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
+from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
 from snaptree.model.estate import Consistency, SnapshotKind
@@ -14,7 +15,7 @@ from snaptree.model.troubles import Severity, Trouble, troubles_of_layers, troub
 from snaptree.plans.operation import troubles_of_operation
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from snaptree.jobs.host_backend import CostReading, HostStatus, TreeReading
     from snaptree.model.errors import SnapTreeError
@@ -47,6 +48,8 @@ class Machine:
     """Why reading its snapshots failed; what was read before stays."""
     unfinished: Operation | None = None
     """What was interrupted on it, and is neither finished nor left as it is."""
+    together: Mapping[str, tuple[Domain, ...]] = field(default_factory=lambda: MappingProxyType({}))
+    """Group of its snapshots -> all machines of its host that are known to have one of it, by name; itself included."""
 
     @property
     def tree(self) -> SnapshotTree | None:

@@ -150,7 +150,8 @@ class MainWindow(QMainWindow):
         host.addSeparator()
         host.addAction(actions.quit)
         snapshot = self._menu("&Snapshot")
-        snapshot.addActions([actions.take, actions.revert, actions.revert_with_choices, actions.delete])
+        snapshot.addActions([actions.take, actions.take_group])
+        snapshot.addActions([actions.revert, actions.revert_with_choices, actions.revert_group, actions.delete])
         snapshot.addAction(actions.drop_memory)
         snapshot.addSeparator()
         snapshot.addActions([actions.note, actions.pin, actions.known_good, actions.rename])
@@ -205,7 +206,9 @@ class MainWindow(QMainWindow):
     def _connect(self) -> None:
         actions = self.actions_
         actions.take.triggered.connect(self._take)
+        actions.take_group.triggered.connect(self._take_group)
         actions.revert.triggered.connect(self._revert)
+        actions.revert_group.triggered.connect(self._revert_group)
         actions.revert_with_choices.triggered.connect(self._revert_with_choices)
         actions.delete.triggered.connect(self._delete)
         actions.drop_memory.triggered.connect(self._drop_memory)
@@ -393,6 +396,16 @@ class MainWindow(QMainWindow):
         if machine is not None and self.actions_.take.isEnabled():
             self.commands.take(machine)
 
+    def _take_group(self) -> None:
+        machine = self.machine
+        if machine is not None:
+            self.commands.take_group(machine)
+
+    def _revert_group(self) -> None:
+        selection = self.selection()
+        if selection.machine is not None and selection.group:
+            self.commands.revert_group(selection.machine, selection.group)
+
     def _revert(self) -> None:
         selection = self.selection()
         if selection.machine is not None and len(selection.snapshots) == 1:
@@ -536,6 +549,8 @@ class MainWindow(QMainWindow):
     def _snapshot_menu(self, place: QPoint) -> None:
         actions = self.actions_
         changes = [actions.take, actions.revert, actions.revert_with_choices, actions.delete, actions.drop_memory]
+        if self.selection().group:
+            changes.insert(3, actions.revert_group)
         words = [actions.note, actions.pin, actions.known_good, actions.rename]
         self._pop_up(
             [*changes, None, *words, None, actions.compare, actions.look, None, actions.undo, None, actions.refresh],
@@ -544,9 +559,11 @@ class MainWindow(QMainWindow):
 
     def _estate_menu(self, place: QPoint) -> None:
         actions = self.actions_
-        parts: list[QAction | None] = [actions.take, None] if isinstance(self._chosen, MachineId) else []
+        parts: list[QAction | None] = []
+        if isinstance(self._chosen, MachineId):
+            parts = [actions.take, actions.take_group, None]
         if self.machine is not None and self.machine.looks_at is not None:
-            parts = [actions.take, actions.unlook, None]
+            parts.insert(2, actions.unlook)
         self._pop_up([*parts, actions.retry, actions.remove_host, None, actions.add_host], place)
 
     def _menu_by_keyboard(self) -> None:

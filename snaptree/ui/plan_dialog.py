@@ -17,8 +17,9 @@ from snaptree.ui.text import tooltip, window_title
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from snaptree.plans.group import GroupPlan
     from snaptree.plans.intention import Intention
-    from snaptree.ui.planning import Planner
+    from snaptree.ui.planning import PlanMaker
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +47,7 @@ class PlanDialog(QDialog):
 
     def __init__(
         self,
-        planner: Planner,
+        planner: PlanMaker,
         intention: Intention,
         *,
         title: str,
@@ -62,7 +63,7 @@ class PlanDialog(QDialog):
         self.setWindowTitle(window_title(title))
         self._planner = planner
         self._intention = intention
-        self._plan: Plan | None = None
+        self._plan: Plan | GroupPlan | None = None
         self.view = PlanView(self)
         self.ticks: list[QCheckBox] = []
         self.alternatives: QComboBox | None = None
@@ -134,7 +135,7 @@ class PlanDialog(QDialog):
         self.view.show_planning()
         self._planner.make(self._intention, self._plan_is_ready)
 
-    def _plan_is_ready(self, result: Plan | SnapTreeError) -> None:
+    def _plan_is_ready(self, result: Plan | GroupPlan | SnapTreeError) -> None:
         if isinstance(result, SnapTreeError):
             self.view.show_error(result)
             self._cancel_button.setFocus()

@@ -19,11 +19,12 @@ from PySide6.QtWidgets import (
 from snaptree import words
 from snaptree.model.errors import SnapTreeError
 from snaptree.model.figures import Confidence, Figure
+from snaptree.plans.group import GroupPlan
 from snaptree.plans.plan import Plan
 from snaptree.plans.plan_json import steps_in_words
 from snaptree.ui import icons
 from snaptree.ui.labels import PlainLabel, PlainLines, SectionTitle
-from snaptree.ui.text import tooltip
+from snaptree.ui.text import in_sentence, tooltip
 from snaptree.ui.theme import colours_of
 
 if TYPE_CHECKING:
@@ -104,21 +105,27 @@ class PlanView(QScrollArea):
             layout.addWidget(PlainLabel(error.details, page, dim=True))
         self._show(page, layout)
 
-    def show_plan(self, plan: Plan) -> None:
+    def show_plan(self, plan: Plan | GroupPlan) -> None:
         """Show the plan: what speaks against it first, what it does, what it costs, whether it can be undone."""
         page, layout = self._new_page()
         for refusal in plan.refusals:
             layout.addWidget(_finding("error", refusal, page))
-        for warning in plan.warnings:
-            layout.addWidget(_finding("warning", warning, page))
-        if plan.steps:
-            layout.addWidget(SectionTitle("What will happen", page))
-            layout.addLayout(_numbered(steps_in_words(plan.steps), page))
-            if plan.settings:
-                layout.addWidget(SectionTitle("Settings that change back", page))
-                changes = PlainLines(page)
-                changes.show_lines(words.settings(plan.settings, _SETTINGS_SHOWN))
-                layout.addWidget(changes)
+        if not isinstance(plan, GroupPlan):
+            for warning in plan.warnings:
+                layout.addWidget(_finding("warning", warning, page))
+        parts = plan.members if isinstance(plan, GroupPlan) else (plan,)
+        if any(part.steps for part in parts):
+            for part in parts:
+                of = "" if part is plan else f" to {in_sentence(part.domain)}"
+                layout.addWidget(SectionTitle(f"What will happen{of}", page))
+                for warning in () if part is plan else part.warnings:
+                    layout.addWidget(_finding("warning", warning, page))
+                layout.addLayout(_numbered(steps_in_words(part.steps), page))
+                if part.settings:
+                    layout.addWidget(SectionTitle(f"Settings that change back{of}", page))
+                    changes = PlainLines(page)
+                    changes.show_lines(words.settings(part.settings, _SETTINGS_SHOWN))
+                    layout.addWidget(changes)
             layout.addWidget(SectionTitle("What it costs", page))
             layout.addLayout(_forecast(plan.forecast, page))
             if plan.undo is not None:

@@ -2,18 +2,37 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeVar
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+from snaptree.plans.group import plan_group_revert, plan_group_take, plan_group_undo
+from snaptree.plans.intention import Revert, Take
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from snaptree.model.errors import SnapTreeError
-    from snaptree.plans.intention import Intention, Take
+    from snaptree.plans.group import GroupPlan
+    from snaptree.plans.intention import Intention
     from snaptree.plans.operation import Operation
     from snaptree.plans.plan import Plan
+    from snaptree.plans.situation import Situation
     from snaptree.ui.estate import HostEntry
 
 _Answer = TypeVar("_Answer")
+
+
+class PlanMaker(Protocol):
+    """A `Planner` or a `GroupPlanner`, for who shows what it makes and hands that back."""
+
+    def make(self, intention: Intention, on_ready: Callable[[Any], None]) -> None:
+        """Ask for a plan."""
+
+    def forget(self) -> None:
+        """Drop every answer that is still to come."""
+
+    def run(self, plan: Any) -> None:
+        """Let the host run what was made."""
 
 
 class Planner:
@@ -53,3 +72,47 @@ class Planner:
     def run(self, plan: Plan) -> None:
         """Let the host run a plan."""
         self._host.backend.run(plan, undoes=self._undoes)
+
+
+class GroupPlanner:
+    """As `Planner`, for several machines of a host together."""
+
+    def __init__(
+        self, host: HostEntry, uuids: Sequence[str] = (), *, group: str = "", undoes: Sequence[Operation] = ()
+    ) -> None:
+        """`group` is what they are reverted to, `undoes` what was done together and is taken back."""
+        self._host = host
+        self._group = group
+        self._undoes = undoes
+        self.uuids = tuple(each.plan.domain_uuid for each in undoes) or tuple(uuids)
+        """In the order in which they have their turns."""
+        self._question = 0
+
+    def make(self, intention: Intention, on_ready: Callable[[GroupPlan | SnapTreeError], None]) -> None:
+        """Ask for plans; answers to earlier questions are dropped from now on. `intention` holds for each machine."""
+        self._question += 1
+        question = self._question
+
+        def answer(result: GroupPlan | SnapTreeError) -> None:
+            if question == self._question:
+                on_ready(result)
+
+        self._host.backend.plan_group(self.uuids, partial(self._plan, intention), answer)
+
+    def _plan(self, intention: Intention, situations: Sequence[Situation]) -> GroupPlan:
+        """On another thread."""
+        match intention:
+            case Take():
+                return plan_group_take(intention, situations)
+            case Revert():
+                return plan_group_revert(self._group, intention, situations)
+            case _:
+                return plan_group_undo(self._undoes, situations)
+
+    def forget(self) -> None:
+        """Drop every answer that is still to come."""
+        self._question += 1
+
+    def run(self, plan: GroupPlan) -> None:
+        """Let the host run plans together."""
+        self._host.backend.run_group(plan, undoes={each.plan.domain_uuid: each for each in self._undoes})

@@ -14,7 +14,7 @@ from snaptree.model.estate import Consistency
 from snaptree.model.figures import NOTHING, Figure, total, unknown
 from snaptree.model.folding import NOW, Fold, Now, RowId, VisibleRows, fold
 from snaptree.model.lanes import LaneLayout, LaneRow, lay_out
-from snaptree.plans.wording import plain, quoted
+from snaptree.plans.wording import machines_named, plain, quoted
 from snaptree.ui.estate_model import found, natural
 from snaptree.ui.text import tooltip
 from snaptree.ui.thumbnails import with_picture
@@ -450,12 +450,21 @@ def _badges(snapshot: Snapshot, machine: Machine) -> tuple[Badge, ...]:
         badges.append(Badge("known good", f"{words.mark_in_full(marks.known_good)}. {works}", Tone.GOOD))
     if marks.safety:
         badges.append(Badge("safety", "Taken by SnapTree before a revert, so that it can be undone."))
+    if marks.group:
+        badges.append(Badge("group", _taken_together(marks.group, machine)))
     if snapshot.kind is not machine.usual_kind:
         badges.append(Badge(words.kind(snapshot.kind), words.kind_in_full(snapshot.kind)))
     if snapshot.consistency not in (machine.usual_consistency, Consistency.MEMORY):
         # Memory has a column of its own, and a filled mark.
         badges.append(Badge(words.consistency(snapshot.consistency), words.consistency_in_full(snapshot.consistency)))
     return tuple(badges)
+
+
+def _taken_together(group: str, machine: Machine) -> str:
+    """With which machines, as far as they still have a snapshot of it."""
+    others = [each.name for each in machine.together.get(group, ()) if each.uuid != machine.id.uuid]
+    which = machines_named(others) or "machines that have none of it any more"
+    return f"Taken together with {which} (group {plain(group)})."
 
 
 def _missing_layers(snapshot: Snapshot, machine: Machine) -> list[str]:

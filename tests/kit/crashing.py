@@ -20,7 +20,12 @@ import json, os, sys
 from pathlib import Path
 from snaptree.hosts import journal as journals
 
-moment, number = sys.argv[1], int(sys.argv[2])
+moment = sys.argv[1]
+which, _, number = sys.argv[2].rpartition(":")
+number = int(number)
+
+def is_here(here, operation, step):
+    return (moment, number) == (here, step) and which in ("", str(operation))
 
 def stand_still():
     os.write(1, b"here\\n")
@@ -28,14 +33,14 @@ def stand_still():
 
 class Journal(journals.Journal):
     def step_begins(self, operation, step, **known):
-        if (moment, step) == ("before", number):
+        if is_here("before", operation, step):
             stand_still()
         super().step_begins(operation, step, **known)
-        if (moment, step) == ("begun", number):
+        if is_here("begun", operation, step):
             stand_still()
 
     def step_is_done(self, operation, step, **known):
-        if (moment, step) == ("acted", number):
+        if is_here("acted", operation, step):
             stand_still()
         super().step_is_done(operation, step, **known)
 
@@ -102,14 +107,14 @@ def standing_still(uri: str, plan: Plan, journal: Path, moment: Moment, step: in
         yield
 
 
-def command_and_kill(moment: Moment, step: int, *arguments: str) -> None:
-    """As `run_and_kill`, for a command of the terminal."""
+def command_and_kill(moment: Moment, step: int | str, *arguments: str) -> None:
+    """As `run_and_kill`, for a command of the terminal. "2:0" is the first step of the journal's second operation."""
     with _there(_RUNS_A_COMMAND, moment, step, *arguments):
         pass
 
 
 @contextmanager
-def _there(program: str, moment: Moment, step: int, *arguments: str) -> Iterator[None]:
+def _there(program: str, moment: Moment, step: int | str, *arguments: str) -> Iterator[None]:
     with subprocess.Popen(
         [sys.executable, "-c", _STANDS_STILL + program, moment.value, str(step), *arguments],
         cwd=CHECKOUT,
