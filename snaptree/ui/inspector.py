@@ -170,7 +170,8 @@ class Inspector(QScrollArea):
             return
         self.title.set_text(title)
         self.subtitle.set_text(host.uri)
-        self.drop_memory.hide()
+        for button in (self.drop_memory, self.look, self.unlook):
+            button.hide()
         self.picture.show_image(None)
         self._show_note(None)
         self._show_reasons()
@@ -201,13 +202,13 @@ class Inspector(QScrollArea):
         if machine is None:
             return
         tree, names = machine.tree, selection.snapshots
-        self._show_reasons()
         self.drop_memory.setVisible(_holds_memory(tree, names))
         self._selection = selection
         self._show_picture()
         self.changed.show_selection(selection)
         self.look.setVisible(len(names) == 1)
         self.unlook.setVisible(not names and machine.looks_at is not None)
+        self._show_reasons()
         if tree is not None and len(names) == 1 and names[0] in tree:
             self._show_snapshot(machine, tree[names[0]])
         elif len(names) > 1:
@@ -323,9 +324,11 @@ class Inspector(QScrollArea):
         self._meaning_title.setVisible(about is not None)
 
     def _show_reasons(self) -> None:
-        """Say why actions are off, those with the same reason together."""
+        """Say why the actions that have a button here are off, those with the same reason together."""
         by_reason: dict[str, list[str]] = {}
-        for kind in (Action.TAKE, Action.REVERT, Action.DELETE, Action.DROP_MEMORY, Action.LOOK):
+        sometimes = {Action.DROP_MEMORY: self.drop_memory, Action.LOOK: self.look}
+        shown = [kind for kind, button in sometimes.items() if not button.isHidden()]
+        for kind in (Action.TAKE, Action.REVERT, Action.DELETE, *shown):
             finding = self._actions.reasons.get(kind)
             if finding is not None and finding.rule not in _GO_WITHOUT_SAYING:
                 does = kind.value.replace("-", " ")
