@@ -165,7 +165,7 @@ def plan_group_undo(operations: Sequence[Operation], situations: Sequence[Situat
         assert undo is not None
         plans.append(plan_take_back(TakeBack(undo), situation))
     names = dict.fromkeys(name for plan in plans for name in plan.snapshots)
-    return GroupPlan(Action.UNDO, next(iter(names), ""), tuple(plans))
+    return _together(Action.UNDO, next(iter(names), ""), "", plans)
 
 
 def _check_group(situations: Sequence[Situation]) -> None:
@@ -184,6 +184,9 @@ def of_several_hosts() -> SnapTreeError:
 
 
 def _together(action: Action, name: str, group: str, plans: Sequence[Plan]) -> GroupPlan:
+    """Where one is refused, the others have no steps either."""
+    if any(plan.is_refused for plan in plans):
+        plans = [replace(plan, steps=(), forecast=Forecast(), warnings=(), undo=None, settings=()) for plan in plans]
     return GroupPlan(action, name, tuple(replace(plan, group=group) for plan in plans))
 
 

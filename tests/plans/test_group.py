@@ -90,6 +90,7 @@ def test_what_refuses_one_refuses_all() -> None:
     assert plan.refusals[0].rule == "name-taken"
     assert all("web" in refusal.reason for refusal in plan.refusals)
     assert plan.undo is None
+    assert not any(part.steps or part.warnings for part in plan.members), "nothing of it will happen"
 
 
 def test_they_are_summed() -> None:
