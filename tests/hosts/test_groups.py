@@ -175,6 +175,18 @@ def test_where_one_is_refused_all_are(host: EmbeddedHost, journal: Journal) -> N
     assert names(pair) == [[], ["together"]]
 
 
+def test_where_one_can_not_begin_nothing_is_left_begun(host: EmbeddedHost, journal: Journal) -> None:
+    pair = make_pair(host, running=False)
+    earlier = journal.begin(pair[1].plan(Take("cut short", capture=Capture.DISKS)))
+    journal.step_begins(earlier.id, 0, was_active=False)
+    journal.finish(replace(earlier, state=OperationState.INTERRUPTED))
+    with pytest.raises(SnapTreeError, match=pair[1].name):
+        run(taking(pair), pair[0], journal)
+    assert [operation.id for operation in journal.unfinished()] == [earlier.id]
+    assert journal.recent()[0].state is OperationState.CANCELLED
+    assert names(pair) == [[], []]
+
+
 def test_a_revert_that_fails_leaves_the_others_as_they_were(host: EmbeddedHost, interposing: Interposing) -> None:
     pair = make_pair(host)
     assert run(taking(pair, replace(TOGETHER, capture=Capture.INTERNAL)), pair[0], interposing).error is None
