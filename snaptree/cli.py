@@ -448,7 +448,7 @@ def _find(connections: Sequence[Connection], name: str) -> tuple[Connection, str
 
 def _find_together(connections: Sequence[Connection], names: Sequence[str]) -> tuple[Connection, tuple[str, ...]]:
     """The one host of these machines, and their UUIDs. Raises SnapTreeError if there is no such host."""
-    from snaptree.plans.group import of_several_hosts
+    from snaptree.plans.group_planning import of_several_hosts
 
     found = [_find(connections, name) for name in dict.fromkeys(names)]
     if any(connection is not found[0][0] for connection, _ in found):
@@ -576,7 +576,7 @@ def _take(options: argparse.Namespace) -> int:
 
 
 def _take_group(options: argparse.Namespace) -> int:
-    from snaptree.plans.group import plan_group_take
+    from snaptree.plans.group_planning import plan_group_take
     from snaptree.plans.intention import Capture, Take
     from snaptree.plans.plan import Freeze
 
@@ -590,7 +590,8 @@ def _take_group(options: argparse.Namespace) -> int:
 def _revert_group(options: argparse.Namespace) -> int:
     from snaptree.hosts.reading import list_domains, read_tree
     from snaptree.model.errors import VanishedError
-    from snaptree.plans.group import find_group, plan_group_revert
+    from snaptree.plans.group import find_group
+    from snaptree.plans.group_planning import plan_group_revert
     from snaptree.plans.intention import Revert
 
     with _connected(options) as connections:
@@ -792,7 +793,8 @@ def _history(options: argparse.Namespace) -> int:
 
 def _undo(options: argparse.Namespace) -> int:
     from snaptree.hosts.journal import journal_of
-    from snaptree.plans.group import done_together, plan_group_undo
+    from snaptree.plans.group import done_together
+    from snaptree.plans.group_planning import plan_group_undo
     from snaptree.plans.intention import take_back
     from snaptree.plans.operation import last_undoable
 

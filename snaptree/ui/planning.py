@@ -5,7 +5,6 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from snaptree.plans.group import plan_group_revert, plan_group_take, plan_group_undo
 from snaptree.plans.intention import Revert, Take
 
 if TYPE_CHECKING:
@@ -101,6 +100,8 @@ class GroupPlanner:
 
     def _plan(self, intention: Intention, situations: Sequence[Situation]) -> GroupPlan:
         """On another thread."""
+        from snaptree.plans.group_planning import plan_group_revert, plan_group_take, plan_group_undo  # with all rules
+
         match intention:
             case Take():
                 return plan_group_take(intention, situations)

@@ -18,14 +18,8 @@ from snaptree.hosts.running import run_plan
 from snaptree.hosts.situation import read_situation
 from snaptree.model.errors import SnapTreeError
 from snaptree.model.estate import Consistency
-from snaptree.plans.group import (
-    GroupPlan,
-    done_together,
-    find_group,
-    plan_group_revert,
-    plan_group_take,
-    plan_group_undo,
-)
+from snaptree.plans.group import GroupPlan, done_together, find_group
+from snaptree.plans.group_planning import plan_group_revert, plan_group_take, plan_group_undo
 from snaptree.plans.intention import Capture, Recover, Revert, Take
 from snaptree.plans.operation import Operation, OperationState
 from snaptree.plans.plan import Freeze, Plan, TakeSnapshot

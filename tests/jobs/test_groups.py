@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from snaptree.hosts.journal import Journal
-from snaptree.plans.group import GroupPlan, plan_group_take
+from snaptree.plans.group import GroupPlan
+from snaptree.plans.group_planning import plan_group_take
 from snaptree.plans.intention import Capture, Take
 from snaptree.plans.operation import Operation, OperationState
 from snaptree.plans.plan import Action, Plan, TakeSnapshot

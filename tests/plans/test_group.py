@@ -10,16 +10,8 @@ import pytest
 
 from snaptree.model.errors import SnapTreeError
 from snaptree.model.estate import DomainState
-from snaptree.plans.group import (
-    GroupPlan,
-    done_together,
-    find_group,
-    member_of,
-    name_of,
-    plan_group_revert,
-    plan_group_take,
-    turns,
-)
+from snaptree.plans.group import GroupPlan, done_together, find_group, member_of, name_of, turns
+from snaptree.plans.group_planning import plan_group_revert, plan_group_take
 from snaptree.plans.intention import Capture, Recover, Revert, Take
 from snaptree.plans.operation import Operation, OperationState, StepFound, StepState
 from snaptree.plans.plan import (
