@@ -289,6 +289,17 @@ def _find_fork(connection: Connection, domain: Any, step: ForkAtSnapshot, *, beg
 def _find_delete(
     connection: Connection, domain: Any, step: DeleteSnapshot, *, begun: bool, was_active: bool | None
 ) -> StepFound:
+    try:
+        return _find_listed(connection, domain, step, begun=begun, was_active=was_active)
+    except libvirt.libvirtError as error:
+        if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN_SNAPSHOT:
+            return _DONE  # libvirt came to the end of it while we looked
+        raise
+
+
+def _find_listed(
+    connection: Connection, domain: Any, step: DeleteSnapshot, *, begun: bool, was_active: bool | None
+) -> StepFound:
     handle = next((each for each in domain.listAllSnapshots() if each.getName() == step.name), None)
     if handle is None:
         return _DONE

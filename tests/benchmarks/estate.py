@@ -42,7 +42,7 @@ _MACHINE = """
     <console type='pty'/>
     <channel type='unix'><target type='virtio' name='org.qemu.guest_agent.0'/></channel>
     <input type='tablet' bus='usb'/>
-    <graphics type='vnc' port='-1'/>
+    <graphics type='vnc'><listen type='none'/></graphics>
     <video><model type='vga'/></video>
     <rng model='virtio'><backend model='random'>/dev/urandom</backend></rng>
   </devices>

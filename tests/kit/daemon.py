@@ -31,6 +31,33 @@ from tests.kit.machines import RealHost
 
 START_SECONDS = 30
 
+_CAPABILITIES = Path("cache", "libvirt", "qemu", "cache", "capabilities")
+"""Where a daemon notes what each QEMU can do, after starting it to find out: seconds of work, each time the same."""
+
+
+class _Capabilities:
+    """What the first daemon of a run found out, for those after it."""
+
+    def __init__(self) -> None:
+        self._kept: tempfile.TemporaryDirectory[str] | None = None
+
+    def keep(self, home: Path) -> None:
+        """Keep what a daemon noted, if nobody did before."""
+        if self._kept is None and (home / _CAPABILITIES).is_dir():
+            self._kept = tempfile.TemporaryDirectory(prefix="snaptree-capabilities-")
+            shutil.copytree(home / _CAPABILITIES, self._kept.name, dirs_exist_ok=True)
+
+    def hand_on(self, home: Path) -> list[Path]:
+        """Let a new daemon know. Returns what was made for that."""
+        if self._kept is None:
+            return []
+        shutil.copytree(self._kept.name, home / _CAPABILITIES)
+        parents = [home / parent for parent in _CAPABILITIES.parents if parent != Path()]
+        return [*parents, home / _CAPABILITIES, *(home / _CAPABILITIES).iterdir()]
+
+
+_capabilities = _Capabilities()
+
 
 class LibvirtDaemon(RealHost):
     """A daemon that runs until it is stopped or killed; its machines outlive it. Can be started again."""
@@ -104,6 +131,7 @@ class LibvirtDaemon(RealHost):
         self.disconnect()
         self.kill()
         kill_machines(self.directory)
+        _capabilities.keep(self.directory)
         shutil.rmtree(self.directory)
 
     def log(self) -> str:
@@ -148,6 +176,8 @@ class LibvirtDaemon(RealHost):
         for directory in (*directories.values(), configuration):
             directory.mkdir(exist_ok=True)
             self.give(directory)
+        for path in _capabilities.hand_on(self.directory):
+            self.give(path)
         # There is no virtlogd that could write QEMU's output.
         (configuration / "qemu.conf").write_text('stdio_handler = "file"\nsecurity_driver = "none"\n')
         kept = {name: os.environ[name] for name in ("PATH", "LANG") if name in os.environ}
