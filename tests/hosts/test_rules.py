@@ -1021,10 +1021,8 @@ def test_paused_since_its_memory_was_saved_whatever_was_taken_since(host: Embedd
     with suppress(libvirt.libvirtError):
         machine.virsh_take_disk_only("later")
     assert "images-maybe-let-go" in machine.spoken(Take("last", capture=Capture.DISKS_AND_MEMORY))
-    memory = f"<memory snapshot='external' file='{machine.directory}/last'/>"
-    fails = host.connection.host.hypervisor_version < 11_000_000
-    with pytest.raises(libvirt.libvirtError) if fails else nullcontext():
-        machine.virsh_take("last", memory=memory)
+    with pytest.raises(libvirt.libvirtError):
+        machine.virsh_take("last", memory=f"<memory snapshot='external' file='{machine.directory}/last'/>")
 
 
 # Daemons of the tests' own
@@ -1040,11 +1038,12 @@ def test_a_daemon_that_crashes_at_a_delete(daemon: LibvirtDaemon) -> None:
     machine.change(bare("s2"))
     machine.change(disks("s4"))
     assert "unrecorded-branch" in machine.spoken(Delete(("s1",)))
-    with pytest.raises(libvirt.libvirtError):
-        machine.handle.snapshotLookupByName("s1").delete()
-    with pytest.raises(ConnectionLostError):
-        machine.tree()
-    daemon.disconnect()
+    if daemon.connection.host.libvirt_version < 12_008_000:  # which was seen to survive it
+        with pytest.raises(libvirt.libvirtError):
+            machine.handle.snapshotLookupByName("s1").delete()
+        with pytest.raises(ConnectionLostError):
+            machine.tree()
+        daemon.disconnect()
 
 
 def test_what_only_old_snapshots_are(daemon: LibvirtDaemon) -> None:

@@ -47,7 +47,8 @@ def test_a_snapshot_has_a_picture_as_long_as_it_is_there(host: EmbeddedHost) -> 
         assert pictures(machine)[name].startswith(PNG)
         width, height = struct.unpack(">II", pictures(machine)[name][16:24])
         assert (width, height) >= (640, 400)
-    (directory,) = (host.directory / "cache" / "thumbnails").iterdir()
+    one = machine.tree()["one"]
+    directory = Thumbnails.of(machine.connection.uri, machine.uuid).path(one.name, one.created).parent
     assert directory.stat().st_mode & 0o077 == 0
     assert all(file.stat().st_mode & 0o077 == 0 for file in directory.iterdir()), "nobody else looks on"
     before = pictures(machine)
