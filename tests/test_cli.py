@@ -156,13 +156,13 @@ def test_a_lost_layer_is_said_by_every_command(terminal: Terminal) -> None:
 
 
 def test_how_a_running_guest_is_treated_can_be_said(terminal: Terminal) -> None:
-    (live,) = terminal.json("take", "web-01", "x", "--live", "-n")["steps"]
+    (live,) = terminal.json("take", "clone-01", "x", "--live", "-n")["steps"]
     assert live["live"]
     assert live["memory"] == "external"
-    refused = terminal.run("take", "web-01", "x", "--quiesce", "-n")
+    refused = terminal.run("take", "clone-01", "x", "--quiesce", "-n")
     assert refused.returncode == 3
     assert "guest agent" in refused.stderr
-    plan = terminal.json("take", "web-01", "x", "--quiesce-if-possible", "-n")
+    plan = terminal.json("take", "clone-01", "x", "--quiesce-if-possible", "-n")
     assert [step["consistency"] for step in plan["steps"]] == ["crash"]
     assert "not-frozen" in [warning["rule"] for warning in plan["warnings"]]
 
@@ -179,7 +179,7 @@ def test_what_is_taken_and_where_it_goes_can_be_said(terminal: Terminal, tmp_pat
     nothing = terminal.run("take", "fresh-01", "x", "--disk-only", "--exclude-disk", "vda", "-n")
     assert nothing.returncode == 3
     assert "no disk left" in nothing.stderr
-    says = terminal.run("take", "web-01", "x", "--disk-only", "-n").stdout
+    says = terminal.run("take", "clone-01", "x", "--disk-only", "-n").stdout
     assert re.search(r"^Afterwards the disks grow by about .* a day, as they did\.$", says, re.MULTILINE)
     assert re.search(r"^.* are free where it goes\.$", says, re.MULTILINE)
 

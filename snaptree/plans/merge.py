@@ -83,7 +83,15 @@ def batches(layer_tree: LayerTree, deletion: Deletion, names: Sequence[str]) -> 
         together = set().union(*(group[0] for group in touched))
         groups.append((together, [*(each for group in touched for each in group[1]), pile]))
     found = [Batch(tuple(name for name in names if name in group), tuple(piles)) for group, piles in groups]
-    return sorted(found, key=lambda batch: (*_order(layer_tree, batch), names.index(batch.names[0])))
+    place = {name: number for number, name in enumerate(names)}
+
+    def turn(batch: Batch) -> tuple[int, ...]:
+        first, *rest = _order(layer_tree, batch)
+        if layer_tree.too_deep:  # what lies below has to go first, until the host can open what stands on it
+            return min(first, 1), place[batch.names[0]]
+        return first, *rest, place[batch.names[0]]
+
+    return sorted(found, key=turn)
 
 
 def _order(layer_tree: LayerTree, batch: Batch) -> tuple[int, int]:

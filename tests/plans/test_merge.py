@@ -188,6 +188,20 @@ def test_what_forbids_it_is_said(rule: str, situation: SituationBuilder, says: s
     assert says in spoke[0].reason
 
 
+def test_where_chains_are_too_deep_the_lowest_go_first() -> None:
+    """Here what lies higher would need less room, but no helper machine could open what it stands on."""
+    builder = a_machine()
+    for number in range(40):
+        builder.external(f"s{number:02}")
+    builder.image("/images/vda.s05", allocated=exact(50 * MIB))
+    names = tuple(f"s{number:02}" for number in (*range(20), *range(30, 38)))
+    situation = builder.build()
+    plan = make_plan(Delete(names), situation)
+    first, *_ = (step for step in plan.steps if isinstance(step, MergeLayers))
+    assert BASE in first.layers
+    assert set(carried_out(plan, situation).tree.snapshots) == {f"s{number:02}" for number in range(40)} - set(names)
+
+
 def test_what_others_stand_on_stays() -> None:
     """A clone that is off, and a file that no machine mentions."""
     for machine in (
