@@ -28,6 +28,8 @@ from snaptree.model.errors import CancelledError
 from tests.images.block_jobs import KIBIBYTE, MEBIBYTE, Daemon, Made, bytes_by_depth, driver_of, grown, make_chain
 from tests.images.conftest import QemuImg, run
 
+pytestmark = pytest.mark.qemu
+
 GIBIBYTE = 1 << 30
 CLUSTER = 64 * KIBIBYTE
 

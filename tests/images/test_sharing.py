@@ -30,6 +30,8 @@ from snaptree.model.errors import CancelledError
 from tests.images.conftest import QemuImg, run
 from tests.images.test_qcow2 import Bytes, header
 
+pytestmark = pytest.mark.qemu
+
 KIBIBYTE = 1 << 10
 MEBIBYTE = 1 << 20
 GIBIBYTE = 1 << 30
@@ -357,7 +359,6 @@ def test_blocks_that_are_preallocated_are_taken(qemu_img: QemuImg) -> None:
     assert reading.sharing.total([Kind.DATA]) == Space(MEBIBYTE, MEBIBYTE)
 
 
-@pytest.mark.qemu
 def test_saved_memory(qemu_img: QemuImg) -> None:
     path = qemu_img.create("a.qcow2", "1G")
     monitor(path, 'qemu-io d "write -q -P 1 0 1M"', "savevm one", 'qemu-io d "write -q -P 2 0 512k"', "savevm two")
