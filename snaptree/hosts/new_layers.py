@@ -85,7 +85,7 @@ def pool_at(connection: Connection, directory: str) -> Any:
 def _make_file(path: str, base: Layer) -> None:
     reserve_file(path)
     done = subprocess.run(  # noqa: S603  arguments, without a shell
-        ["qemu-img", "create", "-q", "-f", "qcow2", "-b", base.path, "-F", base.format, "--", path],  # noqa: S607
+        ["qemu-img", "create", "-q", "-f", "qcow2", "-b", base.path, "-F", base.format, "--", path],  # noqa: S607  as above
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,

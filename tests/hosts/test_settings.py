@@ -30,7 +30,7 @@ DOMAIN = """\
   <description>Serves the web</description>
   <metadata xmlns:snaptree='urn:snaptree:snapshot:1'>
     <libosinfo:libosinfo xmlns:libosinfo='http://libosinfo.org/xmlns/libvirt/domain/1.0'>
-      <libosinfo:os id='http://debian.org/debian/12'/>
+      <libosinfo:os id='http://example.org/os/12'/>
     </libosinfo:libosinfo>
     <snaptree:snapshot of='a' pinned='yes'/>
   </metadata>
