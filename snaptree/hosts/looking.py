@@ -53,9 +53,16 @@ def copy_out(step: CopyOut, *, on_progress: Callable[[float], None], cancelled: 
     part = part_of(step.path)
     reserve_file(part)
     try:
-        _convert(step, part, on_progress, cancelled)
+        problem = _convert(step, part, on_progress, cancelled)
+        # Before QEMU's own words: it may have failed because the snapshot is gone.
         if _entry(step) != before:
             raise ChangedMeanwhileError(f"{step.snapshot} in {step.source.path} was made anew while it was copied")
+        if problem:
+            raise SnapTreeError(
+                f"{step.snapshot} cannot be copied out of {step.source.path}: {problem.splitlines()[-1].rstrip('.')}.",
+                hint="Nothing is left of the copy.",
+                details=problem,
+            )
         if Path(step.path).exists():
             raise ChangedMeanwhileError(f"the file {step.path} exists by now")
         Path(part).rename(step.path)
@@ -75,7 +82,8 @@ def _entry(step: CopyOut) -> tuple[InternalSnapshot, str | None]:
     return found[0], image.backing
 
 
-def _convert(step: CopyOut, part: str, on_progress: Callable[[float], None], cancelled: Callable[[], bool]) -> None:
+def _convert(step: CopyOut, part: str, on_progress: Callable[[float], None], cancelled: Callable[[], bool]) -> str:
+    """Let QEMU copy it. Gives what QEMU says if it fails, or nothing."""
     name = step.snapshot.replace(",", ",,")  # in QEMU's options one comma ends a value
     based = [] if step.base is None else ["-B", step.base.path, "-F", step.base.format]
     what = ["-U", "-p", "-f", step.source.format, "-O", "qcow2", "-l", f"snapshot.name={name}", *based]
@@ -94,13 +102,9 @@ def _convert(step: CopyOut, part: str, on_progress: Callable[[float], None], can
             if shares := _PERCENT.findall(said):
                 on_progress(float(shares[-1]) / 100)
         problem = process.stderr.read().decode(errors="replace").strip()
-    if process.returncode != 0:
-        reason = problem.splitlines()[-1] if problem else "qemu-img failed"
-        raise SnapTreeError(
-            f"{step.snapshot} cannot be copied out of {step.source.path}: {reason.rstrip('.')}.",
-            hint="Nothing is left of the copy.",
-            details=problem,
-        )
+    if process.returncode == 0:
+        return ""
+    return problem or "qemu-img failed"
 
 
 def _heard(output: int) -> Iterator[bytes]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import xml.etree.ElementTree as ET
 from dataclasses import replace
@@ -136,15 +137,27 @@ def test_an_internal_snapshot_is_copied_with_what_it_holds_and_no_more(
     assert data_in(look.active_layers()["vda"]) == plan.forecast.copies.bytes == 192 * 1024
 
 
-def test_a_snapshot_that_is_deleted_while_it_is_copied_gives_no_copy(host: EmbeddedHost) -> None:
+@pytest.mark.parametrize("is_read_first", [True, False])
+def test_a_snapshot_that_is_deleted_while_it_is_copied_gives_no_copy(
+    host: EmbeddedHost, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_read_first: bool
+) -> None:
     machine = with_history(host, Capture.INTERNAL, running=False)
     step = analysed_plan(machine, Look("one")).steps[0]
     assert isinstance(step, CopyOut)
     left = files(machine)
+    deleted = tmp_path / "deleted"
+    real = shutil.which("qemu-img")
+    waits = f"while [ ! -e {deleted} ]; do sleep 0.02; done"
+    order = [f'{real} "$@" || exit', waits] if is_read_first else ["echo '(0.00/100%)'", waits, f'exec {real} "$@"']
+    slow = tmp_path / "qemu-img"
+    slow.write_text("\n".join(["#!/bin/sh", *order, ""]))
+    slow.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
 
-    def delete(_share: float) -> None:
-        if "one" in machine.tree():
+    def delete(share: float) -> None:
+        if not deleted.exists() and share == (1 if is_read_first else 0):
             machine.handle.snapshotLookupByName("one").delete()
+            deleted.touch()
 
     with pytest.raises(ChangedMeanwhileError, match="one"):
         copy_out(step, on_progress=delete)
