@@ -33,9 +33,11 @@ class Sizes:
     """GiB, of the images that are analysed."""
     trees: int = 200
     """Of layers, from each of which snapshots are deleted."""
+    takes: int = 30
+    """With memory, that are forecast."""
 
 
-QUICK = Sizes(runs=1, snapshots=(100,), machines=10, snapshots_each=5, merged=16, disk=1, trees=8)
+QUICK = Sizes(runs=1, snapshots=(100,), machines=10, snapshots_each=5, merged=16, disk=1, trees=8, takes=3)
 
 
 def _show(sizes: Sizes) -> Iterable[Comparison]:
@@ -62,6 +64,12 @@ def _merges(sizes: Sizes) -> Iterable[Comparison]:
     yield from merge_copies.measure(sizes.trees)
     for mebibytes in sorted({16, sizes.merged}):
         yield from merge_times.measure(sizes.runs, mebibytes)
+
+
+def _takes(sizes: Sizes) -> Iterable[Comparison]:
+    from tests.benchmarks import takes
+
+    return takes.measure(sizes.runs, sizes.takes)
 
 
 def _costs(sizes: Sizes) -> Iterable[Comparison]:
@@ -92,6 +100,7 @@ BENCHES: dict[str, tuple[str, Callable[[Sizes], Iterable[Comparison]]]] = {
     "stalls": ("The window's longest stalls", _stalls),
     "change": ("Take, revert and delete, connected already", _change),
     "merges": ("What merges copy, and how long they take", _merges),
+    "takes": ("What taking does to a guest, and how well that is forecast", _takes),
     "costs": ("What layers hold, from their tables", _costs),
     "far": ("What layers hold, over a link of 20 ms", _far),
     "start": ("Cold start and peak memory", _start),

@@ -21,6 +21,7 @@ class Unit(Enum):
     TIME = "time"
     MEMORY = "memory"
     COUNT = "count"
+    SHARE = "share"
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,8 @@ def _words(sample: float, unit: Unit) -> str:
         return humanize.naturalsize(sample, binary=True, format="%.0f")
     if unit is Unit.COUNT:
         return f"{sample:.1f}"
+    if unit is Unit.SHARE:
+        return f"{sample * 100:.0f} %"
     return f"{sample * 1000:.0f} ms" if sample < 1 else f"{sample:.2f} s"
 
 

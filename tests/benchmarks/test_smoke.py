@@ -36,4 +36,4 @@ def test_every_figure_is_produced(bench: str) -> None:
     rows = [line for line in done.stdout.splitlines() if line.startswith("│")]
     assert rows
     for row in rows:
-        assert re.search(r"\d( ms| s| [KMG]iB|\.\d) ", row), row
+        assert re.search(r"\d( ms| s| [KMG]iB| %|\.\d) ", row), row
