@@ -106,9 +106,8 @@ class Journal:
             self._database = sqlite3.connect(self.path, timeout=10, check_same_thread=False, isolation_level=None)
             self._database.row_factory = sqlite3.Row
             try:
-                # A commit is one write and one flush, and outlives a power cut as it does by default.
+                # A commit is one write, and one flush where it has to outlive a power cut.
                 self._database.execute("PRAGMA journal_mode = WAL")
-                self._database.execute("PRAGMA synchronous = FULL")
                 version = self._prepare()
             except sqlite3.Error:
                 self._database.close()
@@ -141,10 +140,15 @@ class Journal:
             self._database.close()
 
     @contextmanager
-    def _writing(self) -> Iterator[sqlite3.Connection]:
-        """One transaction. Raises SnapTreeError if it can't be recorded."""
+    def _writing(self, *, before_acting: bool = False) -> Iterator[sqlite3.Connection]:
+        """One transaction. Raises SnapTreeError if it can't be recorded.
+
+        What is written `before_acting` outlives a power cut, with all that was written earlier. What is written
+        afterwards survives any program's death, but a power cut may take the last of it: recovery asks reality how far
+        the last step that began is.
+        """
         try:
-            with self._transaction() as database:
+            with self._transaction(is_flushed=before_acting) as database:
                 yield database
         except sqlite3.Error as error:
             raise SnapTreeError(
@@ -153,9 +157,10 @@ class Journal:
             ) from error
 
     @contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
+    def _transaction(self, *, is_flushed: bool = True) -> Iterator[sqlite3.Connection]:
         """One transaction, taken for writing at once, so that two processes never deadlock half-way."""
         with self._lock:
+            self._database.execute(f"PRAGMA synchronous = {'FULL' if is_flushed else 'NORMAL'}")
             self._database.execute("BEGIN IMMEDIATE")
             try:
                 yield self._database
@@ -211,7 +216,7 @@ class Journal:
 
     def step_begins(self, operation: int, number: int, *, was_active: bool) -> None:
         """Record that a step is about to act, and whether QEMU runs for the machine then."""
-        with self._writing() as database:
+        with self._writing(before_acting=True) as database:
             database.execute(
                 "INSERT OR REPLACE INTO steps (operation, number, started, was_active) VALUES (?, ?, ?, ?)",
                 (operation, number, time.time(), was_active),
@@ -227,7 +232,7 @@ class Journal:
 
     def may_be_frozen(self, operation: int) -> None:
         """Record that the guest's file systems may be frozen from now on: they have to be thawed, whatever happens."""
-        with self._writing() as database:
+        with self._writing(before_acting=True) as database:
             database.execute("UPDATE operations SET frozen = ? WHERE id = ?", (time.time(), operation))
 
     def is_thawed(self, operation: int) -> None:
