@@ -26,6 +26,7 @@ from snaptree.plans.plan import MakeLook, StartLook, StateAfter
 from snaptree.ui.compare_dialog import CompareDialog
 from snaptree.ui.error_dialog import show_error
 from snaptree.ui.group_take_dialog import GroupTakeDialog
+from snaptree.ui.machine_order import MachineOrder
 from snaptree.ui.plan_dialog import Alternatives, Choice, PlanDialog
 from snaptree.ui.planning import GroupPlanner, Planner
 from snaptree.ui.rename_dialog import RenameDialog
@@ -71,9 +72,15 @@ class Commands(QObject):
         GroupTakeDialog(self._estate[machine.id.uri], machine, self._window).open()
 
     def revert_group(self, machine: Machine, group: str) -> None:
-        """Go back on all machines of a group, by name, after a preview."""
+        """Go back on all machines of a group after a preview, in which they are by name until put in another order."""
         host = self._estate[machine.id.uri]
         planner = GroupPlanner(host, [domain.uuid for domain in machine.together[group]], group=group)
+        order = MachineOrder("Reverted in this order", {each.uuid: each.name for each in machine.together[group]})
+
+        def reorder() -> None:
+            planner.uuids = order.uuids
+
+        order.changed.connect(reorder)  # before the dialog asks for another plan
         safety = self._settings.safety_snapshot is not SafetySnapshot.NEVER
         which = words.count(len(planner.uuids), "machine")
         self._open(
@@ -84,6 +91,7 @@ class Commands(QObject):
                 verb="&Revert All",
                 choices=[_safety_choice(is_ticked=safety)],
                 alternatives=_STATES_AFTER,
+                order=order,
                 parent=self._window,
             )
         )

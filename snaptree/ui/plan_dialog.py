@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from snaptree.plans.group import GroupPlan
     from snaptree.plans.intention import Intention
+    from snaptree.ui.machine_order import MachineOrder
     from snaptree.ui.planning import PlanMaker
 
 
@@ -54,10 +55,14 @@ class PlanDialog(QDialog):
         verb: str,
         choices: Sequence[Choice] = (),
         alternatives: Alternatives | None = None,
+        order: MachineOrder | None = None,
         plan: Plan | None = None,
         parent: QWidget | None = None,
     ) -> None:
-        """`plan` is one made already for this intention. `verb` is our own text for the button that runs it."""
+        """`plan` is one made already for this intention. `verb` is our own text for the button that runs it.
+
+        `order` is what the planner goes by: when it changes, a new plan is made.
+        """
         super().__init__(parent)
         self.setAttribute(Qt.WidgetAttribute.WA_DeleteOnClose)
         self.setWindowTitle(window_title(title))
@@ -77,6 +82,9 @@ class PlanDialog(QDialog):
             layout.addWidget(self._tick(choice))
         if alternatives is not None:
             layout.addLayout(self._offer(alternatives))
+        if order is not None:
+            order.changed.connect(self._make_plan)
+            layout.addWidget(order)
         layout.addWidget(self.view, 1)
         buttons = QDialogButtonBox(QDialogButtonBox.StandardButton.Cancel, self)
         self.run_button = buttons.addButton(verb, QDialogButtonBox.ButtonRole.AcceptRole)

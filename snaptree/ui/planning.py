@@ -84,7 +84,7 @@ class GroupPlanner:
         self._group = group
         self._undoes = undoes
         self.uuids = tuple(each.plan.domain_uuid for each in undoes) or tuple(uuids)
-        """In the order in which they have their turns."""
+        """In the order in which they have their turns; another one holds for what is planned next."""
         self._question = 0
 
     def make(self, intention: Intention, on_ready: Callable[[GroupPlan | SnapTreeError], None]) -> None:

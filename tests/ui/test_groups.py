@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
+from PySide6.QtCore import Qt
+from PySide6.QtTest import QTest
 from PySide6.QtWidgets import QLabel
 
 from snaptree.ui.group_take_dialog import GroupTakeDialog
+from snaptree.ui.machine_order import MachineOrder
 from tests.kit.machines import NOW, EmbeddedHost, wait_for_the_next_second
 from tests.ui.conftest import Driver
 
@@ -64,8 +67,17 @@ def test_a_group_is_taken_reverted_and_deleted_together(open_window: OpenWindow,
     driver.until(actions.revert_group.isEnabled)
     wait_for_the_next_second()
     actions.revert_group.trigger()
-    driver.plan_dialog().accept()
+    preview = driver.plan_dialog()
+    order = preview.findChild(MachineOrder)
+    assert order is not None
+    assert order.uuids == tuple(machine.uuid for machine in pair)
+    order.list.setFocus()
+    QTest.keyClick(order.list, Qt.Key.Key_Down, Qt.KeyboardModifier.AltModifier)
+    assert order.uuids == (pair[1].uuid, pair[0].uuid)
+    driver.until(preview.run_button.isEnabled)
+    preview.accept()
     driver.last_operation()
+    assert [operation.plan.domain for operation in driver.operations[-2:]] == ["group-web", "group-db"]
     assert [machine.contents()[NOW] for machine in pair] == [each["together"] for each in later]
 
     wait_for_the_next_second()
