@@ -7,9 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 from snaptree.plans.plan import Freeze, Plan, StateAfter, Undo
-from snaptree.plans.policy import Policy
+
+if TYPE_CHECKING:
+    from snaptree.plans.policy import Policy
 
 
 class Capture(StrEnum):
