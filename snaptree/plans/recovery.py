@@ -45,7 +45,13 @@ from snaptree.plans.step_costs import StepCosts
 from snaptree.plans.wording import files_named, plain, quoted
 
 _ITS_OWN_TRACES = frozenset(
-    {"block-job-running", "orphaned-delete-job", "finish-interrupted-delete", "merged-layer-has-overlays"}
+    {
+        "block-job-running",
+        "block-job-while-paused",
+        "orphaned-delete-job",
+        "finish-interrupted-delete",
+        "merged-layer-has-overlays",
+    }
 )
 """Rules that speak of what an interrupted delete or merge left behind itself."""
 _JUDGED = (

@@ -50,7 +50,14 @@ def _is_left_by_interrupted_delete(case: Case) -> bool:
 
 def _block_job(case: Case) -> Evidence | None:
     jobs = case.situation.block_jobs
-    return found(disks=listed(jobs)) if jobs and not _is_left_by_interrupted_delete(case) else None
+    return found(disks=listed(jobs)) if jobs and case.situation.domain.state is not DomainState.PAUSED else None
+
+
+def _block_job_while_paused(case: Case) -> Evidence | None:
+    """Libvirt marks what a delete merges into: where that is the lowest layer, it has nothing to mark."""
+    jobs = case.situation.block_jobs
+    is_paused = case.situation.domain.state is DomainState.PAUSED
+    return found(disks=listed(jobs)) if jobs and is_paused and not _is_left_by_interrupted_delete(case) else None
 
 
 def _orphaned_delete_job(case: Case) -> Evidence | None:
@@ -181,6 +188,17 @@ RULES = (
         reason="A block job (a merge, copy or backup) is running on disk {disks} of {vm}.",
         remedy="Wait until it has finished; virsh blockjob {vm_arg} DISK shows how far it is.",
         source="libvirt: 'domain has active block job', 'disk already in active block job'",
+    ),
+    Rule(
+        id="block-job-while-paused",
+        actions=_ANY_CHANGE,
+        verdict=Verdict.REFUSE,
+        condition=_block_job_while_paused,
+        reason="{vm} is paused, with a block job (a merge, copy or backup) on disk {disks}.",
+        remedy="Wait until it has finished; virsh blockjob {vm_arg} DISK shows how far it is. But if {vm} was off"
+        " before and the job does not get on, a deletion was cut short: do not resume {vm}, stop the job (virsh"
+        " blockjob {vm_arg} DISK --abort), end the machine (virsh destroy {vm_arg}), then delete that snapshot again.",
+        source="lab on 11.3: daemon killed while it merged the lowest layer of a machine that was off",
     ),
     Rule(
         id="orphaned-delete-job",

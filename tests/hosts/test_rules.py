@@ -977,12 +977,20 @@ def test_libvirt_merges_what_checkpoints_know_while_the_machine_is_off(host: Emb
     assert [each["start"] for each in saved if each["data"] and each["depth"] == 0] == [MIB, 2 * MIB]
 
 
-def test_a_merge_that_nobody_finishes(host: EmbeddedHost) -> None:
-    machine = half_deleted(host)
-    machine.handle.suspend()
+@pytest.mark.parametrize(
+    ("make", "while_paused"),
+    [(half_deleted, "orphaned-delete-job"), (chain_of("one", "two"), "block-job-while-paused")],
+    ids=["marked", "of the lowest layer"],
+)
+def test_a_merge_that_nobody_finishes(
+    host: EmbeddedHost, make: Callable[[RealHost], Machine], while_paused: str
+) -> None:
+    machine = make(host)
     target = f"<disk type='file'><source file='{machine.directory}/copy.qcow2'/><driver type='qcow2'/></disk>"
     machine.handle.blockCopy("vda", target, {}, libvirt.VIR_DOMAIN_BLOCK_COPY_TRANSIENT_JOB)
-    assert "orphaned-delete-job" in machine.spoken(Delete(("two",)))
+    assert "block-job-running" in machine.spoken(Delete(("two",)))
+    machine.handle.suspend()
+    assert while_paused in machine.spoken(Delete(("two",)))
     with pytest.raises(libvirt.libvirtError, match="block job"):
         machine.handle.snapshotLookupByName("two").delete()
     machine.handle.blockJobAbort("vda")

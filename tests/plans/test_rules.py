@@ -201,6 +201,13 @@ ANY = [
     Row("state-unknown", external(), a_machine(state=DomainState.UNKNOWN), ("web-01",), a_machine()),
     Row("block-job-running", external(), a_machine(state=RUNNING, block_jobs=("vda",)), ("vda", "web-01"), a_machine()),
     Row(
+        "block-job-while-paused",
+        external(),
+        a_machine(state=PAUSED, block_jobs=("vda",)),
+        ("vda", "virsh destroy web-01"),
+        a_machine(state=PAUSED),
+    ),
+    Row(
         "orphaned-delete-job",
         external(),
         a_machine().external("a").snapshot("a", delete_in_progress=True).state(PAUSED).having(block_jobs=("vda",)),
