@@ -50,12 +50,12 @@ class FarImages:
             found = self._look(path)
             source = VolumeBytes(self._connection, found.volume, found.physical, MOST_AT_ONCE // images_at_once)
             if formats[path] == "raw":
-                return OpenImage(source, found.version, found.allocated, None, None)
+                return OpenImage(source, found.version, found.allocated)
             copy = _copies.get((self.name, path), found.version)
             if copy is None:
                 copy = copy_metadata(source, found.allocated, cancelled)
                 _copies.keep((self.name, path), copy, found.version)
-            return OpenImage(copy, found.version, found.allocated, None, None)
+            return OpenImage(copy, found.version, found.allocated)
 
         yield dict(zip(formats, side_by_side(opened, formats, images_at_once), strict=True))
 

@@ -27,10 +27,12 @@ class OpenImage:
     """As it was when it was opened."""
     allocated: int | None
     """Bytes that it takes on its host."""
-    taken: Taken | None
+    taken: Taken | None = None
     """What parts of it take there; None where nobody can tell."""
-    written: Taken | None
-    """What was written in parts of it; None where nobody can tell."""
+    written: Taken | None = None
+    """What was certainly written in parts of it; None where nobody can tell."""
+    shown: Taken | None = None
+    """What may have been, as a reader of holes sees it; None where nobody can tell."""
 
 
 class Place(Protocol):
@@ -93,7 +95,7 @@ class Analyses:
             return known
         with place.open_images({path: formats[path] for path in paths}, cancelled) as opened:
             layers = {
-                path: Layer.of_raw(image.source, image.taken, image.written, image.allocated)
+                path: Layer.of_raw(image.source, image.taken, image.written, image.shown, image.allocated)
                 if formats[path] == "raw"
                 else Layer.of_qcow2(image.source, image.allocated)
                 for path, image in opened.items()

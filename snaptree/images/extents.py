@@ -49,15 +49,35 @@ def taken_on_host(file: OpenFile) -> Taken | None:
 def written_in(file: OpenFile) -> Taken | None:
     """As `taken_on_host`, without what was set aside for a file, or made zeros, and never written since.
 
-    It takes space, and QEMU finds zeros there. What was written a moment ago may be missing, too.
+    It takes space, and QEMU finds zeros there. What was written a moment ago, and is in the host's memory only, may be
+    missing, too: `shown_in` has it.
     """
     return _asking(file, without=_UNWRITTEN)
+
+
+def shown_in(file: OpenFile) -> Taken | None:
+    """As `taken_on_host`, what a reader of holes finds data in, as QEMU is one: what was written, however late.
+
+    And sometimes what was only set aside, as long as the host has it in memory because somebody read it.
+    """
+    if not _is_regular(file):
+        return None
+    descriptor = file.fileno()
+
+    def shown(offset: int, unit: int, units: int) -> NDArray[np.int64]:
+        return _by_unit(_sought(descriptor, offset, offset + unit * units), offset, unit, units)
+
+    return shown
+
+
+def _is_regular(file: OpenFile) -> bool:
+    return stat.S_ISREG(os.fstat(file.fileno()).st_mode)
 
 
 def _asking(file: OpenFile, without: int) -> Taken | None:
     """Leave out extents that have any of these flags."""
     descriptor = file.fileno()
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+    if not _is_regular(file):
         return None
     try:
         for _ in _mapped(descriptor, 0, 1, without):

@@ -126,7 +126,7 @@ class LocalPlace:
         cancelled: Callable[[], bool],  # noqa: ARG002  # opening files takes no time
     ) -> Iterator[Mapping[str, OpenImage]]:
         """Open images. Raises OSError or BadImageError."""
-        from snaptree.images.extents import taken_on_host, written_in  # numpy is loaded when it is needed
+        from snaptree.images.extents import shown_in, taken_on_host, written_in  # numpy is loaded when it is needed
 
         with ExitStack() as opened:
             files = {path: opened.enter_context(open_local(path)) for path in formats}
@@ -137,6 +137,7 @@ class LocalPlace:
                     allocated_by(file.status).bytes,
                     taken_on_host(file),
                     written_in(file),
+                    shown_in(file),
                 )
                 for path, file in files.items()
             }

@@ -60,7 +60,9 @@ class Layer:
     taken: Taken | None = None
     """Of a raw image: what parts of it take on the host. None if nobody can tell: then all of it counts as data."""
     written: Taken | None = None
-    """Of a raw image: what of that was written; the rest reads as zeros. None if nobody can tell: all of that then."""
+    """Of a raw image: what of that was certainly written. None if nobody can tell: all of that then."""
+    shown: Taken | None = None
+    """Of a raw image: what of it may have been written; the rest reads as zeros. None if that is what certainly was."""
 
     @classmethod
     def of_qcow2(cls, source: ReadAt, allocated: int | None = None) -> Layer:
@@ -74,10 +76,11 @@ class Layer:
         source: ReadAt,
         taken: Taken | None = None,
         written: Taken | None = None,
+        shown: Taken | None = None,
         allocated: int | None = None,
     ) -> Layer:
         """Make a layer of a raw image."""
-        return cls(source, None, source.size, allocated, taken, written)
+        return cls(source, None, source.size, allocated, taken, written, shown)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +111,8 @@ class Held:
     """Of these, in clusters with data."""
     shared_data: int = 0
     """In clusters with data that can't be written in place: compressed, or held by an internal snapshot as well."""
+    unsure: int = 0
+    """In what counts as data, and may be zeros."""
     tables: int = 0
     """L2 tables that can be written in place."""
 
@@ -353,7 +358,10 @@ class _Qcow2Reader:
 
 
 class _RawReader:
-    """What was written is data; holes are zeros, and so is what was set aside on the host."""
+    """What was written is data; holes are zeros, and so is what was set aside on the host.
+
+    Where a reader of holes finds data in what was set aside, it may have been written a moment ago.
+    """
 
     def __init__(self, layer: Layer) -> None:
         self.size = layer.virtual_size
@@ -362,6 +370,7 @@ class _RawReader:
         self.held = Held()
         self._taken = layer.taken
         self._written = layer.written
+        self._shown = layer.shown
 
     def next_touched(self, offset: int) -> int | None:
         return offset if offset < self.size else None
@@ -374,10 +383,14 @@ class _RawReader:
         if self._taken is None:
             kinds[:units] = DATA
             self.held.shared_data += units * window.unit
+            self.held.unsure += units * window.unit
             return kinds
         taken = self._taken(window.start, window.unit, units)
         written = taken if self._written is None else self._written(window.start, window.unit, units)
-        kinds[:units] = np.where(written > 0, np.uint8(DATA), np.uint8(ZERO_KIND))
+        shown = written if self._shown is None else self._shown(window.start, window.unit, units)
+        is_data = (written > 0) | (shown > 0)
+        kinds[:units] = np.where(is_data, np.uint8(DATA), np.uint8(ZERO_KIND))
+        self.held.unsure += int(np.count_nonzero(is_data & (written == 0))) * window.unit
         whole = int(np.count_nonzero(taken >= window.unit)) * window.unit
         some = int(np.count_nonzero(taken > 0)) * window.unit
         self.held.owned += some

@@ -112,6 +112,8 @@ class _Known:
     owned: int
     owned_data: int
     shared_data: int
+    unsure: int
+    """Of what counts as data: bytes that may be zeros."""
     tables: int
     seen: _Seen
 
@@ -161,8 +163,8 @@ class Overlaps:
         if into != bottom:
             copies_most += together[depth] - (seen.defined[at] if is_even else 0)
         unsure = 0
-        if into != bottom and path[-1].is_raw:  # where nobody can tell what of it was written, it may be zeros
-            unsure = min(path[-1].shared_data, self.visible(bottom, top))
+        if into != bottom:
+            unsure = min(path[-1].unsure, self.visible(bottom, top))
             copies_least -= unsure
         growth_least = seen.data[depth] - unsure - target.owned - target.shared_data
         growth_most = together[depth] - target.owned_data + self._beyond_end(target)
@@ -377,6 +379,7 @@ class _Walk:
             owned=held.owned,
             owned_data=held.owned_data,
             shared_data=held.shared_data,
+            unsure=held.unsure,
             tables=held.tables,
             seen=counts.seen(unit, coarse),
         )

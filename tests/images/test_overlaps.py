@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from snaptree.images import layer_windows, overlaps
 from snaptree.images.analyses import Analyses
-from snaptree.images.extents import taken_on_host, written_in
+from snaptree.images.extents import shown_in, taken_on_host, written_in
 from snaptree.images.files import LocalPlace, open_local
 from snaptree.images.layer_windows import Layer
 from snaptree.images.overlaps import MergeBounds, Overlaps, read_overlaps
@@ -42,7 +42,9 @@ def opened(paths: Sequence[Path]) -> Iterator[dict[str, Layer]]:
             file = stack.enter_context(open_local(str(path)))
             is_raw = driver_of(path) == "raw"
             layers[str(path)] = (
-                Layer.of_raw(file, taken_on_host(file), written_in(file)) if is_raw else Layer.of_qcow2(file)
+                Layer.of_raw(file, taken_on_host(file), written_in(file), shown_in(file))
+                if is_raw
+                else Layer.of_qcow2(file)
             )
         yield layers
 
@@ -356,6 +358,20 @@ def test_a_raw_base_of_unknown_holes_is_all_data(tmp_path: Path) -> None:
         blind = read_overlaps({**layers, names[1]: Layer.of_raw(layers[names[1]].source)}, straight(paths))
     assert (local.data(names[1]), local.visible(names[1], names[0])) == (CLUSTER, CLUSTER)
     assert (blind.data(names[1]), blind.visible(names[1], names[0])) == (8 * MEBIBYTE, 8 * MEBIBYTE)
+
+
+def test_what_was_written_to_a_raw_base_a_moment_ago_is_not_missed(tmp_path: Path) -> None:
+    """The host has it in memory only, and says of the file that it was set aside there and never written."""
+    paths = make_chain(tmp_path, [Made(4 * MEBIBYTE), Made(4 * MEBIBYTE, is_raw=True)])
+    with paths[1].open("r+b") as base:
+        os.posix_fallocate(base.fileno(), 0, 4 * CLUSTER)
+        os.fsync(base.fileno())
+        os.pwrite(base.fileno(), b"x" * CLUSTER, 2 * CLUSTER)
+        found = look(paths)
+    with_first = 2 * CLUSTER  # of an image that it makes, qemu-img writes the beginning
+    assert found.visible(str(paths[1]), str(paths[0])) == with_first
+    bounds = merge(found, paths, 0, 1, 0)
+    assert bounds.copies_least <= CLUSTER < with_first <= bounds.copies_most
 
 
 @settings(phases=[Phase.generate], max_examples=settings().max_examples // 3)
