@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from snaptree import __version__
 from snaptree.model.errors import CancelledError, SnapTreeError
 from snaptree.terminal.complaint import complain
-from snaptree.terminal.policy_options import add_policy_options, hours
+from snaptree.terminal.policy_options import add_check_options, add_policy_options, hours
 
 if TYPE_CHECKING:
     from snaptree.hosts.connection import Connection
@@ -30,13 +30,17 @@ if TYPE_CHECKING:
 EXIT_ERROR = 1
 EXIT_USAGE = 2
 EXIT_REFUSED = 3
+EXIT_FOUND = 4
 
 _HISTORY = 100
 """Operations that `history` shows, and among which `undo` looks."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run `snaptree` and return its exit status: 0 done, 1 an error, 2 wrong usage, 3 refused or not agreed to."""
+    """Run `snaptree` and return its exit status.
+
+    0 done, 1 an error, 2 wrong usage, 3 refused or not agreed to, 4 `check` found something.
+    """
     try:
         try:
             options = _parser().parse_args(arguments)
@@ -125,7 +129,8 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
         description="Snapshot trees of libvirt virtual machines: seen, costed and changed safely. "
         "Without a command, the window opens.",
-        epilog="Exit status: 0 done, 1 an error, 2 wrong usage, 3 refused by a rule, or not agreed to.",
+        epilog="Exit status: 0 done, 1 an error, 2 wrong usage, 3 refused by a rule, or not agreed to, "
+        "4 'check' found something worse than good to know.",
     )
     parser.add_argument("--version", action="version", version=f"snaptree {__version__}")
     parser.set_defaults(run=_open_window)
@@ -229,6 +234,10 @@ def _parser() -> argparse.ArgumentParser:
     policy = command("policy", "the policies of your file: show them, or check it for mistakes", _policy)
     policy.add_argument("what", metavar="show|check", choices=("show", "check"), nargs="?", default="show")
     policy.add_argument("--file", metavar="PATH", type=Path, help="another file than your own")
+
+    check = command("check", "what should be looked at, the worst first, with the commands that cure it", _check)
+    check.add_argument("vms", metavar="VM", nargs="*")
+    add_check_options(check)
 
     drop = command(
         "drop-memory", "remove the saved memory of a snapshot, and keep its disks", _drop_memory, changes=True
@@ -691,6 +700,36 @@ def _policy(options: argparse.Namespace) -> int:
     else:
         console.console().print(f"There are no policies in {path}.")
     return 0
+
+
+def _check(options: argparse.Namespace) -> int:
+    """Look at the machines named, or at all of them and what they share."""
+    from snaptree.hosts.policies import load_policies
+    from snaptree.plans.advice import counted
+    from snaptree.terminal import checks, console
+    from snaptree.terminal.checking import check_hosts
+    from snaptree.terminal.policy_options import thresholds_of
+
+    thresholds = thresholds_of(options, load_policies().thresholds)
+    with _connected(options) as connections:
+        named = [_find(connections, name) for name in dict.fromkeys(options.vms)]
+        places = [(connection, _options_for(connection.uri, options)) for connection in connections]
+        findings, machines = check_hosts(places, named, thresholds, _read)
+    if _wants_json(options):
+        console.print_json(checks.findings_json(findings))
+    else:
+        checks.print_findings(console.console(), findings, machines)
+    return EXIT_FOUND if counted(each.advice for each in findings) else 0
+
+
+def _options_for(uri: str, options: argparse.Namespace) -> tuple[str, ...]:
+    """The options by which another command finds a host that this one was told of."""
+    where = Where.of(options)
+    if uri in where.uris:
+        return "--connect", uri
+    if where.demo_directory is not None:
+        return "--demo-dir", str(where.demo_directory.resolve())
+    return ("--demo",) if where.demo else ()
 
 
 def _drop_memory(options: argparse.Namespace) -> int:

@@ -19,16 +19,11 @@ from snaptree.model.estate import (
 from snaptree.model.figures import Confidence, Figure
 from snaptree.model.settings import THERE, WHILE_RUNNING, SettingChange
 from snaptree.model.text import plain, quoted
+from snaptree.model.text import size as size
 
 UNKNOWN = "?"
 NONE = "—"
 """Stands where there is nothing to count, such as the memory of a snapshot of disks only."""
-
-
-def size(number_of_bytes: float) -> str:
-    """Bytes in binary units: `512 Bytes`, `1.2 GiB`, `−3.1 GiB`."""
-    sign = "−" if number_of_bytes < 0 else ""
-    return sign + humanize.naturalsize(abs(number_of_bytes), binary=True, format="%.1f")
 
 
 def figure(figure: Figure) -> str:

@@ -444,7 +444,9 @@ def test_wrong_usage_of_a_command_shows_its_own_usage(command: str) -> None:
 
 
 def test_help_says_what_every_status_means(terminal: Terminal) -> None:
-    assert "3 refused by a rule, or not agreed to" in " ".join(terminal.run("--help").stdout.split())
+    said = " ".join(terminal.run("--help").stdout.split())
+    assert "3 refused by a rule, or not agreed to" in said
+    assert "4 'check' found something" in said
 
 
 @pytest.mark.parametrize("uri", ["qemu+unix:///system?socket=/nonexistent", "nonsense:///x"])
@@ -540,7 +542,10 @@ def test_what_was_interrupted_is_said_refused_beside_and_finished(terminal: Term
     assert (left["action"], left["steps"]) == ("leave", [])
     preview = terminal.run("recover", "fresh-01", "-n").stdout
     assert "Done already" in preview
-    finished = terminal.json("recover", "fresh-01", "-y")
+    found = json.loads(terminal.run("check", "fresh-01", "--json").stdout)[0]
+    assert (found["kind"], found["severity"]) == ("interrupted", "error")
+    assert found["command"] == ["snaptree", *demo, "recover", "fresh-01"]
+    finished = terminal.json(*found["command"][3:], "-y")
     assert (finished["action"], finished["result"]["state"]) == ("finish", "done")
     tree = terminal.json("tree", "fresh-01")
     assert (names(tree), tree["troubles"]) == ([], [])

@@ -36,7 +36,7 @@ from snaptree.plans.situation import Disk, Situation, elsewhere
 # Every attribute by which libvirt's XML can name an image, in machines, snapshots and save files alike.
 _PATHS = re.compile(r"""<(?:source|mirror)\b[^>]*?\s(?:file|dev)=(?:'([^']*)'|"([^"]*)")""")
 
-_MAXIMUM_FILES_LOOKED_AT = 5_000
+MAXIMUM_FILES_LOOKED_AT = 5_000
 """In each directory, when looking for overlays that no machine mentions."""
 
 
@@ -93,7 +93,7 @@ def read_situation(connection: Connection, uuid: str, places: Iterable[str] = ()
             {
                 directory: free
                 for directory in (*directories, *others)
-                if (free := _free(connection, directory)) is not None
+                if (free := free_in(connection, directory)) is not None
             }
         ),
         places=MappingProxyType(there),
@@ -213,7 +213,7 @@ def _overlays(images: Images, layers: DomainLayers, files: Iterable[Iterable[str
         if image.backing:
             on.setdefault(image.backing, set()).add(image.path)
     for paths in files:
-        for path in list(paths)[:_MAXIMUM_FILES_LOOKED_AT]:
+        for path in list(paths)[:MAXIMUM_FILES_LOOKED_AT]:
             if path in layers.images or images.apparent_format(path) != "qcow2":
                 continue
             backing = images.read_image(path, "qcow2").backing
@@ -288,7 +288,8 @@ def _machine_names(connection: Connection) -> frozenset[str]:
         return frozenset(str(handle.name()) for handle in connection.handle.listAllDomains())
 
 
-def _free(connection: Connection, directory: str) -> int | None:
+def free_in(connection: Connection, directory: str) -> int | None:
+    """Bytes free for a directory of the host; None where nobody can say."""
     if connection.host.is_local:
         try:
             return shutil.disk_usage(directory).free

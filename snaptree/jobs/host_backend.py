@@ -29,6 +29,7 @@ from snaptree.hosts.situation import read_situation, read_to_describe
 from snaptree.hosts.thumbnails import Thumbnails
 from snaptree.hosts.watching import Changes
 from snaptree.jobs import garbage
+from snaptree.jobs.advisor import Advisor
 from snaptree.jobs.connecting import Connector, CredentialsRequest
 from snaptree.jobs.postman import Postman
 from snaptree.jobs.session import Session
@@ -39,6 +40,7 @@ from snaptree.model.estate import Domain, DomainLayers, Host, ImageKey, Snapshot
 from snaptree.model.merging import ALONE, Elsewhere
 from snaptree.model.settings import Comparison, layers_of_one_disk
 from snaptree.model.tree import SnapshotTree
+from snaptree.plans.advice import HostAdvice, Observed
 from snaptree.plans.group import GroupPlan
 from snaptree.plans.intention import Intention, Recover, Take, only_describes, places_of, take_back
 from snaptree.plans.operation import Operation, OperationState, Settled, undoes_look
@@ -58,12 +60,17 @@ EARLIER_OPERATIONS = 20
 """What was done before this start, and is shown."""
 THAW_AGAIN_MS = 30_000
 """Between two attempts to thaw what an operation left frozen."""
+ADVICE_AFTER_MS = 500
+"""After costs are news: those of several machines come together."""
+ADVICE_AGAIN_MS = 600_000
+"""Snapshots grow old, and file systems full."""
 PROGRESS_SECONDS = 0.1
 """Between two reports of an operation's progress."""
 
 _NO_SNAPSHOTS = SnapshotTree.build((), None)
 _LIST = "list"
 _ELSEWHERE = "elsewhere"
+_ADVICE = "advice"
 _JOURNAL = "journal"
 _COMPARISON = "comparison"
 
@@ -178,6 +185,8 @@ class HostBackend(QObject):
     """tuple[Operation, ...], newest first: what was done before this start; once"""
     unfinished_changed = Signal(object)
     """Mapping of UUID to Operation: what was interrupted, and is neither finished nor left as it is"""
+    advice_changed = Signal(object)
+    """HostAdvice: what should be looked at"""
     credentials_needed = Signal(object)
     """CredentialsRequest: somebody must answer it"""
 
@@ -232,6 +241,8 @@ class HostBackend(QObject):
         self._changer = Worker(f"change {uri}", self._post, oldest_first=True, at_end=self._close_change_connection)
         self._workers = (self._reader, self._measurer, self._analyst, self._changer)
 
+        self._advisor = Advisor()  # the analysing thread's own
+        self._advice: HostAdvice | None = None
         self._garbage = garbage.collector()
         self._counts_timer = QTimer(self, singleShot=True, interval=COUNTS_EVERY_MS)
         self._counts_timer.timeout.connect(self._tell_domains)
@@ -239,6 +250,8 @@ class HostBackend(QObject):
         self._live_timer.timeout.connect(self._measure_what_is_on_screen)
         self._elsewhere_timer = QTimer(self, singleShot=True, interval=COUNTS_EVERY_MS)
         self._elsewhere_timer.timeout.connect(self._reckon_all_again)
+        self._advice_timer = QTimer(self, singleShot=True)
+        self._advice_timer.timeout.connect(self._advise)
         self._thaw_timer = QTimer(self, singleShot=True, interval=THAW_AGAIN_MS)
         self._thaw_timer.timeout.connect(self._read_journal)
 
@@ -311,6 +324,7 @@ class HostBackend(QObject):
         self._counts_timer.stop()
         self._live_timer.stop()
         self._elsewhere_timer.stop()
+        self._advice_timer.stop()
         self._thaw_timer.stop()
         for worker in self._workers:
             worker.close()
@@ -550,6 +564,7 @@ class HostBackend(QObject):
         for failed in (self._unread, self._unmeasured):
             failed.discard(uuid)
         self._vanished.pop(uuid, None)
+        self._advise_soon()
         if self._session is not None:
             self._session.watcher.forget(uuid)
 
@@ -734,6 +749,7 @@ class HostBackend(QObject):
         self._costs[uuid] = costs
         self._speed = costs.speed
         self.costs_changed.emit(uuid, costs)
+        self._advise_soon()
         if before is None or before.costs.images.keys() != costs.costs.images.keys():
             self._elsewhere_timer.start()
 
@@ -758,6 +774,37 @@ class HostBackend(QObject):
         self._analyst.submit(
             work, on_done=done, on_failed=self._list_failed, priority=Priority.BACKGROUND, key=_ELSEWHERE
         )
+
+    def _advise_soon(self) -> None:
+        if not self._advice_timer.isActive() or self._advice_timer.interval() > ADVICE_AFTER_MS:
+            self._advice_timer.start(ADVICE_AFTER_MS)
+
+    def _advise(self) -> None:
+        """Find what should be looked at, of what is known by now."""
+        session = self._session
+        if session is None:
+            return
+        seen = {
+            uuid: Observed(session.host, domain, self._trees[uuid].tree, costs.layers, costs.costs, costs.elsewhere)
+            for uuid, costs in self._costs.items()
+            if (domain := self._domains.get(uuid)) is not None and uuid in self._trees
+        }
+        is_settled = len(seen) == len(self._domains) and not self._changes and not self._unfinished
+
+        def work(_should_stop: ShouldStop) -> HostAdvice:
+            with session.using() as connection:
+                return self._advisor.advise(connection, seen, is_settled=is_settled)
+
+        self._analyst.submit(
+            work, on_done=self._advised, on_failed=_not_told, priority=Priority.BACKGROUND, key=_ADVICE
+        )
+
+    def _advised(self, advice: HostAdvice) -> None:
+        if advice != self._advice:
+            self._advice = advice
+            self.advice_changed.emit(advice)
+        if not self._advice_timer.isActive():
+            self._advice_timer.start(ADVICE_AGAIN_MS)
 
     def _measure_again(self, uuid: str, began: float) -> None:
         """While a machine on screen runs, look at it now and then, the less often the longer that takes."""

@@ -10,7 +10,7 @@ from math import inf
 
 from snaptree.model.errors import SnapTreeError
 from snaptree.model.estate import Impact
-from snaptree.model.troubles import Severity, Trouble
+from snaptree.model.troubles import Kind, Severity, Trouble
 from snaptree.plans.plan import Action, Plan, Step
 
 
@@ -160,7 +160,7 @@ def interruption(operation: Operation) -> str:
 def troubles_of_operation(unfinished: Operation | None) -> Iterator[Trouble]:
     """What is wrong with a machine on which an operation was interrupted."""
     if unfinished is not None:
-        yield Trouble(Severity.ERROR, interruption(unfinished))
+        yield Trouble(Severity.ERROR, interruption(unfinished), Kind.INTERRUPTED)
 
 
 def undoes_look(later: Operation, operation: Operation) -> bool:

@@ -7,6 +7,12 @@ keep-last = 5
 keep-daily = 14
 keep-within = "2d"
 maximum-depth = 20
+
+[check]                         # from where on `snaptree check` and the window speak of it
+max-depth = 25
+max-age = "90d"
+days-left = 14
+max-growth = "1 GiB"            # a day
 """
 
 from __future__ import annotations
@@ -17,10 +23,12 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
+from functools import partial
 from types import MappingProxyType
 from typing import Any, Final
 
 from snaptree.model.errors import SnapTreeError
+from snaptree.plans.advice import Thresholds
 from snaptree.plans.policy import ALL, Duration, Period, Policy, Scope
 from snaptree.plans.wording import quoted
 
@@ -68,6 +76,7 @@ class PolicyFile:
     """All that a file says."""
 
     policies: Mapping[str, NamedPolicy] = field(default_factory=lambda: MappingProxyType({}))
+    thresholds: Thresholds = field(default_factory=Thresholds)
 
     def policy(self, name: str) -> NamedPolicy:
         """A policy by its name. Raises SnapTreeError if there is none."""
@@ -88,10 +97,10 @@ def read_policies(text: str, where: str) -> PolicyFile:
         problem = re.sub(r" \(at .*\)", "", str(error))
         raise PolicyFileError(where, (Problem(int(at[1]) if at else 0, f"{problem}."),)) from error
     reader = _Reader(text)
-    policies = reader.policies(document)
+    policies, thresholds = reader.policies(document), reader.thresholds(document)
     if reader.problems:
         raise PolicyFileError(where, tuple(sorted(reader.problems, key=lambda each: each.line)))
-    return PolicyFile(MappingProxyType(policies))
+    return PolicyFile(MappingProxyType(policies), thresholds)
 
 
 def parse_size(text: str) -> int:
@@ -111,9 +120,9 @@ def _count(value: Any) -> int:
     return value
 
 
-def _positive(value: Any) -> int:
+def _positive(value: Any, of: str = "layers") -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise SnapTreeError("is a number of layers, 1 or more.")
+        raise SnapTreeError(f"is a number of {of}, 1 or more.")
     return value
 
 
@@ -157,6 +166,9 @@ _VALUES: Final[Mapping[str, Callable[[Any], Any]]] = MappingProxyType(
         "by-hand": _flag,
     }
 )
+_THRESHOLDS: Final[Mapping[str, Callable[[Any], Any]]] = MappingProxyType(
+    {"max-depth": _positive, "max-age": _duration, "days-left": partial(_positive, of="days"), "max-growth": _bytes}
+)
 _FIELDS: Final = ("keep-forks", "minimum-age", "maximum-depth", "free-at-least")
 _SCOPE: Final = ("names", "tags", "owners", "schedules", "by-hand")
 
@@ -170,13 +182,21 @@ class _Reader:
         self.problems: list[Problem] = []
 
     def policies(self, document: Mapping[str, Any]) -> dict[str, NamedPolicy]:
-        for name in document.keys() - {"policy"}:
+        for name in document.keys() - {"policy", "check"}:
             self._complain((name,), f"there is no {quoted(name)} here: policies are named [policy.NAME].")
         tables = document.get("policy", {})
         if not isinstance(tables, dict) or not all(isinstance(table, dict) for table in tables.values()):
             self._complain(("policy",), "policies are named [policy.NAME].")
             return {}
         return {name: self._policy(name, table) for name, table in tables.items()}
+
+    def thresholds(self, document: Mapping[str, Any]) -> Thresholds:
+        table = document.get("check", {})
+        if not isinstance(table, dict):
+            self._complain(("check",), "what is checked stands below [check].")
+            return Thresholds()
+        values = self._values(("check",), table, _THRESHOLDS, "that is checked")
+        return Thresholds(**{key.replace("-", "_"): value for key, value in values})
 
     def _policy(self, name: str, table: Mapping[str, Any]) -> NamedPolicy:
         values = dict(self._values(("policy", name), table))
@@ -188,13 +208,19 @@ class _Reader:
             self._complain(("policy", name), f"the policy {quoted(name)} lets nothing go: say what to keep.")
         return NamedPolicy(name, policy, values.get("machines", ()))
 
-    def _values(self, place: tuple[str, ...], table: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    def _values(
+        self,
+        place: tuple[str, ...],
+        table: Mapping[str, Any],
+        readers: Mapping[str, Callable[[Any], Any]] = _VALUES,
+        what: str = "that a policy says",
+    ) -> Iterator[tuple[str, Any]]:
         for key, value in table.items():
-            read = _VALUES.get(key)
+            read = readers.get(key)
             if read is None:
-                close = get_close_matches(key, _VALUES, n=1)
+                close = get_close_matches(key, readers, n=1)
                 hint = f" Did you mean {quoted(close[0])}?" if close else ""
-                self._complain((*place, key), f"{quoted(key)} is nothing that a policy says.{hint}")
+                self._complain((*place, key), f"{quoted(key)} is nothing {what}.{hint}")
                 continue
             try:
                 yield key, read(value)

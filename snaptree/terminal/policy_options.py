@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Callable
+from itertools import chain
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from snaptree.model.errors import SnapTreeError
 
 if TYPE_CHECKING:
+    from snaptree.plans.advice import Thresholds
     from snaptree.plans.hours import Hours
     from snaptree.plans.policy import Duration, Policy
 
@@ -65,6 +67,49 @@ def policy_of(options: Namespace) -> Policy:
             by_hand=options.by_hand,
         ),
     )
+
+
+def arguments_of(policy: Policy) -> tuple[str, ...]:
+    """The options that say a policy: what `policy_of` reads."""
+    from snaptree.plans.policy import ALL
+
+    scope = policy.scope
+    valued = [
+        *((f"--keep-{period.value}", "all" if number == ALL else number) for period, number in policy.counts.items()),
+        ("--keep-within", policy.within),
+        ("--minimum-age", policy.minimum_age),
+        ("--maximum-depth", policy.maximum_depth),
+        ("--free-at-least", policy.free_at_least),
+        *(("--name", name) for name in scope.names),
+        *(("--tag", tag) for tag in scope.tags),
+        *(("--owner", owner) for owner in scope.owners),
+        *(("--schedule", schedule) for schedule in scope.schedules),
+    ]
+    flags = {"--drop-forks": not policy.keep_forks, "--by-hand": scope.by_hand}
+    # A value that begins with a dash is no option.
+    said = (
+        (f"{option}={value}",) if str(value).startswith("-") else (option, str(value))
+        for option, value in valued
+        if value is not None
+    )
+    return (*chain.from_iterable(said), *(flag for flag, is_set in flags.items() if is_set))
+
+
+def add_check_options(parser: ArgumentParser) -> None:
+    """Let a command take as options what stands in the table [check] of the user's file."""
+    group = parser.add_argument_group("from where on it counts", "By default as [check] says in your file of policies.")
+    group.add_argument("--max-depth", metavar="N", type=_positive, help="disks on more than N layers (25)")
+    group.add_argument("--max-age", metavar="TIME", type=_duration, help="snapshots that are older (90d)")
+    group.add_argument("--days-left", metavar="N", type=_positive, help="file systems full in N days (14)")
+    group.add_argument("--max-growth", metavar="SIZE", type=_size, help="guests that write more a day (1 GiB)")
+
+
+def thresholds_of(options: Namespace, otherwise: Thresholds) -> Thresholds:
+    """What options say, and where they say nothing what holds otherwise."""
+    from dataclasses import fields, replace
+
+    names = [each.name for each in fields(otherwise)]
+    return replace(otherwise, **{name: value for name in names if (value := vars(options)[name]) is not None})
 
 
 def hours(text: str) -> Hours:

@@ -7,27 +7,15 @@ from dataclasses import dataclass
 from rich.console import Console
 
 from snaptree import words
-from snaptree.model.costs import DomainCosts
-from snaptree.model.estate import Domain, DomainLayers, Host
-from snaptree.model.merging import ALONE, Elsewhere
-from snaptree.model.tree import SnapshotTree
 from snaptree.model.troubles import Severity, Trouble, troubles_of_layers, troubles_of_tree, worst_first
-from snaptree.plans.operation import Operation, troubles_of_operation
+from snaptree.plans.advice import Advice, Observed
+from snaptree.plans.operation import troubles_of_operation
 from snaptree.terminal.console import plain
 
 
 @dataclass(frozen=True, slots=True)
-class DomainReading:
+class DomainReading(Observed):
     """One machine with everything that a listing shows of it."""
-
-    host: Host
-    domain: Domain
-    tree: SnapshotTree
-    layers: DomainLayers
-    costs: DomainCosts
-    elsewhere: Elsewhere = ALONE
-    unfinished: Operation | None = None
-    """What was interrupted on it."""
 
     @property
     def troubles(self) -> tuple[Trouble, ...]:
@@ -64,7 +52,7 @@ def print_troubles(out: Console, reading: DomainReading) -> None:
         print_trouble(out, trouble)
 
 
-def print_trouble(out: Console, trouble: Trouble, where: str = "", more: str = "") -> None:
+def print_trouble(out: Console, trouble: Trouble | Advice, where: str = "", more: str = "") -> None:
     """Print a trouble on a line of its own."""
-    style = "red" if trouble.severity is Severity.ERROR else "yellow"
+    style = {Severity.ERROR: "red", Severity.WARNING: "yellow"}.get(trouble.severity, "")
     out.print(f"{where}{trouble.severity.word}: {plain(trouble.text)}{more}", style=style, soft_wrap=False)

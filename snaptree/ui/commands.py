@@ -17,6 +17,7 @@ from snaptree.plans.intention import (
     DropMemory,
     Intention,
     Look,
+    Prune,
     Recover,
     Revert,
     TakeBack,
@@ -26,6 +27,7 @@ from snaptree.plans.plan import MakeLook, StartLook, StateAfter
 from snaptree.ui.compare_dialog import CompareDialog
 from snaptree.ui.error_dialog import show_error
 from snaptree.ui.group_take_dialog import GroupTakeDialog
+from snaptree.ui.machine import MachineId
 from snaptree.ui.machine_order import MachineOrder
 from snaptree.ui.plan_dialog import Alternatives, Choice, PlanDialog
 from snaptree.ui.planning import GroupPlanner, Planner
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
     from PySide6.QtWidgets import QWidget
 
     from snaptree.model.tree import SnapshotTree
+    from snaptree.plans.advice import Cure
     from snaptree.plans.operation import Operation
     from snaptree.plans.plan import Plan
     from snaptree.ui.activity import Activity
@@ -167,14 +170,7 @@ class Commands(QObject):
             name in machine.tree and machine.tree[name].kind is not SnapshotKind.INTERNAL
             for name in (*snapshots, *below)
         ):
-            choices.append(
-                Choice(
-                    "Merge so that it can be slowed down and stopped",
-                    is_ticked=False,
-                    apply=_by_own_jobs,
-                    explanation="What libvirt's own delete has begun to merge can't be stopped any more.",
-                )
-            )
+            choices.append(_OWN_JOBS)
         self._open(
             PlanDialog(
                 self._planner(machine),
@@ -290,6 +286,23 @@ class Commands(QObject):
             )
         )
 
+    def cure(self, uri: str, cure: Cure) -> None:
+        """Show the plan for what cures a finding. A machine that is gone by now has none."""
+        machine = self._estate.machine(MachineId(uri, cure.uuid))
+        if machine is None:
+            return
+        match cure.intention:
+            case Recover(leave=leave):
+                self.recover(machine, leave=leave)
+            case Delete(snapshots=snapshots):
+                self.delete(machine, snapshots)
+            case intention:
+                title = f"Prune {in_sentence(machine.domain.name)}"
+                planner = self._planner(machine)
+                self._open(
+                    PlanDialog(planner, intention, title=title, verb="&Prune", choices=[_OWN_JOBS], parent=self._window)
+                )
+
     def cancel(self, uri: str, operation: Operation) -> None:
         """Ask work to stop."""
         self._estate[uri].backend.cancel(operation.id)
@@ -382,8 +395,16 @@ _STATES_AFTER = Alternatives(
 
 
 def _by_own_jobs(intention: Intention, ticked: bool) -> Intention:
-    assert isinstance(intention, Delete)
+    assert isinstance(intention, Delete | Prune)
     return replace(intention, by_own_jobs=ticked)
+
+
+_OWN_JOBS = Choice(
+    "Merge so that it can be slowed down and stopped",
+    is_ticked=False,
+    apply=_by_own_jobs,
+    explanation="What libvirt's own delete has begun to merge can't be stopped any more.",
+)
 
 
 def _with_subtree(intention: Intention, ticked: bool) -> Intention:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from PySide6.QtCore import QObject, Signal
 
+from snaptree.plans.advice import HostAdvice
 from snaptree.ui.machine import Machine, MachineId
 
 if TYPE_CHECKING:
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from snaptree.jobs.host_backend import CostReading, CredentialsRequest, HostBackend, HostStatus, TreeReading
     from snaptree.model.errors import SnapTreeError
     from snaptree.model.estate import Domain
+    from snaptree.plans.advice import Advice
     from snaptree.plans.operation import Operation
 
 
@@ -39,6 +41,7 @@ class HostEntry(QObject):
         self._costs: dict[str, CostReading] = {}
         self._errors: dict[str, SnapTreeError] = {}
         self._unfinished: Mapping[str, Operation] = {}
+        self._advice: HostAdvice | None = None
         self._groups: dict[str, set[str]] = {}
         """Group -> machines, by UUID, that have a snapshot of it."""
         self._machines: dict[str, Machine] = {}
@@ -51,6 +54,7 @@ class HostEntry(QObject):
         backend.operation_changed.connect(self._operation_changed)
         backend.history_read.connect(self._history_read)
         backend.unfinished_changed.connect(self._unfinished_changed)
+        backend.advice_changed.connect(self._advice_changed)
         backend.credentials_needed.connect(self._credentials_needed)
 
     @property
@@ -61,6 +65,11 @@ class HostEntry(QObject):
     def machines(self) -> tuple[Machine, ...]:
         """Its machines, as libvirt lists them."""
         return tuple(machine for uuid in self._domains if (machine := self.machine(uuid)) is not None)
+
+    @property
+    def findings(self) -> tuple[Advice, ...]:
+        """What should be looked at of what its machines share, the worst first."""
+        return () if self._advice is None else self._advice.host
 
     def machine(self, uuid: str) -> Machine | None:
         """What is known of one machine; None if the host does not have it."""
@@ -77,6 +86,7 @@ class HostEntry(QObject):
                 costs=self._costs.get(uuid),
                 error=self._errors.get(uuid),
                 unfinished=self._unfinished.get(uuid),
+                advice=None if self._advice is None else self._advice.machines.get(uuid),
                 together=MappingProxyType({group: self._together(group) for group in self._groups_of(uuid)}),
             )
         return machine
@@ -145,6 +155,14 @@ class HostEntry(QObject):
         for uuid in before.keys() | unfinished.keys():
             if before.get(uuid) != unfinished.get(uuid) and uuid in self._domains:
                 self._machine_changed(uuid)
+
+    def _advice_changed(self, advice: HostAdvice) -> None:
+        before, self._advice = self._advice or HostAdvice(), advice
+        for uuid in before.machines.keys() | advice.machines.keys():
+            if before.machines.get(uuid) != advice.machines.get(uuid) and uuid in self._domains:
+                self._machine_changed(uuid)
+        if before.host != advice.host:
+            self.machines_changed.emit(self.uri)
 
     def _credentials_needed(self, request: CredentialsRequest) -> None:
         self.credentials_needed.emit(request)

@@ -14,6 +14,7 @@ from snaptree import words
 from snaptree.model.costs import host_disk
 from snaptree.model.figures import Figure, unknown
 from snaptree.plans.wording import plain
+from snaptree.ui.findings import told
 from snaptree.ui.text import tooltip
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ class Order(StrEnum):
     AGE = "age"
     DEPTH = "depth"
     COUNT = "count"
+    FINDINGS = "findings"
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +107,7 @@ _MEASURES: dict[Order, Callable[[Machine], float | None]] = {
     Order.AGE: lambda machine: None if machine.oldest is None else time() - machine.oldest,
     Order.DEPTH: lambda machine: machine.depth,
     Order.COUNT: lambda machine: machine.snapshot_count,
+    Order.FINDINGS: lambda machine: None if machine.worst is None else machine.worst.severity,
 }
 
 
@@ -238,6 +241,8 @@ class EstateModel(QAbstractItemModel):
                     total = self._rows[index.row()].total
                     return words.figure(total) if total.is_known and host.machines() else ""
             return ""
+        if role == Qt.ItemDataRole.AccessibleTextRole and index.column() == Column.NAME:
+            return ", ".join([host_title(host), *(finding.text for finding in host.findings[:1])])
         if role == Qt.ItemDataRole.ToolTipRole:
             return tooltip(_host_tooltip(host, self._rows[index.row()].total))
         return None
@@ -321,7 +326,7 @@ def _host_tooltip(entry: HostEntry, total: Figure) -> str:
             words.count(len(entry.machines()), "virtual machine"),
             f"All images, each counted once: {words.figure_in_full(total)}",
         ]
-    return "\n".join(parts)
+    return "\n".join([*parts, *told(entry.findings)])
 
 
 def _machine_tooltip(machine: Machine) -> str:
@@ -338,8 +343,7 @@ def _machine_tooltip(machine: Machine) -> str:
         parts.append(f"Saved memory: {words.figure(machine.memory)}")
         if machine.oldest is not None:
             parts.append(f"Oldest snapshot: {words.moment(machine.oldest)}")
-    parts += [f"⚠ {trouble.text}" for trouble in machine.troubles[:5]]
-    return "\n".join(parts)
+    return "\n".join([*parts, *told(machine.findings)])
 
 
 def _machine_for_ears(machine: Machine) -> str:

@@ -24,9 +24,9 @@ from PySide6.QtWidgets import (
 from snaptree import words
 from snaptree.model.estate import DomainState
 from snaptree.model.text import quoted
-from snaptree.model.troubles import Severity
 from snaptree.ui import icons
 from snaptree.ui.estate_model import Column, EstateModel, Order
+from snaptree.ui.findings import sign_of
 from snaptree.ui.labels import PlainLabel
 from snaptree.ui.machine import MachineId
 from snaptree.ui.theme import Colours, colours_of
@@ -48,6 +48,7 @@ _ORDERS = {
     Order.AGE: "&Age of the oldest snapshot",
     Order.DEPTH: "D&epth of the tree",
     Order.COUNT: "Number of &snapshots",
+    Order.FINDINGS: "&Worst finding",
 }
 
 _STATE_ICONS = {
@@ -123,6 +124,8 @@ class EstateDelegate(QStyledItemDelegate):
             rect = self._paint_icon(painter, rect, _HOST_ICONS.get(phase, "host"), colour)
             if host.status.host is not None and host.status.host.read_only:
                 rect = self._paint_mark(painter, rect, "lock", colours.dim)
+            if host.findings:
+                rect = self._paint_mark(painter, rect, *sign_of(host.findings[0], colours))
             font = QFont(painter.font())
             font.setWeight(QFont.Weight.DemiBold)
             painter.setFont(font)
@@ -143,9 +146,7 @@ class EstateDelegate(QStyledItemDelegate):
             state = machine.domain.state
             rect = self._paint_icon(painter, rect, state_icon(state), state_colour(state, colours))
             if machine.worst is not None:
-                is_error = machine.worst.severity is Severity.ERROR
-                sign, colour = ("error", colours.error) if is_error else ("warning", colours.warning)
-                rect = self._paint_mark(painter, rect, sign, colour)
+                rect = self._paint_mark(painter, rect, *sign_of(machine.worst, colours))
             if machine.looks_at is not None:
                 rect = self._paint_mark(painter, rect, "look", colours.dim)
             self._paint_text(painter, rect, text, colours.text)

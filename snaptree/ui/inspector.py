@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from PySide6.QtCore import Qt
+from PySide6.QtCore import Qt, Signal
 from PySide6.QtWidgets import (
     QFrame,
     QGridLayout,
@@ -21,15 +21,14 @@ from snaptree.model.costs import SelectionCost
 from snaptree.model.estate import MemorySnapshot
 from snaptree.model.figures import NOTHING, Figure, total, unknown
 from snaptree.model.saved_memory import UNCOMPRESSED, SavedMemory, saved_memory
-from snaptree.model.troubles import Severity, Trouble
 from snaptree.plans.plan import Action
 from snaptree.plans.wording import listed, machines_named, plain, quoted, version
 from snaptree.ui.availability import Selection
 from snaptree.ui.changed_settings import ChangedSettings
+from snaptree.ui.findings import Findings
 from snaptree.ui.labels import ElidedLabel, PlainLabel, SectionTitle
 from snaptree.ui.layer_stack import LayerStack, stacks_of
 from snaptree.ui.note_field import NoteField
-from snaptree.ui.plan_view import Notice
 from snaptree.ui.text import in_sentence, lines
 from snaptree.ui.thumbnails import Picture
 
@@ -45,7 +44,6 @@ if TYPE_CHECKING:
 
 MEANT_WIDTH = 320
 _MARGIN = 12
-_TROUBLES_SHOWN = 3
 _GO_WITHOUT_SAYING = ("no-machine", "no-snapshot", "now", "no-memory")
 """Rules whose reason can be seen."""
 
@@ -96,7 +94,10 @@ class Facts(QWidget):
 
 
 class Inspector(QScrollArea):
-    """Title, actions with the reasons why some are off, note, facts, troubles and layers of the selection."""
+    """Title, actions with the reasons why some are off, findings, note, facts and layers of the selection."""
+
+    cure_wanted = Signal(object)
+    """The plan of this Cure is to be shown."""
 
     def __init__(
         self, actions: Actions, parent: QWidget | None = None, thumbnails: ThumbnailLibrary | None = None
@@ -127,9 +128,8 @@ class Inspector(QScrollArea):
         self._layers_title = SectionTitle("Layers", page)
         self.layers = LayerStack(page)
         self.changed = ChangedSettings(page)
-        self._troubles_page = QVBoxLayout()
-        self._troubles_page.setSpacing(4)
-        self._troubles: tuple[Trouble, ...] = ()
+        self.findings = Findings(page)
+        self.findings.cure_wanted.connect(self.cure_wanted)
         buttons = QHBoxLayout()
         buttons.setSpacing(6)
         for action in (actions.take, actions.revert, actions.delete):
@@ -147,7 +147,7 @@ class Inspector(QScrollArea):
         layout.addWidget(self.unlook)
         layout.addWidget(self.drop_memory)
         layout.addWidget(self.picture)
-        layout.addLayout(self._troubles_page)
+        layout.addWidget(self.findings)
         layout.addWidget(self._note_title)
         layout.addWidget(self.note)
         layout.addWidget(self._meaning_title)
@@ -175,7 +175,7 @@ class Inspector(QScrollArea):
         self.picture.show_image(None)
         self._show_note(None)
         self._show_reasons()
-        self._show_troubles(())
+        self.findings.show_findings(host.findings)
         facts = [Fact("Connection", str(host.status.phase))]
         if host.status.host is not None:
             known = host.status.host
@@ -239,7 +239,7 @@ class Inspector(QScrollArea):
         self.subtitle.set_text(f"{words.kind(snapshot.kind)}, {words.consistency(consistency)}{did}")
         self.meaning.set_text(words.consistency_in_full(consistency))
         self._show_note(machine, snapshot)
-        self._show_troubles(())
+        self.findings.show_findings(())
         facts = [
             Fact("Taken", words.moment(snapshot.created)),
             Fact("Machine was", words.state(snapshot.state)),
@@ -278,7 +278,7 @@ class Inspector(QScrollArea):
         self.title.set_text(words.count(len(names), "snapshot"))
         self.subtitle.set_text(f"of {plain(machine.domain.name)}")
         self._show_note(None)
-        self._show_troubles(())
+        self.findings.show_findings(())
         sums = selection_sums(machine, names)
         self.facts.show_facts([_bytes(title, figure) for title, figure in sums])
         self._show_layers(machine)
@@ -287,7 +287,7 @@ class Inspector(QScrollArea):
         self.title.set_text(machine.domain.name)
         self.subtitle.set_text(words.state(machine.domain.state))
         self._show_note(None)
-        self._show_troubles(machine.troubles)
+        self.findings.show_findings(machine.findings, machine.id.uuid)
         count = machine.snapshot_count
         look = machine.looks_at
         facts = [] if look is None else [Fact("Looks at", f"{quoted(look.snapshot)} of {plain(look.domain)}")]
@@ -338,20 +338,6 @@ class Inspector(QScrollArea):
         )
         for widget in (self.reasons, self._reasons_title):
             widget.setVisible(bool(by_reason))
-
-    def _show_troubles(self, troubles: tuple[Trouble, ...]) -> None:
-        if troubles == self._troubles:
-            return
-        self._troubles = troubles
-        while (item := self._troubles_page.takeAt(0)) is not None:
-            if (widget := item.widget()) is not None:
-                widget.deleteLater()
-        for trouble in troubles[:_TROUBLES_SHOWN]:
-            sign = "error" if trouble.severity is Severity.ERROR else "warning"
-            self._troubles_page.addWidget(Notice(sign, trouble.text, "", self._page))
-        if len(troubles) > _TROUBLES_SHOWN:
-            more = PlainLabel(f"and {len(troubles) - _TROUBLES_SHOWN} more", self._page, dim=True)
-            self._troubles_page.addWidget(more)
 
     def _show_layers(self, machine: Machine | None, selected: str | None = None) -> None:
         stacks = () if machine is None else stacks_of(machine, selected)

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from snaptree.model.estate import Consistency, SnapshotKind
 from snaptree.model.figures import Figure, unknown
-from snaptree.model.troubles import Severity, Trouble, troubles_of_layers, troubles_of_tree, worst_first
-from snaptree.plans.operation import troubles_of_operation
+from snaptree.model.troubles import Trouble, troubles_of_layers, troubles_of_tree, worst_first
+from snaptree.plans.advice import Advice, advice_on, advice_on_failure, advice_on_operation
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -48,6 +48,8 @@ class Machine:
     """Why reading its snapshots failed; what was read before stays."""
     unfinished: Operation | None = None
     """What was interrupted on it, and is neither finished nor left as it is."""
+    advice: tuple[Advice, ...] | None = None
+    """What else was found; None before it was looked for."""
     together: Mapping[str, tuple[Domain, ...]] = field(default_factory=lambda: MappingProxyType({}))
     """Group of its snapshots -> all machines of its host that are known to have one of it, by name; itself included."""
 
@@ -104,19 +106,19 @@ class Machine:
         return islice(self.tree or (), 0, None, 1 + (self.snapshot_count or 0) // _SAMPLE)
 
     @cached_property
-    def troubles(self) -> tuple[Trouble, ...]:
-        """What is wrong with it, the worst first."""
-        return worst_first(self._troubles())
+    def findings(self) -> tuple[Advice, ...]:
+        """What should be looked at, the worst first. Before advice comes, that is what can be seen to be wrong."""
+        known = self.advice
+        if known is None:
+            known = tuple(advice_on(trouble) for trouble in self._troubles())
+        return worst_first([*advice_on_failure(self.error), *advice_on_operation(self.unfinished), *known])
 
     @property
-    def worst(self) -> Trouble | None:
+    def worst(self) -> Advice | None:
         """The first thing to look at."""
-        return self.troubles[0] if self.troubles else None
+        return self.findings[0] if self.findings else None
 
     def _troubles(self) -> Iterator[Trouble]:
-        if self.error is not None:
-            yield Trouble(Severity.ERROR, self.error.summary)
-        yield from troubles_of_operation(self.unfinished)
         if self.costs is not None:
             yield from troubles_of_layers(self.tree, self.costs.layers)
         if self.tree is not None:

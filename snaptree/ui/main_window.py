@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from PySide6.QtGui import QCloseEvent, QPaintEvent, QResizeEvent
 
     from snaptree.jobs.host_backend import CredentialsRequest
+    from snaptree.plans.advice import Cure
     from snaptree.plans.operation import Operation
     from snaptree.plans.plan import Finding
     from snaptree.ui.changed_settings import Moments
@@ -245,6 +246,7 @@ class MainWindow(QMainWindow):
         self.page.add_host_wanted.connect(self.add_host)
         self.page.finish_wanted.connect(partial(self._recover, leave=False))
         self.page.leave_wanted.connect(partial(self._recover, leave=True))
+        self.inspector.cure_wanted.connect(self._cure)
         self.inspector.changed.asked.connect(self._tell_changed_settings)
         self.inspector.changed.opened.connect(self.commands.compare)
         self.activity.began.connect(partial(actions.activity.setChecked, True))
@@ -493,6 +495,11 @@ class MainWindow(QMainWindow):
         machine = self.machine
         if machine is not None:
             self.commands.recover(machine, leave=leave)
+
+    def _cure(self, cure: Cure) -> None:
+        host = self._host()
+        if host is not None:
+            self.commands.cure(host.uri, cure)
 
     def add_host(self) -> None:
         """Ask for another host."""

@@ -10,6 +10,7 @@ from snaptree.model.figures import exact, unknown
 from snaptree.model.tree import SnapshotTree
 from snaptree.model.troubles import (
     DEEP_CHAIN,
+    Kind,
     Severity,
     Trouble,
     troubles_of_layers,
@@ -29,7 +30,9 @@ def test_a_sound_machine_has_no_troubles() -> None:
 
 def test_a_chain_that_cannot_be_read_is_an_error() -> None:
     layers = replace(layers_for(TREE), chains=(DiskChain("vda", ("/vm/s3.qcow2",), "no\nheader"),))
-    assert list(troubles_of_layers(TREE, layers)) == [Trouble(Severity.ERROR, r"Disk vda: no\nheader")]
+    assert list(troubles_of_layers(TREE, layers)) == [
+        Trouble(Severity.ERROR, r"Disk vda: no\nheader", Kind.BROKEN_CHAIN, "vda")
+    ]
 
 
 def test_a_missing_layer_that_a_snapshot_names_is_an_error_and_a_missing_overlay_is_none() -> None:
@@ -69,14 +72,17 @@ def test_a_base_of_another_branch_that_is_missing_is_an_error() -> None:
     branch = Image("/vm/b1.qcow2", "qcow2", exact(0), backing=base.path)
     layers = replace(layers, images=MappingProxyType({**layers.images, branch.path: branch, base.path: base}))
     (trouble,) = troubles_of_layers(tree, layers)
-    assert trouble == Trouble(Severity.ERROR, "The image /vm/base.qcow2 is missing, and with it what it held.")
+    text = "The image /vm/base.qcow2 is missing, and with it what it held."
+    assert trouble == Trouble(Severity.ERROR, text, Kind.MISSING_IMAGE, "/vm/base.qcow2")
 
 
 def test_a_deep_chain_is_a_warning() -> None:
-    deep = DiskChain("vda", tuple(f"/vm/{number}" for number in range(DEEP_CHAIN)))
-    (trouble,) = troubles_of_layers(None, replace(layers_for(TREE), chains=(deep,)))
-    assert trouble.severity is Severity.WARNING
-    assert f"{DEEP_CHAIN} layers" in trouble.text
+    deep = DiskChain("vda", tuple(f"/vm/{number}" for number in range(DEEP_CHAIN + 1)))
+    layers = replace(layers_for(TREE), chains=(deep,))
+    (trouble,) = troubles_of_layers(None, layers)
+    assert (trouble.severity, trouble.kind) == (Severity.WARNING, Kind.DEEP_CHAIN)
+    assert f"{DEEP_CHAIN + 1} layers" in trouble.text
+    assert not list(troubles_of_layers(None, layers, most_layers=DEEP_CHAIN + 1))
 
 
 def test_damaged_snapshots_interrupted_deletes_and_a_lost_current_are_warnings() -> None:
@@ -94,4 +100,5 @@ def test_the_window_says_the_same_with_the_worst_first() -> None:
     layers = replace(layers_for(tree), chains=(DiskChain("vda", (), "unreadable"),))
     troubles = worst_first([*troubles_of_tree(tree, is_complete=True), *troubles_of_layers(tree, layers)])
     assert [trouble.severity.word for trouble in troubles] == ["error", "warning"]
-    assert machine(every, "a", layers=layers).troubles == troubles
+    said = [(each.kind, each.severity, each.text) for each in machine(every, "a", layers=layers).findings]
+    assert said == [(trouble.kind, trouble.severity, trouble.text) for trouble in troubles]

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from snaptree.model.errors import SnapTreeError
+from snaptree.plans.advice import Thresholds
 from snaptree.plans.policy import ALL, Duration, Period, Policy, Scope
 from snaptree.plans.policy_file import NamedPolicy, PolicyFileError, parse_size, read_policies
 
@@ -53,6 +54,21 @@ def test_a_file_is_read_as_it_is_meant() -> None:
     ]
     assert file.policy("by hand").policy.scope == Scope(owners=("amina",), by_hand=True)
     assert file.policy("by hand").is_for("anything")
+
+
+def test_what_is_checked_has_thresholds_of_its_own() -> None:
+    assert read_policies(GOOD, "policies.toml").thresholds == Thresholds()
+    text = '[check]\nmax-depth = 40\nmax-age = "1y"\ndays-left = 30\nmax-growth = "20 GiB"'
+    assert read_policies(text, "policies.toml").thresholds == Thresholds(40, Duration(years=1), 30, 20 << 30)
+    with pytest.raises(PolicyFileError) as raised:
+        read_policies('[check]\nmax-depth = 0\n\nmax-days = "1"\ndays-left = "2"', "policies.toml")
+    assert [str(problem) for problem in raised.value.problems] == [
+        "line 2: “max-depth” is a number of layers, 1 or more.",
+        "line 4: “max-days” is nothing that is checked. Did you mean “max-age”?",
+        "line 5: “days-left” is a number of days, 1 or more.",
+    ]
+    with pytest.raises(PolicyFileError, match="below"):
+        read_policies("check = 3", "policies.toml")
 
 
 def test_a_policy_that_is_not_there_is_guessed_at() -> None:
