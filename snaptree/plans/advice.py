@@ -92,7 +92,7 @@ WHY: Final[Mapping[Kind, str]] = MappingProxyType(
         Kind.HALF_DELETED: "Until that is completed, libvirt deletes nothing else there.",
         Kind.NO_CURRENT: "libvirt's own deletes crash its daemon in this state, or remove a layer in use.",
         Kind.STALE_SNAPSHOT: "Nobody can go back to it, though it is listed as if.",
-        Kind.OLD_SNAPSHOTS: "They hold what was overwritten since, and a revert would lose all that was written.",
+        Kind.OLD_SNAPSHOTS: "What guests overwrote since is kept on the disk for that.",
         Kind.UNKNOWN_COST: "What deleting snapshots gives back can't be forecast.",
         Kind.FAST_GROWTH: "What a guest overwrites is kept as long as a snapshot holds it.",
         Kind.LOW_SPACE: "A guest whose image can't grow is paused, and so is every other one there.",

@@ -47,6 +47,8 @@ NEWEST: Final = 5
 """Snapshots that no cure deletes to make a chain shorter or to make room, if it can do without."""
 _FASTEST: Final = 3
 """Machines of a host that are said to grow fast."""
+_TRIED: Final = 50
+"""Snapshots of which a cure is planned before it is offered: rules that are in the way of all are in theirs, too."""
 _SOON: Final = 3
 """Days in which somebody has to act at once."""
 _DRIVERS: Final = ("QEMU",)
@@ -215,8 +217,7 @@ class _Check:
 
     def _goes(self, policy: Policy) -> tuple[str, ...]:
         """What no rule of a policy keeps."""
-        decisions = decide(policy, self._tree, self._now, zone=self._zone)
-        return tuple(name for name, decision in decisions.items() if not decision.keeps)
+        return _goes(policy, self._situation, self._zone)
 
     def _stale(self) -> Iterator[Advice]:
         """Internal snapshots that their image does not hold any more."""
@@ -247,7 +248,7 @@ class _Check:
         image = self._layers.images.get(path)
         if image is None or image.problem or image.format != "qcow2":
             return False
-        return all(entry.name != name for entry in image.internal_snapshots)
+        return name not in image.numbers and all(entry.name != name for entry in image.internal_snapshots)
 
     def _held_by_nobody(self) -> Iterator[Advice]:
         """Internal snapshots of which libvirt knows nothing, in images that are this machine's alone."""
@@ -279,7 +280,7 @@ class _Check:
             if not names:
                 continue
             verb, number = ("is", "A snapshot") if len(names) == 1 else ("are", f"{len(names):,} snapshots")
-            text = f"{number} {who} {verb} older than {limit}: {snapshots_named(names)}."
+            text = f"{number} {who} {verb} older than {limit.in_words}: {snapshots_named(names)}."
             cure, why_not = self._first([self._without(names)])
             remedy = "Pin what is to stay." if cure is not None else why_not
             yield advice_on(Trouble(severity, text, Kind.OLD_SNAPSHOTS), cure, remedy=remedy)
@@ -326,12 +327,24 @@ def _situation(observed: Observed, now: int) -> Situation:
 def _first(observed: Observed, seen: Situation, intentions: Iterable[Prune | Delete]) -> tuple[Cure | None, str]:
     why_not = ""
     for intention in intentions:
-        plan = make_plan(intention, seen)
+        plan = make_plan(_trial(intention, seen), seen)
         if plan.steps and not plan.is_refused:
             return Cure(observed.domain.uuid, observed.domain.name, intention), ""
         for refusal in plan.refusals:
             why_not = why_not or f"{refusal.reason} {refusal.remedy}".strip()
     return None, why_not
+
+
+def _trial(intention: Prune | Delete, seen: Situation) -> Prune | Delete:
+    """What is planned to see whether an intention can be had: of a few snapshots, as a thousand take their time."""
+    goes = intention.snapshots if isinstance(intention, Delete) else _goes(intention.policy, seen)
+    return intention if len(goes) <= _TRIED else Delete(goes[:_TRIED])
+
+
+def _goes(policy: Policy, seen: Situation, zone: dt.tzinfo | None = None) -> tuple[str, ...]:
+    """What no rule of a policy keeps."""
+    decisions = decide(policy, seen.tree, seen.now, zone=zone)
+    return tuple(name for name, decision in decisions.items() if not decision.keeps)
 
 
 def _inside(snapshot: Snapshot) -> list[str]:

@@ -23,7 +23,7 @@ from dateutil.relativedelta import relativedelta
 from snaptree.model.errors import SnapTreeError
 from snaptree.model.estate import Snapshot
 from snaptree.model.tree import SnapshotTree
-from snaptree.plans.wording import quoted
+from snaptree.plans.wording import listed, quoted
 
 ALL: Final = -1
 """As a count: as many as there are."""
@@ -64,8 +64,16 @@ class Duration:
             return dt.datetime.min.replace(tzinfo=dt.UTC)
 
     def __str__(self) -> str:
-        units = ((self.years, "y"), (self.months, "m"), (self.days, "d"), (self.hours, "h"))
-        return "".join(f"{number}{unit}" for number, unit in units if number)
+        return "".join(f"{number}{unit[0]}" for unit, number in self._units if number)
+
+    @property
+    def in_words(self) -> str:
+        """As it stands in a sentence: `1 year and 6 months`."""
+        return listed(f"{number} {unit}{'' if number == 1 else 's'}" for unit, number in self._units if number)
+
+    @property
+    def _units(self) -> tuple[tuple[str, int], ...]:
+        return ("year", self.years), ("month", self.months), ("day", self.days), ("hour", self.hours)
 
 
 class Period(StrEnum):

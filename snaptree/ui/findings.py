@@ -8,7 +8,6 @@ from PySide6.QtCore import Qt, Signal
 from PySide6.QtWidgets import QPushButton, QVBoxLayout, QWidget
 
 from snaptree.model.troubles import Severity
-from snaptree.ui.labels import PlainLabel
 from snaptree.ui.plan_view import Notice
 from snaptree.ui.text import in_sentence
 
@@ -22,7 +21,8 @@ if TYPE_CHECKING:
 
 SIGNS: Final = {Severity.ERROR: "error", Severity.WARNING: "warning", Severity.NOTE: "info"}
 """Icons; their shapes tell how bad it is without their colours."""
-_SHOWN: Final = 6
+_SHOWN: Final = 3
+"""Findings in full; the others by a click."""
 _TOLD: Final = 5
 """Of a machine's findings, in a tooltip."""
 
@@ -70,6 +70,10 @@ class Findings(QWidget):
         self._findings: tuple[Advice, ...] = ()
         self._about = ""
         self.notices: list[FindingNotice] = []
+        self.more = QPushButton(self)
+        self.more.setFlat(True)
+        self.more.setAutoDefault(False)
+        self.more.clicked.connect(self._show_all)
         self._layout = QVBoxLayout(self)
         self._layout.setContentsMargins(0, 0, 0, 0)
         self._layout.setSpacing(4)
@@ -80,17 +84,25 @@ class Findings(QWidget):
         if (findings, about) == (self._findings, self._about):
             return
         self._findings, self._about = findings, about
-        while (item := self._layout.takeAt(0)) is not None:
-            if (widget := item.widget()) is not None:
-                widget.hide()
-                widget.deleteLater()
-        self.notices = [FindingNotice(advice, about, self) for advice in findings[:_SHOWN]]
         for notice in self.notices:
+            self._layout.removeWidget(notice)
+            notice.hide()
+            notice.deleteLater()
+        self._layout.removeWidget(self.more)
+        self.notices = [FindingNotice(advice, about, self) for advice in findings]
+        for number, notice in enumerate(self.notices):
             notice.pressed.connect(self._pressed)
+            notice.setVisible(number < _SHOWN)
             self._layout.addWidget(notice)
-        if len(findings) > _SHOWN:
-            self._layout.addWidget(PlainLabel(f"and {len(findings) - _SHOWN} more", self, dim=True))
+        self._layout.addWidget(self.more, 0, Qt.AlignmentFlag.AlignLeft)
+        self.more.setText(f"Show {len(findings) - _SHOWN} More")
+        self.more.setVisible(len(findings) > _SHOWN)
         self.setVisible(bool(findings))
+
+    def _show_all(self) -> None:
+        self.more.hide()
+        for notice in self.notices:
+            notice.show()
 
     def _pressed(self) -> None:
         notice = self.sender()

@@ -132,6 +132,8 @@ class PlanView(QScrollArea):
                 layout.addWidget(Notice("info", "This can be undone.", plan.undo.text, page))
             elif not plan.warns_of_finality:
                 layout.addWidget(Notice("warning", "This can't be undone.", "", page))
+        elif not plan.is_refused and not plan.warnings:
+            layout.addWidget(PlainLabel("There is nothing to do.", page))
         self._show(page, layout)
 
     def _new_page(self) -> tuple[QWidget, QVBoxLayout]:

@@ -14,6 +14,8 @@ from snaptree.jobs.host_backend import HostBackend, HostStatus, Phase
 from snaptree.model.errors import SnapTreeError
 from snaptree.model.estate import DomainState
 from snaptree.model.figures import exact
+from snaptree.model.troubles import Kind, Severity
+from snaptree.plans.advice import Advice, HostAdvice
 from snaptree.ui.estate import Estate
 from snaptree.ui.estate_model import Column, EstateModel, Order, host_title
 from snaptree.ui.estate_view import EstateView
@@ -144,6 +146,30 @@ def test_the_worst_finding_is_told(model: EstateModel, report: Report, qtbot: Qt
     index = model.index(0, 0, model.index(0, 0))
     assert "Permission denied on <b>this</b>." in read_tooltip(index.data(Qt.ItemDataRole.ToolTipRole))
     assert "Permission denied" in index.data(Qt.ItemDataRole.AccessibleTextRole)
+
+
+def finding(severity: Severity, text: str) -> Advice:
+    return Advice(Kind.DEEP_CHAIN, severity, text, "Why.")
+
+
+def test_advice_moves_no_row_and_is_told(model: EstateModel, report: Report, qtbot: QtBot) -> None:
+    backend = report(machine(chain(2), name="web-01"), machine(chain(2), name="web-02"))
+    qtbot.waitUntil(lambda: all(each.costs is not None for each in model.rows[0].machines))
+    resets = QSignalSpy(model.modelReset)
+    note, error = finding(Severity.NOTE, "Old <b>ones</b>."), finding(Severity.ERROR, "It is too deep.")
+    advice = HostAdvice((finding(Severity.WARNING, "Full in 2 days."),), {"web-01": (), "web-02": (error, note)})
+    backend.advice_changed.emit(advice)
+    qtbot.waitUntil(lambda: model.rows[0].machines[1].worst is not None)
+    host = model.index(0, 0)
+    assert "Warning: Full in 2 days." in read_tooltip(host.data(Qt.ItemDataRole.ToolTipRole))
+    assert "Full in 2 days." in host.data(Qt.ItemDataRole.AccessibleTextRole)
+    told = read_tooltip(model.index(1, 0, host).data(Qt.ItemDataRole.ToolTipRole))
+    assert told.endswith("Error: It is too deep.\nNote: Old <b>ones</b>.")
+    assert "It is too deep." in model.index(1, 0, host).data(Qt.ItemDataRole.AccessibleTextRole)
+    assert model.rows[0].machines[0].worst is None
+    assert resets.count() == 0
+    model.order = Order.FINDINGS
+    assert names(model) == [["web-02", "web-01"]]
 
 
 def test_a_deep_chain_is_a_finding() -> None:
