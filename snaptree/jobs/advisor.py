@@ -8,12 +8,12 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from snaptree.model.errors import SnapTreeError
-from snaptree.plans.advice import HostAdvice, Thresholds
 
 if TYPE_CHECKING:
     from snaptree.hosts.connection import Connection
-    from snaptree.plans.advice import Observed
+    from snaptree.plans.advice import HostAdvice, Observed
     from snaptree.plans.check import Checked
+    from snaptree.plans.thresholds import Thresholds
 
 _HOUR = 3_600
 
@@ -33,6 +33,7 @@ class Advisor:
         from snaptree.hosts.policies import load_policies
         from snaptree.hosts.surroundings import read_surroundings
         from snaptree.plans.check import check_host
+        from snaptree.plans.thresholds import Thresholds
 
         thresholds = Thresholds()
         with suppress(SnapTreeError):  # what is wrong with the file is said where policies are used

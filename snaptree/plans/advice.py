@@ -12,24 +12,9 @@ from snaptree.model.errors import SnapTreeError
 from snaptree.model.estate import Domain, DomainLayers, Host
 from snaptree.model.merging import ALONE, Elsewhere
 from snaptree.model.tree import SnapshotTree
-from snaptree.model.troubles import DEEP_CHAIN, Kind, Severity, Trouble
+from snaptree.model.troubles import Kind, Severity, Trouble
 from snaptree.plans.intention import Delete, Prune, Recover
 from snaptree.plans.operation import Operation, troubles_of_operation
-from snaptree.plans.policy import Duration
-
-
-@dataclass(frozen=True, slots=True)
-class Thresholds:
-    """From where on something is worth a word."""
-
-    max_depth: int = DEEP_CHAIN
-    """Layers that a disk may stand on."""
-    max_age: Duration = field(default_factory=lambda: Duration(days=90))
-    """Of snapshots that are neither pinned nor known good."""
-    days_left: int = 14
-    """Until a file system is full."""
-    max_growth: int = 1 << 30
-    """Bytes that a machine may write a day."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,7 +29,6 @@ from snaptree.plans.advice import (
     Cure,
     HostAdvice,
     Observed,
-    Thresholds,
     advice_on,
     advice_on_operation,
 )
@@ -41,6 +40,7 @@ from snaptree.plans.policy import Period, Policy, Scope, decide
 from snaptree.plans.prune import depth_of, pruning_of
 from snaptree.plans.rules_depth import MOST_LAYERS_TO_START, NESTING_SINCE, NESTING_UNTIL
 from snaptree.plans.situation import Situation, glance
+from snaptree.plans.thresholds import Thresholds
 from snaptree.plans.wording import files_named, listed, plain, quoted, snapshots_named, version
 
 NEWEST: Final = 5

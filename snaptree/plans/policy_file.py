@@ -28,8 +28,8 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from snaptree.model.errors import SnapTreeError
-from snaptree.plans.advice import Thresholds
 from snaptree.plans.policy import ALL, Duration, Period, Policy, Scope
+from snaptree.plans.thresholds import Thresholds
 from snaptree.plans.wording import quoted
 
 _SIZE: Final = re.compile(r"(\d+(?:\.\d+)?) ?([KMGTP]i?)?B?", re.ASCII | re.IGNORECASE)

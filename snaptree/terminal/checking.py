@@ -12,8 +12,9 @@ from snaptree.model.errors import SnapTreeError, VanishedError
 from snaptree.model.estate import Domain
 from snaptree.model.merging import ALONE, Elsewhere
 from snaptree.model.troubles import worst_first
-from snaptree.plans.advice import Observed, Thresholds, advice_on_failure
+from snaptree.plans.advice import Observed, advice_on_failure
 from snaptree.plans.check import Surroundings, check_host, check_machine, side_by_side
+from snaptree.plans.thresholds import Thresholds
 from snaptree.terminal.checks import Finding, findings_on
 
 Read = Callable[[Connection, str, Elsewhere | None], Observed]

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Final, TypeVar
 from snaptree.model.errors import SnapTreeError
 
 if TYPE_CHECKING:
-    from snaptree.plans.advice import Thresholds
     from snaptree.plans.hours import Hours
     from snaptree.plans.policy import Duration, Policy
+    from snaptree.plans.thresholds import Thresholds
 
 _Value = TypeVar("_Value")
 

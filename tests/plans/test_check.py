@@ -28,7 +28,7 @@ from snaptree.model.figures import exact, unknown
 from snaptree.model.merging import LayerTree
 from snaptree.model.tree import SnapshotTree
 from snaptree.model.troubles import Kind, Severity
-from snaptree.plans.advice import Advice, Observed, Thresholds
+from snaptree.plans.advice import Advice, Observed
 from snaptree.plans.check import (
     Checked,
     Space,
@@ -41,6 +41,7 @@ from snaptree.plans.check import (
 from snaptree.plans.intention import Delete, Prune, Recover
 from snaptree.plans.policy import Duration, Period, Policy, Scope
 from snaptree.plans.prune import prune
+from snaptree.plans.thresholds import Thresholds
 from tests.plans.situations import a_machine, interrupted
 from tests.ui.values import DAY, HOST, MIB, NOW, analysed, chain, layers_for, snapshot
 

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from snaptree.model.errors import SnapTreeError
-from snaptree.plans.advice import Thresholds
 from snaptree.plans.policy import ALL, Duration, Period, Policy, Scope
 from snaptree.plans.policy_file import NamedPolicy, PolicyFileError, parse_size, read_policies
+from snaptree.plans.thresholds import Thresholds
 
 GOOD = """
 # What the nights leave behind.
