@@ -47,6 +47,8 @@ NEWEST: Final = 5
 """Snapshots that no cure deletes to make a chain shorter or to make room, if it can do without."""
 _FASTEST: Final = 3
 """Machines of a host that are said to grow fast."""
+_MOST_ASKED: Final = 10
+"""Machines that may make room: those that write most."""
 _TRIED: Final = 50
 """Snapshots of which a cure is planned before it is offered: rules that are in the way of all are in theirs, too."""
 _SOON: Final = 3
@@ -154,7 +156,7 @@ class _Check:
     def advice(self, *, is_analysed: bool) -> list[Advice]:
         found = [*advice_on_operation(self._observed.unfinished)]
         most = self._thresholds.max_depth
-        if self._is_too_deep_to_start(MOST_LAYERS_TO_START + 1):
+        if self._starts_no_deep_machine:
             most = min(most, MOST_LAYERS_TO_START)
         layers = troubles_of_layers(self._tree, self._layers, most_layers=most)
         found += [self._on_layers(trouble, most) for trouble in layers]
@@ -182,15 +184,16 @@ class _Check:
             return advice_on(trouble, cure)
         return advice_on(trouble)
 
-    def _is_too_deep_to_start(self, layers: int) -> bool:
-        is_affected = NESTING_SINCE <= self._observed.host.libvirt_version < NESTING_UNTIL
-        return is_affected and layers > MOST_LAYERS_TO_START
+    @property
+    def _starts_no_deep_machine(self) -> bool:
+        """Whether this libvirt is one of those that `rules_depth.py` speaks of."""
+        return NESTING_SINCE <= self._observed.host.libvirt_version < NESTING_UNTIL
 
     def _deep(self, trouble: Trouble, most: int) -> Advice:
         cure, remedy = self._shallower(most)
         advice = advice_on(trouble, cure, remedy=remedy)
         layers = max(len(chain.layers) for chain in self._layers.chains if chain.target == trouble.about)
-        if not self._is_too_deep_to_start(layers):
+        if not self._starts_no_deep_machine or layers <= MOST_LAYERS_TO_START:
             return advice
         why = (
             f"libvirt {version(self._observed.host.libvirt_version)} starts no machine on more than"
@@ -386,7 +389,7 @@ def _space(space: Space, machines: Sequence[Checked], thresholds: Thresholds, no
         f" {size(total)} there a day: {most}."
     )
     needed = ceil(thresholds.days_left * total - space.free)
-    cure, remedy = _roomier([each for _, each in rates], needed, total, now)
+    cure, remedy = _roomier([each for _, each in rates[:_MOST_ASKED]], needed, total, now)
     yield advice_on(Trouble(severity, text, Kind.LOW_SPACE), cure, remedy=remedy)
 
 
