@@ -74,7 +74,7 @@ packages_apt() {
         echo libxcb-keysyms1 libxcb-shape0 libwayland-cursor0 libwayland-egl1
         ;;
     demo) echo libvirt-daemon-driver-qemu qemu-system-x86 qemu-utils ;;
-    tests) echo libvirt-clients libvirt-daemon xvfb e2fsprogs ;;
+    tests) echo libvirt-clients libvirt-daemon xvfb e2fsprogs systemd dbus-daemon ;;
     esac
 }
 
@@ -86,7 +86,7 @@ packages_dnf() {
         echo xcb-util-keysyms xcb-util-image xcb-util-renderutil libwayland-cursor libwayland-egl dejavu-sans-fonts
         ;;
     demo) echo libvirt-daemon-driver-qemu qemu-system-x86-core qemu-img ;;
-    tests) echo libvirt-client libvirt-daemon libvirt-daemon-driver-storage-core xorg-x11-server-Xvfb ;;
+    tests) echo libvirt-client libvirt-daemon libvirt-daemon-driver-storage-core xorg-x11-server-Xvfb systemd dbus-daemon ;;
     esac
 }
 
@@ -98,7 +98,7 @@ packages_zypper() {
         echo libxcb-keysyms1 libxcb-shape0 libwayland-cursor0 libwayland-egl1 dejavu-fonts
         ;;
     demo) echo libvirt-daemon-driver-qemu qemu-x86 qemu-tools ;;
-    tests) echo libvirt-client libvirt-daemon libvirt-daemon-driver-storage xorg-x11-server-Xvfb ;;
+    tests) echo libvirt-client libvirt-daemon libvirt-daemon-driver-storage xorg-x11-server-Xvfb systemd dbus-1-daemon ;;
     esac
 }
 
@@ -110,7 +110,7 @@ packages_pacman() {
         echo xcb-util-image xcb-util-renderutil wayland ttf-dejavu
         ;;
     demo) echo libvirt qemu-system-x86 qemu-img ;;
-    tests) echo xorg-server-xvfb ;;
+    tests) echo xorg-server-xvfb systemd dbus ;;
     esac
 }
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from snaptree import __version__
 from snaptree.model.errors import CancelledError, SnapTreeError
 from snaptree.terminal.complaint import complain
-from snaptree.terminal.policy_options import add_check_options, add_policy_options, hours
+from snaptree.terminal.policy_options import add_check_options, add_keep_options, add_policy_options, hours
 
 if TYPE_CHECKING:
     from snaptree.hosts.connection import Connection
@@ -93,7 +93,8 @@ class _CommandParser(argparse.ArgumentParser):
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parse what stands after the command. Nothing is left over."""
-        if self._is_mixing:  # argparse comes back here from within the call below
+        # argparse comes back here from within the call below; it can't mix where commands have commands.
+        if self._is_mixing or self._subparsers is not None:
             return super().parse_known_args(args, namespace)
         if "--" in args:  # mixing loses it, and takes names that begin with a dash for options
             options, unknown = super().parse_known_args(args, namespace)
@@ -238,6 +239,17 @@ def _parser() -> argparse.ArgumentParser:
     check = command("check", "what should be looked at, the worst first, with the commands that cure it", _check)
     check.add_argument("vms", metavar="VM", nargs="*")
     add_check_options(check)
+    _add_schedule_commands(
+        command("schedule", "what runs by itself: list, add and remove schedules", _schedules),
+        common,
+    )
+    run = command(
+        "run-schedule", "take and prune what a schedule says, now, asking nobody: its timer runs this", _run_schedule
+    )
+    run.epilog = "Exit status: 0 done, 1 something failed, 3 a rule refused something, 4 it is running already."
+    run.add_argument("name", metavar="NAME")
+    run.add_argument("-n", "--dry-run", action="store_true", help="print the plans and stop")
+    run.add_argument("--file", metavar="PATH", type=Path, help="another file than your own")
 
     drop = command(
         "drop-memory", "remove the saved memory of a snapshot, and keep its disks", _drop_memory, changes=True
@@ -291,6 +303,36 @@ def _parser() -> argparse.ArgumentParser:
     recover.add_argument("vm", metavar="VM", nargs="?")
     recover.add_argument("--leave", action="store_true", help="do nothing more about it, and say what that leaves")
     return parser
+
+
+def _add_schedule_commands(parser: Any, common: argparse.ArgumentParser) -> None:
+    parser.set_defaults(what="list", file=None, units_in=None)
+    actions: Any = parser.add_subparsers(title="what to do", metavar="list|add|remove")
+
+    def action(what: str, text: str) -> Any:
+        added = actions.add_parser(what, help=text, description=text, parents=[common], allow_abbrev=False)
+        added.set_defaults(what=what)
+        added.add_argument("--file", metavar="PATH", type=Path, help="another file of policies than your own")
+        added.add_argument("--units-in", metavar="DIR", type=Path, help="write units there, and enable nothing")
+        return added
+
+    action("list", "all schedules of your file, with their next and last runs")
+    action("remove", "take a schedule out of your file, and remove its timer").add_argument("name", metavar="NAME")
+    add = action("add", "write a schedule into your file, and a timer for it; of one that is there, its timer anew")
+    add.add_argument("name", metavar="NAME")
+    add.add_argument("vms", metavar="VM", nargs="*", help="names or patterns of machines; by default all of the host")
+    add.add_argument("--when", help="daily, hourly, '*-*-* 02:00' or whatever else systemd.time(7) has")
+    kinds = ("best", "disk-only", "memory", "live", "internal")
+    add.add_argument("--take", metavar="KIND", choices=kinds, help=f"take a snapshot: {', '.join(kinds)}")
+    _add_freeze_options(add)
+    add.add_argument("--snapshot-name", metavar="NAME", help="of what it takes; by default {schedule}-{date}-{time}")
+    add.add_argument("--note", metavar="TEXT", help="on each of them")
+    add.add_argument("--policy", metavar="NAME", help="prune by a policy of the file, instead of the options below")
+    add.add_argument("--limit", metavar="MIB", type=_rate, help="pruning copies so many MiB per second at most")
+    add.add_argument("--between", metavar="FROM-TO", type=hours, help="prune at these hours only, as in 22:00-06:00")
+    notify = ("failure", "always", "never")
+    add.add_argument("--notify", metavar="WHEN", choices=notify, help=f"tell the desktop: {', '.join(notify)}")
+    add_keep_options(add)
 
 
 def _add_freeze_options(parser: Any) -> None:
@@ -694,7 +736,7 @@ def _policy(options: argparse.Namespace) -> int:
     if _wants_json(options):
         console.print_json(policies.policies_json(file))
     elif options.what == "check":
-        console.console().print(f"{path}: no mistakes. Policies: {', '.join(file.policies) or 'none'}.")
+        console.console().print(f"{path}: no mistakes. {policies.names_in(file)}")
     elif file.policies:
         policies.print_policies(console.console(), file)
     else:
@@ -730,6 +772,31 @@ def _options_for(uri: str, options: argparse.Namespace) -> tuple[str, ...]:
     if where.demo_directory is not None:
         return "--demo-dir", str(where.demo_directory.resolve())
     return ("--demo",) if where.demo else ()
+
+
+def _schedules(options: argparse.Namespace) -> int:
+    from snaptree.terminal.schedules import add_schedule, list_schedules, remove_schedule
+
+    match options.what:
+        case "add":
+            return add_schedule(options)
+        case "remove":
+            return remove_schedule(options)
+    return list_schedules(options, as_json=_wants_json(options))
+
+
+def _run_schedule(options: argparse.Namespace) -> int:
+    from snaptree.hosts.policies import load_policies
+    from snaptree.terminal.schedule_run import run_schedule, tell_of_failure
+
+    try:
+        schedule = load_policies(options.file).schedule(options.name)
+    except SnapTreeError as error:
+        tell_of_failure(options.name, error)
+        raise
+    if not Where.of(options).is_given:
+        options.connect = [schedule.connect]
+    return run_schedule(schedule, partial(_connected, options), as_json=_wants_json(options), dry_run=options.dry_run)
 
 
 def _drop_memory(options: argparse.Namespace) -> int:

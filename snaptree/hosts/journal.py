@@ -307,9 +307,10 @@ class Journal:
             with self._lock:
                 return self._database.execute(f"{_SELECT} WHERE {where}", values).fetchall()
         except sqlite3.Error as error:
-            raise SnapTreeError(
-                f"The journal {self.path} cannot be read: {error}.", hint="Look at the file and its disk."
-            ) from error
+            raise self._unreadable(error) from error
+
+    def _unreadable(self, error: sqlite3.Error) -> SnapTreeError:
+        return SnapTreeError(f"The journal {self.path} cannot be read: {error}.", hint="Look at the file and its disk.")
 
     def speed(self, host_uri: str) -> Speed:
         """How long changes took on a host of late."""
@@ -328,6 +329,22 @@ class Journal:
     def operation(self, number: int) -> Operation | None:
         """One operation by its number; None if there is none, or none that this version understands."""
         return next(iter(self._select("o.id = ?", (number,))), None)
+
+    def version(self) -> int:
+        """A number that is another one once somebody else has written to the journal (SQLite's data_version)."""
+        try:
+            with self._lock:
+                (version,) = self._database.execute("PRAGMA data_version").fetchone()
+        except sqlite3.Error as error:
+            raise self._unreadable(error) from error
+        return int(version)
+
+    def done_elsewhere(self, host_uri: str, limit: int) -> tuple[Operation, ...]:
+        """The latest operations of other programs of this user's on a host, newest first."""
+        return self._select(
+            "o.host = ? AND NOT (o.owner_pid = ? AND o.owner_started = ?) ORDER BY o.id DESC LIMIT ?",
+            (host_uri, *this_process(), limit),
+        )
 
     def running_elsewhere(self, host_uri: str, domain_uuid: str) -> Operation | None:
         """What another program of this user's does to a machine right now."""

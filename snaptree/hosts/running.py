@@ -640,7 +640,12 @@ class Run:
         if consistency is Consistency.FILESYSTEM and not were_frozen:
             consistency = Consistency.CRASH
         annotations = Annotations(
-            consistency=consistency, taken_by=this_user(), safety=step.safety, impact=impact, group=step.group
+            consistency=consistency,
+            taken_by=this_user(),
+            safety=step.safety,
+            impact=impact,
+            group=step.group,
+            schedule=step.schedule,
         )
         with explained(f"noting who took the snapshot {step.name}"):
             xml = self._snapshot(step.name).getXMLDesc(libvirt.VIR_DOMAIN_SNAPSHOT_XML_SECURE)

@@ -43,8 +43,9 @@ from snaptree.model.tree import SnapshotTree
 from snaptree.plans.advice import HostAdvice, Observed
 from snaptree.plans.group import GroupPlan
 from snaptree.plans.intention import Intention, Recover, Take, only_describes, places_of, take_back
-from snaptree.plans.operation import Operation, OperationState, Settled, undoes_look
+from snaptree.plans.operation import Operation, OperationState, Progress, Settled, undoes_look
 from snaptree.plans.plan import Action, Plan
+from snaptree.plans.plan_json import describe_step
 from snaptree.plans.planner import make_plan, needs_analysis
 from snaptree.plans.situation import Situation
 from snaptree.plans.speed import NOT_MEASURED, Speed
@@ -58,6 +59,8 @@ LIVE_COSTS_SECONDS = 10.0
 """A machine on screen that runs is measured this often, as it writes."""
 EARLIER_OPERATIONS = 20
 """What was done before this start, and is shown."""
+LOOK_ELSEWHERE_MS = 2_000
+"""Between two looks for what other programs of this user's do, such as schedules: one number, as a rule."""
 THAW_AGAIN_MS = 30_000
 """Between two attempts to thaw what an operation left frozen."""
 ADVICE_AFTER_MS = 500
@@ -72,6 +75,7 @@ _LIST = "list"
 _ELSEWHERE = "elsewhere"
 _ADVICE = "advice"
 _JOURNAL = "journal"
+_DONE_ELSEWHERE = "done-elsewhere"
 _COMPARISON = "comparison"
 
 _Outcome = TypeVar("_Outcome")
@@ -155,6 +159,21 @@ class _Limit:
     bytes_per_second: int | None = None
 
 
+def _progress_elsewhere(operation: Operation) -> Progress | None:
+    """How far an operation of another program is, as far as the journal tells."""
+    steps, number = operation.plan.steps, operation.steps_done
+    if operation.state.is_over or number >= len(steps):
+        return None
+    return Progress(
+        describe_step(steps[number]), number, len(steps), why_not_cancel="Another program does it: stop that one."
+    )
+
+
+def _how_far(operation: Operation) -> tuple[object, ...]:
+    """What is worth telling of an operation of another program."""
+    return operation.state, operation.steps_done, operation.undone, operation.settled
+
+
 def _not_told(_error: SnapTreeError) -> None:
     """What nobody depends on need not be known."""
 
@@ -181,6 +200,8 @@ class HostBackend(QObject):
     """UUID, SnapTreeError"""
     operation_changed = Signal(object)
     """Operation"""
+    done_elsewhere = Signal(object)
+    """Operation of another program of this user's, such as a schedule: it began, went on or ended"""
     history_read = Signal(object)
     """tuple[Operation, ...], newest first: what was done before this start; once"""
     unfinished_changed = Signal(object)
@@ -225,7 +246,13 @@ class HostBackend(QObject):
         self._being_undone: set[int] = set()
         self._unfinished: Mapping[str, Operation] = MappingProxyType({})
         self._history: dict[int, Operation] | None = None
-        """What was done before this start, by number; None until that was read."""
+        """What was done before this start or elsewhere, by number; None until that was read."""
+        self._of_others: dict[int, Operation] = {}
+        """What was told of operations of other programs, by the journal's number."""
+        self._last_earlier = 0
+        """The journal's number of the last operation that was there at the start."""
+        self._journal_version: int | None = None
+        """The journal as it was looked at last; None before that."""
 
         self._read_session: Session | None = None  # the read thread's own
         self._change_connection: Connection | None = None  # the change thread's own
@@ -252,6 +279,8 @@ class HostBackend(QObject):
         self._elsewhere_timer.timeout.connect(self._reckon_all_again)
         self._advice_timer = QTimer(self, singleShot=True)
         self._advice_timer.timeout.connect(self._advise)
+        self._look_elsewhere_timer = QTimer(self, singleShot=True, interval=LOOK_ELSEWHERE_MS)
+        self._look_elsewhere_timer.timeout.connect(self._look_elsewhere)
         self._thaw_timer = QTimer(self, singleShot=True, interval=THAW_AGAIN_MS)
         self._thaw_timer.timeout.connect(self._read_journal)
 
@@ -326,6 +355,7 @@ class HostBackend(QObject):
         self._elsewhere_timer.stop()
         self._advice_timer.stop()
         self._thaw_timer.stop()
+        self._look_elsewhere_timer.stop()
         for worker in self._workers:
             worker.close()
         self._connector.close()
@@ -467,8 +497,10 @@ class HostBackend(QObject):
             ours = set(self._journal_numbers.values())
             known = [self._earlier(each) for each in found.earlier if each.state.is_over and each.id not in ours]
             self._history = {each.id: each for each in known}
+            self._last_earlier = max((each.id for each in found.earlier), default=0)
             if known:
                 self.history_read.emit(tuple(known))
+            self._look_elsewhere_timer.start()
         by_machine = MappingProxyType({each.plan.domain_uuid: each for each in reversed(found.unfinished)})
         if by_machine != self._unfinished:
             self._unfinished = by_machine
@@ -477,6 +509,48 @@ class HostBackend(QObject):
             self._thaw_left()
         else:
             self._thaw_timer.stop()
+
+    def _look_elsewhere(self) -> None:
+        """Ask the journal what other programs of this user's do, if it was written to since the last time."""
+        journal, seen = self._journal, self._journal_version
+        if journal is None:
+            return
+        if any(not operation.state.is_over for operation in self._of_others.values()):
+            seen = None  # who dies writes nothing
+
+        def work(_should_stop: ShouldStop) -> tuple[int, tuple[Operation, ...]]:
+            version = journal.version()
+            return version, () if version == seen else journal.done_elsewhere(self.uri, EARLIER_OPERATIONS)
+
+        self._measurer.submit(
+            work,
+            on_done=self._looked_elsewhere,
+            on_failed=lambda _error: self._look_elsewhere_timer.start(),
+            priority=Priority.ON_SCREEN,
+            key=_DONE_ELSEWHERE,
+        )
+
+    def _looked_elsewhere(self, answer: tuple[int, tuple[Operation, ...]]) -> None:
+        self._journal_version, found = answer
+        has_ended = False
+        for operation in reversed(found):
+            before = self._of_others.get(operation.id)
+            if before is None and operation.state.is_over and operation.id <= self._last_earlier:
+                continue
+            if before is not None and _how_far(before) == _how_far(operation):
+                continue
+            has_ended |= operation.state.is_over
+            self._tell_elsewhere(operation, before)
+        if has_ended:
+            self._read_journal()  # it may have been interrupted
+        self._look_elsewhere_timer.start()
+
+    def _tell_elsewhere(self, operation: Operation, before: Operation | None) -> None:
+        now = self._earlier(operation) if before is None else replace(operation, id=before.id)
+        now = replace(now, progress=_progress_elsewhere(operation))
+        self._of_others[operation.id] = now
+        self._history = {**(self._history or {}), now.id: now}
+        self.done_elsewhere.emit(now)
 
     def _thaw_left(self) -> None:
         """Thaw what was left frozen: at once, and if that fails, again and again. The journal says what came of it."""

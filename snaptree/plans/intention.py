@@ -46,6 +46,8 @@ class Take:
     """Full path of the directory for the saved RAM; empty: beside the first new layer."""
     group: str = ""
     """What it belongs to, if it is taken together with those of other machines."""
+    schedule: str = ""
+    """The schedule that takes it; empty for a person."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +83,8 @@ class Prune:
     kept: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     by_own_jobs: bool = False
     """As in `Delete`."""
+    schedule: str = ""
+    """The schedule that prunes; empty for a person."""
 
 
 @dataclass(frozen=True, slots=True)

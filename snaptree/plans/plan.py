@@ -96,6 +96,8 @@ class TakeSnapshot:
     """The guest runs on while its RAM is saved, but for a moment at the end."""
     group: str = ""
     """The group that it belongs to; empty for one by itself."""
+    schedule: str = ""
+    """The schedule that takes it; empty for a person."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -455,6 +457,8 @@ class Plan:
     whether it is done already."""
     group: str = ""
     """What it has in common with the plans for other machines that it is run together with; empty for one by itself."""
+    schedule: str = ""
+    """The schedule that runs it; empty for a person."""
 
     @property
     def is_refused(self) -> bool:

@@ -179,8 +179,13 @@ def _phrases(step: DescribeSnapshot) -> Iterator[str]:
 def describe_plan(plan: Plan, *, machine: str = "", named: Callable[[str], str] = plain) -> str:
     """What a plan does, as a heading: `Delete “a” and “b”`, with its machine `Delete “a” and “b” of web-01`.
 
-    `named` makes the names of snapshots fit for where they are shown.
+    What a schedule runs names it. `named` makes the names of snapshots fit for where they are shown.
     """
+    by = f" (schedule “{named(plan.schedule)}”)" if plan.schedule else ""
+    return f"{_what_it_does(plan, machine, named)}{by}"
+
+
+def _what_it_does(plan: Plan, machine: str, named: Callable[[str], str]) -> str:
     names = listed(f"“{named(name)}”" for name in plan.snapshots) or "a snapshot"
     of, on = (f" of {machine}", f" on {machine}") if machine else ("", "")
     match plan.action:
@@ -282,6 +287,7 @@ def plan_to_record(plan: Plan) -> dict[str, Any]:
         "settings": [asdict(change) for change in plan.settings],
         "recovers": plan.recovers,
         "group": plan.group,
+        "schedule": plan.schedule,
     }
 
 
@@ -317,6 +323,7 @@ def plan_from_record(record: Mapping[str, Any]) -> Plan:
         settings=tuple(SettingChange(**change) for change in record.get("settings", ())),  # first journals: none
         recovers=record.get("recovers"),  # plans recorded by the first journals have none
         group=record.get("group", ""),
+        schedule=record.get("schedule", ""),
     )
 
 
@@ -365,6 +372,7 @@ def _step_to_record(step: Step) -> dict[str, Any]:
                 "memory_bytes": step.memory_bytes,
                 "live": step.live,
                 "group": step.group,
+                "schedule": step.schedule,
             }
         case FreezeFileSystems():
             return kind | {"required": step.required, "seconds": step.seconds}
@@ -470,6 +478,7 @@ def _step_from_record(record: Mapping[str, Any]) -> Step:
                 memory_bytes=record.get("memory_bytes", 0),
                 live=record.get("live", False),
                 group=record.get("group", ""),
+                schedule=record.get("schedule", ""),
             )
         case "freeze":
             return FreezeFileSystems(record["required"], record["seconds"])

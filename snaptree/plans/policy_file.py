@@ -1,6 +1,6 @@
-"""The file of policies: TOML that people write, with every mistake named by its line.
+"""The file of policies and schedules: TOML that people write, with every mistake named by its line.
 
-[policy.nightly]
+[policy.two-weeks]
 machines = ["web-*", "db-01"]   # patterns like those of files; all if it is left out
 names = ["auto-*"]              # by default, what a schedule took
 keep-last = 5
@@ -13,6 +13,15 @@ max-depth = 25
 max-age = "90d"
 days-left = 14
 max-growth = "1 GiB"            # a day
+
+[schedule.nightly]
+when = "*-*-* 02:00"            # as systemd.time(7) has it
+machines = ["web-*"]
+take = "disk-only"
+quiesce = "if-possible"
+policy = "two-weeks"            # or keep-last and the like; it only prunes what it took
+limit = "50 MiB"                # per second
+between = "01:00-05:00"
 """
 
 from __future__ import annotations
@@ -20,17 +29,30 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
-from fnmatch import fnmatchcase
+from enum import StrEnum
 from functools import partial
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from snaptree.model.errors import SnapTreeError
+from snaptree.plans.hours import Hours
+from snaptree.plans.plan import Freeze
 from snaptree.plans.policy import ALL, Duration, Period, Policy, Scope
+from snaptree.plans.schedule import (
+    Notify,
+    Schedule,
+    TakeKind,
+    calendar_problem,
+    is_named_by,
+    names_problem,
+    schedule_name_problem,
+)
 from snaptree.plans.thresholds import Thresholds
 from snaptree.plans.wording import quoted
+
+_Named = TypeVar("_Named")
 
 _SIZE: Final = re.compile(r"(\d+(?:\.\d+)?) ?([KMGTP]i?)?B?", re.ASCII | re.IGNORECASE)
 _HEADER: Final = re.compile(r"\s*\[([^\[\]#]+)\]\s*(?:#.*)?")
@@ -68,7 +90,7 @@ class NamedPolicy:
 
     def is_for(self, domain: str) -> bool:
         """Whether a machine of this name is one of its."""
-        return not self.machines or any(fnmatchcase(domain, pattern) for pattern in self.machines)
+        return is_named_by(self.machines, domain)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,16 +98,25 @@ class PolicyFile:
     """All that a file says."""
 
     policies: Mapping[str, NamedPolicy] = field(default_factory=lambda: MappingProxyType({}))
+    schedules: Mapping[str, Schedule] = field(default_factory=lambda: MappingProxyType({}))
     thresholds: Thresholds = field(default_factory=Thresholds)
 
     def policy(self, name: str) -> NamedPolicy:
         """A policy by its name. Raises SnapTreeError if there is none."""
-        found = self.policies.get(name)
-        if found is None:
-            close = get_close_matches(name, self.policies, n=1)
-            known = f"Did you mean {quoted(close[0])}?" if close else "'snaptree policy show' lists those that exist."
-            raise SnapTreeError(f"There is no policy {quoted(name)}.", hint=known)
-        return found
+        return _named(name, self.policies, "policy", "policy show")
+
+    def schedule(self, name: str) -> Schedule:
+        """A schedule by its name. Raises SnapTreeError if there is none."""
+        return _named(name, self.schedules, "schedule", "schedule list")
+
+
+def _named(name: str, known: Mapping[str, _Named], what: str, lister: str) -> _Named:
+    found = known.get(name)
+    if found is None:
+        close = get_close_matches(name, known, n=1)
+        hint = f"Did you mean {quoted(close[0])}?" if close else f"'snaptree {lister}' lists those that exist."
+        raise SnapTreeError(f"There is no {what} {quoted(name)}.", hint=hint)
+    return found
 
 
 def read_policies(text: str, where: str) -> PolicyFile:
@@ -97,10 +128,11 @@ def read_policies(text: str, where: str) -> PolicyFile:
         problem = re.sub(r" \(at .*\)", "", str(error))
         raise PolicyFileError(where, (Problem(int(at[1]) if at else 0, f"{problem}."),)) from error
     reader = _Reader(text)
-    policies, thresholds = reader.policies(document), reader.thresholds(document)
+    policies = reader.policies(document)
+    schedules, thresholds = reader.schedules(document, policies), reader.thresholds(document)
     if reader.problems:
         raise PolicyFileError(where, tuple(sorted(reader.problems, key=lambda each: each.line)))
-    return PolicyFile(MappingProxyType(policies), thresholds)
+    return PolicyFile(MappingProxyType(policies), MappingProxyType(schedules), thresholds)
 
 
 def parse_size(text: str) -> int:
@@ -149,8 +181,41 @@ def _texts(value: Any) -> tuple[str, ...]:
     return tuple(texts)
 
 
+def _text(value: Any) -> str:
+    if not isinstance(value, str) or not value:
+        raise SnapTreeError("is a text.")
+    return value
+
+
+def _when(value: Any) -> str:
+    if problem := calendar_problem(_text(value)):
+        raise SnapTreeError(problem)
+    return str(value)
+
+
+def _rate(value: Any) -> int:
+    rate = parse_size(_text(value))
+    if rate < 1:
+        raise SnapTreeError('is how much to copy per second, like "50 MiB".')
+    return rate
+
+
+def _hours(value: Any) -> Hours:
+    return Hours.parse(_text(value))
+
+
+def _one_of(words: type[StrEnum]) -> Callable[[Any], Any]:
+    def read(value: Any) -> Any:
+        if value not in [word.value for word in words]:
+            raise SnapTreeError(f"is one of {', '.join(words)}.")
+        return words(value)
+
+    return read
+
+
 _COUNTS: Final = {f"keep-{period.value}": period for period in Period}
-_VALUES: Final[Mapping[str, Callable[[Any], Any]]] = MappingProxyType(
+_Readers = Mapping[str, Callable[[Any], Any]]
+_KEEPS: Final[_Readers] = MappingProxyType(
     {
         **dict.fromkeys(_COUNTS, _count),
         "keep-within": _duration,
@@ -158,6 +223,11 @@ _VALUES: Final[Mapping[str, Callable[[Any], Any]]] = MappingProxyType(
         "minimum-age": _duration,
         "maximum-depth": _positive,
         "free-at-least": _bytes,
+    }
+)
+_POLICY: Final[_Readers] = MappingProxyType(
+    {
+        **_KEEPS,
         "machines": _texts,
         "names": _texts,
         "tags": _texts,
@@ -166,9 +236,27 @@ _VALUES: Final[Mapping[str, Callable[[Any], Any]]] = MappingProxyType(
         "by-hand": _flag,
     }
 )
-_THRESHOLDS: Final[Mapping[str, Callable[[Any], Any]]] = MappingProxyType(
+_THRESHOLDS: Final[_Readers] = MappingProxyType(
     {"max-depth": _positive, "max-age": _duration, "days-left": partial(_positive, of="days"), "max-growth": _bytes}
 )
+_SCHEDULE: Final[_Readers] = MappingProxyType(
+    {
+        **_KEEPS,
+        "when": _when,
+        "connect": _text,
+        "machines": _texts,
+        "take": _one_of(TakeKind),
+        "quiesce": _one_of(Freeze),
+        "name": _text,
+        "note": _text,
+        "policy": _text,
+        "limit": _rate,
+        "between": _hours,
+        "notify": _one_of(Notify),
+    }
+)
+_OF_TAKES: Final = ("quiesce", "name", "note")
+_OF_PRUNES: Final = ("limit", "between")
 _FIELDS: Final = ("keep-forks", "minimum-age", "maximum-depth", "free-at-least")
 _SCOPE: Final = ("names", "tags", "owners", "schedules", "by-hand")
 
@@ -182,13 +270,10 @@ class _Reader:
         self.problems: list[Problem] = []
 
     def policies(self, document: Mapping[str, Any]) -> dict[str, NamedPolicy]:
-        for name in document.keys() - {"policy", "check"}:
-            self._complain((name,), f"there is no {quoted(name)} here: policies are named [policy.NAME].")
-        tables = document.get("policy", {})
-        if not isinstance(tables, dict) or not all(isinstance(table, dict) for table in tables.values()):
-            self._complain(("policy",), "policies are named [policy.NAME].")
-            return {}
-        return {name: self._policy(name, table) for name, table in tables.items()}
+        for name in document.keys() - {"policy", "schedule", "check"}:
+            says = "tables are named [policy.NAME], [schedule.NAME] or [check]."
+            self._complain((name,), f"there is no {quoted(name)} here: {says}")
+        return {name: self._named_policy(name, table) for name, table in self._tables(document, "policy", "policies")}
 
     def thresholds(self, document: Mapping[str, Any]) -> Thresholds:
         table = document.get("check", {})
@@ -198,22 +283,79 @@ class _Reader:
         values = self._values(("check",), table, _THRESHOLDS, "that is checked")
         return Thresholds(**{key.replace("-", "_"): value for key, value in values})
 
-    def _policy(self, name: str, table: Mapping[str, Any]) -> NamedPolicy:
-        values = dict(self._values(("policy", name), table))
-        counts = {period: values[key] for key, period in _COUNTS.items() if key in values}
-        fields = {key.replace("-", "_"): values[key] for key in _FIELDS if key in values}
+    def schedules(self, document: Mapping[str, Any], policies: Mapping[str, NamedPolicy]) -> dict[str, Schedule]:
+        tables = self._tables(document, "schedule", "schedules")
+        found = ((name, self._schedule(name, table, policies)) for name, table in tables)
+        return {name: schedule for name, schedule in found if schedule is not None}
+
+    def _tables(self, document: Mapping[str, Any], kind: str, every: str) -> list[tuple[str, Mapping[str, Any]]]:
+        tables = document.get(kind, {})
+        if not isinstance(tables, dict) or not all(isinstance(table, dict) for table in tables.values()):
+            self._complain((kind,), f"{every} are named [{kind}.NAME].")
+            return []
+        return [*tables.items()]
+
+    def _named_policy(self, name: str, table: Mapping[str, Any]) -> NamedPolicy:
+        values = dict(self._values(("policy", name), table, _POLICY, "that a policy says"))
         scope = Scope(**{key.replace("-", "_"): values[key] for key in _SCOPE if key in values})
-        policy = Policy(MappingProxyType(counts), values.get("keep-within"), scope=scope, **fields)
+        policy = _policy_of(values, scope)
         if not policy.lets_go and len(values) == len(table):
             self._complain(("policy", name), f"the policy {quoted(name)} lets nothing go: say what to keep.")
         return NamedPolicy(name, policy, values.get("machines", ()))
 
+    def _schedule(self, name: str, table: Mapping[str, Any], policies: Mapping[str, NamedPolicy]) -> Schedule | None:
+        """A schedule, or None if it says what it can't."""
+        place, before = ("schedule", name), len(self.problems)
+        values = dict(self._values(place, table, _SCHEDULE, "that a schedule says"))
+        if problem := schedule_name_problem(name):
+            self._complain(place, problem)
+        if "when" not in table:
+            self._complain(place, f'the schedule {quoted(name)} does not say when, as in when = "daily".')
+        if "name" in values and (problem := names_problem(values["name"], name)):
+            self._complain((*place, "name"), problem)
+        if len(values) == len(table):
+            self._check_what_it_does(place, values)
+        named = self._policy_named(place, values, policies)
+        if len(self.problems) > before:
+            return None
+        policy = _policy_of(values, Scope()) if named is None else named.policy
+        said = {key: value for key, value in values.items() if key not in _KEEPS and key != "policy"}
+        said |= {"names": said.pop("name")} if "name" in said else {}
+        return Schedule(
+            name,
+            policy=_for_own(policy, name) if policy.lets_go else None,
+            pruned_machines=() if named is None else named.machines,
+            **said,
+        )
+
+    def _check_what_it_does(self, place: tuple[str, str], values: Mapping[str, Any]) -> None:
+        keeps = [key for key in values if key in _KEEPS]
+        prunes = "policy" in values or _policy_of(values, Scope()).lets_go
+        if "policy" in values and keeps:
+            self._complain((*place, keeps[0]), f"{quoted(keeps[0])} does not stand beside a policy's name: write one.")
+        if "take" not in values and not prunes:
+            self._complain(place, f"the schedule {quoted(place[1])} neither takes nor prunes: say what.")
+        for key in values.keys() & _OF_TAKES if "take" not in values else ():
+            self._complain((*place, key), f"{quoted(key)} is about what it takes, but there is no “take”.")
+        for key in values.keys() & {*_OF_PRUNES, *keeps} if not prunes else ():
+            self._complain((*place, key), f"{quoted(key)} is about pruning, but nothing says what to keep.")
+        freezes = values.get("quiesce", Freeze.NO) is not Freeze.NO
+        if freezes and values.get("take", TakeKind.BEST) not in (TakeKind.BEST, TakeKind.DISK_ONLY):
+            self._complain((*place, "quiesce"), 'file systems are frozen for disks only: take = "disk-only".')
+
+    def _policy_named(
+        self, place: tuple[str, str], values: Mapping[str, Any], policies: Mapping[str, NamedPolicy]
+    ) -> NamedPolicy | None:
+        if "policy" not in values:
+            return None
+        try:
+            return _named(values["policy"], policies, "policy", "policy show")
+        except SnapTreeError as error:
+            self._complain((*place, "policy"), f"{error.summary} {error.hint}")
+            return None
+
     def _values(
-        self,
-        place: tuple[str, ...],
-        table: Mapping[str, Any],
-        readers: Mapping[str, Callable[[Any], Any]] = _VALUES,
-        what: str = "that a policy says",
+        self, place: tuple[str, ...], table: Mapping[str, Any], readers: _Readers, what: str
     ) -> Iterator[tuple[str, Any]]:
         for key, value in table.items():
             read = readers.get(key)
@@ -233,12 +375,30 @@ class _Reader:
         self.problems.append(Problem(line, text))
 
 
+def _policy_of(values: Mapping[str, Any], scope: Scope) -> Policy:
+    """The policy that the keys of a table say."""
+    counts = {period: values[key] for key, period in _COUNTS.items() if key in values}
+    fields = {key.replace("-", "_"): values[key] for key in _FIELDS if key in values}
+    return Policy(MappingProxyType(counts), values.get("keep-within"), scope=scope, **fields)
+
+
+def _for_own(policy: Policy, schedule: str) -> Policy:
+    """A policy of the file, for nothing but what a schedule took itself."""
+    return replace(policy, scope=replace(policy.scope, schedules=(schedule,), by_hand=False))
+
+
+def table_begun_by(line: str) -> tuple[str, ...] | None:
+    """The table that a line begins, as people write it; None if it is another line."""
+    header = _HEADER.fullmatch(line)
+    return None if header is None else tuple(part.strip().strip("\"'") for part in header[1].split("."))
+
+
 def _places(text: str) -> Iterator[tuple[int, tuple[str, ...]]]:
     """The lines on which tables and their keys begin, as people write them: TOML's parser keeps none."""
     table: tuple[str, ...] = ()
     for number, line in enumerate(text.splitlines(), start=1):
-        if header := _HEADER.fullmatch(line):
-            table = tuple(part.strip().strip("\"'") for part in header[1].split("."))
+        if begun := table_begun_by(line):
+            table = begun
             yield number, table
         elif key := _KEY.match(line):
             yield number, (*table, next(filter(None, key.groups()), ""))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from snaptree.model.costs import SelectionCost, cost_of_deleting
 from snaptree.model.merging import LayerTree
@@ -71,7 +71,7 @@ def plan_pruning(intention: Prune, situation: Situation, pruning: Pruning) -> Pl
     """As `plan_prune`, for who has worked out already what that comes to."""
     draft = Draft(Action.PRUNE, situation)
     forecast = add_deletions(draft, pruning.goes, batch=pruning.goes, by_own_jobs=intention.by_own_jobs)
-    return draft.plan(pruning.goes, forecast, None)
+    return replace(draft.plan(pruning.goes, forecast, None), schedule=intention.schedule)
 
 
 def depth_of(layer_tree: LayerTree, deleted: Sequence[str] = ()) -> int:

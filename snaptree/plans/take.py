@@ -58,7 +58,7 @@ def plan_take(intention: Take, situation: Situation) -> Plan:
                 f"Delete {quoted(step.name)} again; {plain(situation.domain.name)} keeps what it did since.",
                 delete=(step.name,),
             )
-    plan = draft.plan((step.name,), forecast_take(step, situation), undo)
+    plan = replace(draft.plan((step.name,), forecast_take(step, situation), undo), schedule=intention.schedule)
     return plan if plan.is_refused else replace(plan, forecast=_with_surroundings(plan.forecast, step, situation))
 
 
@@ -170,6 +170,7 @@ def _step(intention: Take, situation: Situation, capture: Capture) -> TakeSnapsh
         memory_bytes=situation.memory_bytes if saves_memory else 0,
         live=intention.live,
         group=intention.group,
+        schedule=intention.schedule,
     )
 
 

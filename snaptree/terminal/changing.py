@@ -62,22 +62,28 @@ def run_with_progress(
     undoes: int | None = None,
     limit: int | None = None,
     until: Callable[[], bool] = lambda: False,
+    stop: threading.Event | None = None,
 ) -> Operation:
     """Run a plan, and show how far it is; `limit` is in bytes per second, the rest as `with_progress`."""
     with closing(Journal(journal_path(connection.uri))) as journal:
         run = partial(run_plan, connection, plan, journal=journal, undoes=undoes)
-        return with_progress(plan.domain, run, limit=limit, until=until)
+        return with_progress(plan.domain, run, limit=limit, until=until, stop=stop)
 
 
 def with_progress(
-    name: str, run: Callable[..., _Result], *, limit: int | None = None, until: Callable[[], bool] = lambda: False
+    name: str,
+    run: Callable[..., _Result],
+    *,
+    limit: int | None = None,
+    until: Callable[[], bool] = lambda: False,
+    stop: threading.Event | None = None,
 ) -> _Result:
     """Run something with a progress bar. The first Ctrl+C asks it to stop where it can, the second gives up waiting.
 
-    `until` turns true when it shall stop of itself.
+    `until` turns true when it shall stop of itself. `stop` is set by the first Ctrl+C, for who has more to run.
     """
     out = console(stderr=True)
-    asked_to_stop = threading.Event()
+    asked_to_stop = stop or threading.Event()
 
     def ask_to_stop(_signal: int, _frame: object) -> None:
         if asked_to_stop.is_set():

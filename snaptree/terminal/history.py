@@ -46,6 +46,7 @@ def history_json(operations: Sequence[Operation]) -> list[dict[str, Any]]:
             "steps_done": operation.steps_done,
             "unfinished": operation.is_unfinished,
             "group": operation.plan.group or None,
+            "schedule": operation.plan.schedule or None,
             "settled_by": None if operation.settled is None else operation.settled.by,
             "undone": operation.undone,
             "can_undo": (operation.plan.host_uri, operation.id) in can_undo,

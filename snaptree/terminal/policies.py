@@ -23,6 +23,12 @@ def print_policies(out: Console, file: PolicyFile) -> None:
             out.print(f"  {plain(sentence)}", soft_wrap=False)
 
 
+def names_in(file: PolicyFile) -> str:
+    """What a file has, by name: `Policies: a, b. Schedules: none`, as sentences."""
+    kinds = (("Policies", file.policies), ("Schedules", file.schedules))
+    return " ".join(f"{kind}: {', '.join(map(plain, named)) or 'none'}." for kind, named in kinds)
+
+
 def policies_json(file: PolicyFile) -> list[dict[str, Any]]:
     """The document of `policy show --json`."""
     return [_policy_json(each) for each in file.policies.values()]

@@ -6,7 +6,7 @@ from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Callable
 from itertools import chain
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from snaptree.model.errors import SnapTreeError
 
@@ -29,6 +29,17 @@ PERIODS: Final = {
 
 def add_policy_options(parser: ArgumentParser) -> None:
     """Let a command take a policy as options."""
+    add_keep_options(parser)
+    scope = parser.add_argument_group("which snapshots", "By default those that a schedule took. Others are kept.")
+    scope.add_argument("--name", metavar="PATTERN", action="append", dest="names", help="named so, as in 'auto-*'")
+    scope.add_argument("--tag", metavar="TAG", action="append", dest="tags", help="with #TAG in their note")
+    scope.add_argument("--owner", metavar="USER", action="append", dest="owners", help="taken by this user")
+    scope.add_argument("--schedule", metavar="NAME", action="append", dest="schedules", help="taken by this schedule")
+    scope.add_argument("--by-hand", action="store_true", help="those too that no schedule took")
+
+
+def add_keep_options(parser: ArgumentParser) -> None:
+    """Let a command take what is to be kept of the snapshots that it speaks of."""
     keep = parser.add_argument_group("what to keep", "A snapshot that any of these keeps is kept.")
     for period, text in PERIODS.items():
         keep.add_argument(f"--keep-{period}", metavar="N", type=_count, help=f"{text}; 'all' for no end")
@@ -38,12 +49,6 @@ def add_policy_options(parser: ArgumentParser) -> None:
     less = parser.add_argument_group("how much goes", "Of what no rule keeps, the cheapest, and no more than it takes.")
     less.add_argument("--maximum-depth", metavar="N", type=_positive, help="for disks to stand on N layers at most")
     less.add_argument("--free-at-least", metavar="SIZE", type=_size, help="for so much to come back")
-    scope = parser.add_argument_group("which snapshots", "By default those that a schedule took. Others are kept.")
-    scope.add_argument("--name", metavar="PATTERN", action="append", dest="names", help="named so, as in 'auto-*'")
-    scope.add_argument("--tag", metavar="TAG", action="append", dest="tags", help="with #TAG in their note")
-    scope.add_argument("--owner", metavar="USER", action="append", dest="owners", help="taken by this user")
-    scope.add_argument("--schedule", metavar="NAME", action="append", dest="schedules", help="taken by this schedule")
-    scope.add_argument("--by-hand", action="store_true", help="those too that no schedule took")
 
 
 def policy_of(options: Namespace) -> Policy:
@@ -110,6 +115,25 @@ def thresholds_of(options: Namespace, otherwise: Thresholds) -> Thresholds:
 
     names = [each.name for each in fields(otherwise)]
     return replace(otherwise, **{name: value for name in names if (value := vars(options)[name]) is not None})
+
+
+def keep_table(options: Namespace) -> dict[str, Any]:
+    """What is to be kept, as the file of policies says it."""
+    given = vars(options)
+    counts = {f"keep-{period}": given[f"keep_{period}"] for period in PERIODS}
+    said = {key: number for key, number in counts.items() if number is not None}
+    table: dict[str, Any] = {key: "all" if number < 0 else number for key, number in said.items()}
+    times = {"keep-within": options.keep_within, "minimum-age": options.minimum_age}
+    table |= {key: str(time) for key, time in times.items() if time is not None}
+    table |= {"keep-forks": False} if options.drop_forks else {}
+    table |= {"maximum-depth": options.maximum_depth} if options.maximum_depth is not None else {}
+    return table | ({} if options.free_at_least is None else {"free-at-least": size_text(options.free_at_least)})
+
+
+def size_text(number: int) -> str:
+    """Bytes as the file of policies says them, exactly: `1536 MiB`."""
+    power = next(power for power in (4, 3, 2, 1, 0) if number % 1024**power == 0)
+    return f"{number // 1024**power} {('B', 'KiB', 'MiB', 'GiB', 'TiB')[power]}"
 
 
 def hours(text: str) -> Hours:

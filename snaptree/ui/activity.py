@@ -226,6 +226,8 @@ class Activity(QWidget):
         self._rows: dict[int, OperationRow] = {}
         self._earlier: set[int] = set()
         """What was done before this start."""
+        self._elsewhere: set[int] = set()
+        """What other programs do."""
         self._plans: dict[object, OperationRow] = {}
         self._page = QWidget(self)
         self._list = QVBoxLayout(self._page)
@@ -252,6 +254,11 @@ class Activity(QWidget):
     def operations(self) -> list[Operation]:
         """All work in the list, in the order it was asked for."""
         return [operation for _, operation in self._operations.values()]
+
+    @property
+    def running(self) -> list[Operation]:
+        """Work of this program's that is not over."""
+        return [each for each in self.operations if not each.state.is_over and each.id not in self._elsewhere]
 
     def is_earlier(self, operation: Operation) -> bool:
         """Whether it was done before this start."""
@@ -290,6 +297,11 @@ class Activity(QWidget):
         self._show_machine(operation.plan.domain_uuid, uri)
         self.changed.emit()
 
+    def show_elsewhere(self, uri: str, operation: Operation) -> None:
+        """Show what another program does on a host. It opens nothing, unless it fails."""
+        self._elsewhere.add(operation.id)
+        self.show_operation(uri, operation)
+
     def show_earlier(self, uri: str, operations: tuple[Operation, ...]) -> None:
         """Show what was done on a host before this start, below all that was done since."""
         for operation in operations:
@@ -324,7 +336,8 @@ class Activity(QWidget):
         if on_top:
             operation = self._operations[number][1]
             # A note or a mark is seen in the tree: nothing has to open for it, unless something goes wrong.
-            self._put_on_top(row, is_quiet=operation.plan.only_describes and operation.error is None)
+            is_quiet = operation.plan.only_describes or number in self._elsewhere
+            self._put_on_top(row, is_quiet=is_quiet and operation.error is None)
         else:
             self._list.insertWidget(self._list.count() - 1, row)  # before what fills the rest
             self._nothing.hide()
@@ -350,4 +363,5 @@ class Activity(QWidget):
         for number in over[:-KEPT]:
             del self._operations[number]
             self._earlier.discard(number)
+            self._elsewhere.discard(number)
             self._remove(self._rows.pop(number))

@@ -27,6 +27,7 @@ class HostEntry(QObject):
     machines_changed = Signal(str)
     machine_changed = Signal(object)
     operation_changed = Signal(str, object)
+    done_elsewhere = Signal(str, object)
     history_read = Signal(str, object)
     credentials_needed = Signal(object)
 
@@ -52,6 +53,7 @@ class HostEntry(QObject):
         backend.costs_changed.connect(self._costs_changed)
         backend.reading_failed.connect(self._reading_failed)
         backend.operation_changed.connect(self._operation_changed)
+        backend.done_elsewhere.connect(self._done_elsewhere)
         backend.history_read.connect(self._history_read)
         backend.unfinished_changed.connect(self._unfinished_changed)
         backend.advice_changed.connect(self._advice_changed)
@@ -147,6 +149,9 @@ class HostEntry(QObject):
     def _operation_changed(self, operation: Operation) -> None:
         self.operation_changed.emit(self.uri, operation)
 
+    def _done_elsewhere(self, operation: Operation) -> None:
+        self.done_elsewhere.emit(self.uri, operation)
+
     def _history_read(self, operations: tuple[Operation, ...]) -> None:
         self.history_read.emit(self.uri, operations)
 
@@ -181,6 +186,8 @@ class Estate(QObject):
     """More is known about the machine with this MachineId."""
     operation_changed = Signal(str, object)
     """An operation on this host went on or ended."""
+    done_elsewhere = Signal(str, object)
+    """The same, of one that another program of this user's runs."""
     history_read = Signal(str, object)
     """What was done on this host before this start: Operations, newest first."""
     credentials_needed = Signal(object)
@@ -209,6 +216,7 @@ class Estate(QObject):
         entry.machines_changed.connect(self.machines_changed)
         entry.machine_changed.connect(self.machine_changed)
         entry.operation_changed.connect(self.operation_changed)
+        entry.done_elsewhere.connect(self.done_elsewhere)
         entry.history_read.connect(self.history_read)
         entry.credentials_needed.connect(self.credentials_needed)
         self.hosts_changed.emit()

@@ -258,6 +258,7 @@ class MainWindow(QMainWindow):
         estate.machines_changed.connect(self._machines_changed)
         estate.machine_changed.connect(self._machine_changed)
         estate.operation_changed.connect(self.activity.show_operation)
+        estate.done_elsewhere.connect(self.activity.show_elsewhere)
         estate.history_read.connect(self.activity.show_earlier)
         estate.credentials_needed.connect(self._ask_credentials)
         self._theme.changed.connect(self._dress)
@@ -649,8 +650,7 @@ class MainWindow(QMainWindow):
 
     def closeEvent(self, event: QCloseEvent) -> None:
         """Remember the window's shape; with work going on, ask first."""
-        running = [operation for operation in self.activity.operations if not operation.state.is_over]
-        if running:
+        if running := self.activity.running:
             event.ignore()
             self._ask_about_work(running)
             return
@@ -677,5 +677,5 @@ class MainWindow(QMainWindow):
         self._close_if_done()
 
     def _close_if_done(self) -> None:
-        if self._closes_when_done and all(operation.state.is_over for operation in self.activity.operations):
+        if self._closes_when_done and not self.activity.running:
             self.close()

@@ -10,6 +10,7 @@ import pytest
 from pytestqt.qtbot import QtBot
 
 from snaptree.hosts import event_loop, watching
+from snaptree.jobs import host_backend
 from snaptree.jobs.host_backend import CostReading, HostBackend, Phase, TreeReading
 from snaptree.model.errors import SnapTreeError
 from snaptree.model.estate import Domain
@@ -99,6 +100,7 @@ def listen(qtbot: QtBot) -> Iterator[Callable[..., Listener]]:
 def brisk(monkeypatch: pytest.MonkeyPatch) -> None:
     """Look for changes often, so that tests need not wait long."""
     monkeypatch.setattr(watching, "LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(host_backend, "LOOK_ELSEWHERE_MS", 50)
 
 
 @pytest.fixture

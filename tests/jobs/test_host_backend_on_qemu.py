@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from snaptree.model.figures import Confidence
 from snaptree.plans.intention import Capture, Delete, Revert, Take
 from snaptree.plans.operation import Operation, OperationState
 from snaptree.plans.plan import MergeLayers, Plan
+from snaptree.plans.plan_json import plan_to_record
 from tests.jobs.conftest import Listener
 from tests.kit.daemon import LibvirtDaemon
 from tests.kit.machines import MIB, EmbeddedHost, Machine
@@ -523,3 +526,63 @@ def test_the_program_ends_although_a_daemon_hangs(daemon: LibvirtDaemon) -> None
     assert done.stdout == "bye\n", done.stderr
     assert done.returncode == 0
     assert time.monotonic() - began < 15
+
+
+# Beside other programs
+
+_ANOTHER_PROGRAM = """
+import dataclasses, json, sys
+from pathlib import Path
+from snaptree.hosts.journal import Journal
+from snaptree.plans.operation import OperationState
+from snaptree.plans.plan_json import plan_from_record
+
+journal = Journal(Path(sys.argv[1]))
+operation = journal.begin(plan_from_record(json.loads(sys.argv[2])))
+journal.step_begins(operation.id, 0, was_active=False)
+print("here", flush=True)
+sys.stdin.read()
+journal.step_is_done(operation.id, 0)
+journal.finish(dataclasses.replace(operation, state=OperationState.DONE, finished=operation.started, steps_done=1))
+"""
+
+
+@contextmanager
+def another_program(journal: Journal, plan: Plan) -> Iterator[subprocess.Popen[str]]:
+    """A process that records what a plan does, as a run of it would, and has begun with it; on end of file it ends."""
+    command = [sys.executable, "-c", _ANOTHER_PROGRAM, str(journal.path), json.dumps(plan_to_record(plan))]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "here\n"
+        yield process
+
+
+@pytest.mark.usefixtures("brisk")
+def test_what_another_program_does_is_told_from_its_beginning_to_its_end(
+    listener: Listener, host: EmbeddedHost, journal: Journal
+) -> None:
+    """A schedule, say: its run is shown, and is nothing of ours that could be stopped or waited for."""
+    machine = host.make_machine(running=False)
+    look_at(listener, machine)
+    elsewhere: list[Operation] = []
+    listener.backend.done_elsewhere.connect(elsewhere.append)
+    plan = machine.plan(Take("nightly-1", schedule="nightly"))
+    with another_program(journal, plan) as program:
+        listener.until(lambda: elsewhere)
+        assert elsewhere[0].state is OperationState.RUNNING
+        assert elsewhere[0].progress is not None
+        assert "nightly-1" in elsewhere[0].progress.doing
+        assert not elsewhere[0].progress.can_cancel
+        program.communicate()
+        listener.until(lambda: elsewhere[-1].state is OperationState.DONE)
+    assert len({told.id for told in elsewhere}) == 1
+    assert elsewhere[-1].plan.schedule == "nightly"
+    assert listener.operations == []
+    assert listener.backend.operations() == ()
+
+    with another_program(journal, plan) as program:
+        listener.until(lambda: elsewhere[-1].state is OperationState.RUNNING)
+        program.kill()
+        program.wait()
+        listener.until(lambda: elsewhere[-1].state is OperationState.INTERRUPTED)
+        listener.until(lambda: machine.uuid in listener.backend.unfinished())

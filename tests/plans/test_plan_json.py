@@ -84,6 +84,8 @@ _steps: st.SearchStrategy[Step] = st.one_of(
         safety=st.booleans(),
         memory_bytes=_bytes,
         live=st.booleans(),
+        group=_texts,
+        schedule=_texts,
     ),
     st.builds(FreezeFileSystems, st.booleans(), st.floats(0.5, 60.0)),
     st.builds(ThawFileSystems),

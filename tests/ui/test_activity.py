@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from PySide6.QtTest import QSignalSpy
 from pytestqt.qtbot import QtBot
@@ -153,3 +155,20 @@ def test_hostile_names_stay_one_line_of_plain_text(activity: Activity, name: str
     assert activity.row(1).title.text.isprintable()
     assert "\n" not in title_of(operation(1, names=(name,), domain=name).plan)
     read_tooltip(activity.row(1).toolTip())
+
+
+def test_what_another_program_does_is_shown_and_not_waited_for(activity: Activity) -> None:
+    began = QSignalSpy(activity.began)
+    theirs = operation(1, OperationState.RUNNING, progress=Progress("Take s1", 0, 2, why_not_cancel="Stop that one."))
+    activity.show_elsewhere(URI, replace(theirs, plan=replace(theirs.plan, schedule="nightly")))
+    row = activity.row(1)
+    assert row.title.text == "Revert web-01 to “s1” (schedule “nightly”)"
+    assert row.detail.text == "Take s1: step 1 of 2"
+    assert not row.cancel.isEnabled()
+    assert read_tooltip(row.cancel.toolTip()) == "Stop that one."
+    assert activity.running == []
+    assert began.count() == 0, "the panel does not open for it"
+    activity.show_elsewhere(URI, operation(1, OperationState.FAILED, error=SnapTreeError("No space is left.")))
+    assert began.count() == 1, "unless it fails"
+    activity.show_operation(URI, operation(2, OperationState.RUNNING))
+    assert [each.id for each in activity.running] == [2]

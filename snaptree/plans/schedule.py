@@ -1,0 +1,132 @@
+"""Schedules: what is taken and pruned without anybody being there, and when. Pure."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from enum import StrEnum
+from fnmatch import fnmatchcase
+from typing import Final
+
+from snaptree.plans.hours import Hours
+from snaptree.plans.intention import Capture, Prune, Take
+from snaptree.plans.naming import FIELDS, is_template, template_problem
+from snaptree.plans.plan import Freeze
+from snaptree.plans.policy import Policy
+from snaptree.plans.wording import quoted
+
+DEFAULT_HOST: Final = "qemu:///system"
+DEFAULT_NAMES: Final = "{schedule}-{date}-{time}"
+
+_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,39}", re.ASCII)
+"""It stands in names of snapshots, of systemd's units and of files."""
+_CALENDAR: Final = re.compile(r"[A-Za-z0-9 *:,./~+_-]{1,200}", re.ASCII)
+"""What systemd's calendar expressions are written in, time zones included. Source: systemd.time(7)."""
+
+
+class TakeKind(StrEnum):
+    """What a schedule takes, in the words of `snaptree take`."""
+
+    BEST = "best"
+    DISK_ONLY = "disk-only"
+    MEMORY = "memory"
+    LIVE = "live"
+    INTERNAL = "internal"
+
+
+class Notify(StrEnum):
+    """When a schedule's end is told on the desktop."""
+
+    FAILURE = "failure"
+    ALWAYS = "always"
+    NEVER = "never"
+
+
+_CAPTURES: Final = {
+    TakeKind.BEST: Capture.BEST,
+    TakeKind.DISK_ONLY: Capture.DISKS,
+    TakeKind.MEMORY: Capture.DISKS_AND_MEMORY,
+    TakeKind.LIVE: Capture.DISKS_AND_MEMORY,
+    TakeKind.INTERNAL: Capture.INTERNAL,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """What is done when its time has come: a snapshot of each of its machines, then a prune of each, or one of both."""
+
+    name: str
+    when: str
+    """A calendar expression of systemd's: `daily`, `*-*-* 02:00`."""
+    connect: str = DEFAULT_HOST
+    """The address of its host."""
+    machines: tuple[str, ...] = ()
+    """Patterns of names; empty for all."""
+    take: TakeKind | None = None
+    """None: nothing is taken."""
+    quiesce: Freeze = Freeze.NO
+    names: str = DEFAULT_NAMES
+    """The template of the snapshots' names, in which {schedule} may stand beside the fields of naming.py."""
+    note: str = ""
+    policy: Policy | None = None
+    """What is kept; of this schedule's own snapshots only. None: nothing is pruned."""
+    pruned_machines: tuple[str, ...] = ()
+    """Patterns of the machines that its policy is for; empty for all that are its own."""
+    limit: int | None = None
+    """Bytes per second that a prune copies at most."""
+    between: Hours | None = None
+    """The hours at which it prunes. It takes whenever it runs."""
+    notify: Notify = Notify.FAILURE
+
+    def is_for(self, domain: str) -> bool:
+        """Whether a machine of this name is one of its."""
+        return is_named_by(self.machines, domain)
+
+    @property
+    def taking(self) -> Take | None:
+        """What it wants of each machine first."""
+        if self.take is None:
+            return None
+        freezes = self.quiesce is not Freeze.NO
+        return Take(
+            self.names.replace("{schedule}", self.name),
+            self.note,
+            Capture.DISKS if freezes else _CAPTURES[self.take],
+            quiesce=self.quiesce,
+            live=self.take is TakeKind.LIVE,
+            schedule=self.name,
+        )
+
+    def pruning(self, domain: str) -> Prune | None:
+        """What it wants of a machine afterwards."""
+        if self.policy is None or not is_named_by(self.pruned_machines, domain):
+            return None
+        return Prune(self.policy, by_own_jobs=self.limit is not None, schedule=self.name)
+
+
+def is_named_by(patterns: tuple[str, ...], domain: str) -> bool:
+    """Whether a machine's name fits one of these patterns, or there are none."""
+    return not patterns or any(fnmatchcase(domain, pattern) for pattern in patterns)
+
+
+def schedule_name_problem(name: str) -> str:
+    """Why no schedule can be called so; empty if one can. One sentence."""
+    if _NAME.fullmatch(name):
+        return ""
+    return f"{quoted(name)} names no schedule: use up to 40 letters from a to z, digits, dashes and underscores."
+
+
+def calendar_problem(when: str) -> str:
+    """Why this is no calendar expression, as far as can be known without systemd; empty if it may be one."""
+    if _CALENDAR.fullmatch(when) and when.strip():
+        return ""
+    return f"{quoted(when)} is no time that systemd knows. Write it like daily, hourly or *-*-* 02:00."
+
+
+def names_problem(template: str, schedule: str) -> str:
+    """Why a schedule can't name its snapshots so; empty if it can. One sentence."""
+    filled = template.replace("{schedule}", schedule)
+    if not is_template(filled):
+        fields = ", ".join(f"{{{field}}}" for field in FIELDS)
+        return f"{quoted(template)} is the same name each time. Put some of these into it: {fields}."
+    return template_problem(filled)

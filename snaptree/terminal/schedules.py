@@ -1,0 +1,236 @@
+"""`snaptree schedule`: schedules in the file of policies, their timers for systemd, and what is known of both."""
+
+from __future__ import annotations
+
+import os
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from snaptree import words
+from snaptree.hosts.policies import load_policies, policies_path, policies_text, write_policies
+from snaptree.hosts.schedule_runs import LastRun, last_run
+from snaptree.hosts.timers import (
+    Manager,
+    TimerState,
+    check_calendar,
+    enable,
+    next_time,
+    remove_units,
+    timer_state,
+    units_for,
+    write_units,
+)
+from snaptree.model.errors import SnapTreeError
+from snaptree.plans.plan import Freeze
+from snaptree.plans.policy_edit import with_table, without_table
+from snaptree.plans.policy_file import PolicyFile, read_policies
+from snaptree.plans.schedule import DEFAULT_HOST, Schedule, schedule_name_problem
+from snaptree.plans.timer_units import unit_name
+from snaptree.terminal.complaint import complain
+from snaptree.terminal.console import console, iso_time, plain, print_json
+from snaptree.terminal.policy_options import keep_table, size_text
+from snaptree.terminal.table import Column, Cut, add_row, print_table
+
+_TIMERS = {
+    TimerState.ENABLED: "enabled",
+    TimerState.WRITTEN: "not enabled",
+    TimerState.OUTDATED: "says something else",
+    TimerState.MISSING: "none",
+}
+
+
+def add_schedule(options: Namespace) -> int:
+    """Write a schedule into the file, and its timer; of one that is in the file, the timer only. The exit status."""
+    path = options.file or policies_path()
+    values = _table_of(options)
+    if values:
+        text = _with_schedule(options.name, values, path)
+        schedule = read_policies(text, str(path)).schedule(options.name)
+        check_calendar(schedule.when)
+        write_policies(path, text)
+        console().print(f"The schedule {schedule.name} is written to {plain(str(path))}.")
+    else:
+        schedule = _known(options.name, load_policies(options.file))
+        check_calendar(schedule.when)
+    manager = _manager(options)
+    write_units(units_for(schedule, options.file, manager), manager)
+    console().print(f"Its timer and service are in {plain(str(manager.directory))}.")
+    return _enable(schedule, manager, is_elsewhere=options.units_in is not None)
+
+
+def list_schedules(options: Namespace, *, as_json: bool) -> int:
+    """Print all schedules with their timers and last runs. The exit status."""
+    manager = _manager(options)
+    file = load_policies(options.file)
+    found = [(each, timer_state(units_for(each, options.file, manager), manager)) for each in file.schedules.values()]
+    if as_json:
+        print_json([_schedule_json(schedule, state) for schedule, state in found])
+    elif found:
+        _print_list(console(), found)
+    else:
+        console().print(f"There are no schedules in {plain(str(options.file or policies_path()))}.")
+    for schedule, state in found:
+        if state in (TimerState.OUTDATED, TimerState.MISSING):
+            complain(
+                SnapTreeError(
+                    f"The timer of {schedule.name} {_ASTRAY[state]}.",
+                    hint=f"'snaptree schedule add {schedule.name}' writes it anew.",
+                )
+            )
+    return 0
+
+
+_ASTRAY = {
+    TimerState.OUTDATED: "does not say what the file says now",
+    TimerState.MISSING: "is not there, so nothing runs it",
+}
+
+
+def remove_schedule(options: Namespace) -> int:
+    """Take a schedule out of the file, and remove its timer. What it took stays. The exit status."""
+    path = options.file or policies_path()
+    manager = _manager(options)
+    if problem := schedule_name_problem(options.name):
+        raise SnapTreeError(problem)
+    text = policies_text(path) or ""
+    is_known = options.name in read_policies(text, str(path)).schedules
+    without = without_table(text, ("schedule", options.name)) if is_known else text
+    had_units = remove_units(options.name, manager)
+    if not is_known and not had_units:
+        raise SnapTreeError(f"There is no schedule “{plain(options.name)}”.", hint="See 'snaptree schedule list'.")
+    if is_known:
+        write_policies(path, without)
+    console().print(f"The schedule {options.name} is removed. What it took is kept; by hand, it can be pruned as ever.")
+    return 0
+
+
+def _known(name: str, file: PolicyFile) -> Schedule:
+    """A schedule of the file, or what to do if there is none."""
+    if name not in file.schedules:
+        raise SnapTreeError(
+            f"There is no schedule “{plain(name)}” yet.", hint="Say when it runs (--when daily), and what it does."
+        )
+    return file.schedules[name]
+
+
+def _with_schedule(name: str, values: dict[str, Any], path: Path) -> str:
+    """The text of the file with a new schedule."""
+    if problem := schedule_name_problem(name):
+        raise SnapTreeError(problem)
+    text = policies_text(path) or ""
+    if name in read_policies(text, str(path)).schedules:
+        raise SnapTreeError(
+            f"There is a schedule {name} already.",
+            hint=f"Change it in {path} and run 'snaptree schedule add {name}', or remove it first.",
+        )
+    return with_table(text, ("schedule", name), values)
+
+
+def _table_of(options: Namespace) -> dict[str, Any]:
+    """What the options say of a schedule, as the file does; empty if they say nothing."""
+    said = {
+        "when": options.when,
+        "machines": options.vms,
+        "take": options.take,
+        "quiesce": None if options.quiesce == Freeze.NO.value else options.quiesce,
+        "name": options.snapshot_name,
+        "note": options.note,
+        "policy": options.policy,
+        "limit": None if options.limit is None else size_text(options.limit),
+        "between": None if options.between is None else str(options.between),
+        "notify": options.notify,
+    }
+    table = {key: value for key, value in said.items() if value} | keep_table(options)
+    hosts = getattr(options, "connect", [])
+    if len(hosts) > 1 or getattr(options, "demo", False) or hasattr(options, "demo_dir"):
+        raise SnapTreeError("A schedule is for one host.", hint="Give its address: --connect URI.")
+    if not table and not hosts:
+        return {}
+    # The timer will not have this terminal's environment.
+    return {"connect": hosts[0] if hosts else os.environ.get("LIBVIRT_DEFAULT_URI") or DEFAULT_HOST} | table
+
+
+def _manager(options: Namespace) -> Manager:
+    ours = Manager.ours()
+    return ours if options.units_in is None else Manager(ours.is_system, options.units_in.absolute())
+
+
+def _enable(schedule: Schedule, manager: Manager, *, is_elsewhere: bool) -> int:
+    """Enable a timer where that can be done, and say how where it can't. The exit status."""
+    out = console()
+    how = f"{' '.join(manager.systemctl)} enable --now {unit_name(schedule.name)}.timer"
+    if is_elsewhere or not manager.is_running:
+        where = "Nothing is enabled yet" if is_elsewhere else "systemd does not run here, so nothing is enabled"
+        out.print(f"{where}. Where it runs, enable it: {how}")
+        return 0
+    try:
+        enable(schedule.name, manager)
+    except SnapTreeError as error:
+        complain(SnapTreeError(f"The timer is not enabled: {error.summary}.", hint=f"Try yourself: {how}"))
+        return 1
+    coming = next_time(schedule.when)
+    soon = "" if coming is None else f" It runs next on {words.moment(coming)}, or soon after."
+    out.print(f"It is enabled.{soon}")
+    if manager.needs_lingering:
+        out.print("It only runs while you are logged in. To let it run always: loginctl enable-linger")
+    return 0
+
+
+def _schedule_json(schedule: Schedule, state: TimerState) -> dict[str, Any]:
+    last, coming = last_run(schedule.name), next_time(schedule.when)
+    return {
+        "schedule": schedule.name,
+        "when": schedule.when,
+        "next": None if coming is None else iso_time(coming),
+        "timer": state.value,
+        "connect": schedule.connect,
+        "machines": list(schedule.machines),
+        "take": None if schedule.take is None else schedule.take.value,
+        "quiesce": schedule.quiesce.value,
+        "prunes": schedule.policy is not None,
+        "limit": schedule.limit,
+        "between": None if schedule.between is None else str(schedule.between),
+        "last": None if last is None else _last_json(last),
+    }
+
+
+def _last_json(last: LastRun) -> dict[str, Any]:
+    return {
+        "started": iso_time(last.started),
+        "finished": None if last.finished is None else iso_time(last.finished),
+        "running": last.is_under_way,
+        "status": last.status,
+        "says": last.says,
+    }
+
+
+def _print_list(out: Console, found: list[tuple[Schedule, TimerState]]) -> None:
+    columns = (
+        Column("Schedule", turn=4, cut=Cut.MIDDLE, stays=True),
+        Column("When", turn=2, cut=Cut.END),
+        Column("Timer"),
+        Column("Next"),
+        Column("Last"),
+        Column("What came of it", turn=5, cut=Cut.END, stays=True),
+    )
+    for schedule, state in found:
+        last, coming = last_run(schedule.name), next_time(schedule.when)
+        add_row(
+            columns,
+            schedule.name,
+            plain(schedule.when),
+            _TIMERS[state],
+            words.UNKNOWN if coming is None else words.moment(coming),
+            "never" if last is None else words.moment(last.started),
+            "" if last is None else plain(_came_to(last)),
+        )
+    print_table(out, columns)
+
+
+def _came_to(last: LastRun) -> str:
+    if last.finished is None:
+        return "is running" if last.is_under_way else "was cut short"
+    return last.says

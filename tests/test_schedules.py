@@ -1,0 +1,420 @@
+"""Schedules for real: what `run-schedule` does to machines, and that systemd, locks and the desktop play along."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from snaptree.cli import main
+from snaptree.hosts.journal import Journal, journal_path
+from snaptree.hosts.notifying import notify
+from snaptree.hosts.timers import Manager, check_calendar, next_time, timer_state, units_for, write_units
+from snaptree.model.errors import SnapTreeError
+from snaptree.plans.schedule import Schedule, TakeKind
+from snaptree.plans.timer_units import units_of
+from tests.kit.machines import EmbeddedHost, Machine, unchanged
+
+Run = Callable[..., tuple[int, str, str]]
+Write = Callable[[str], Path]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run `snaptree` in this process, which holds the embedded host: its status, and what it printed."""
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        status = main(arguments)
+        printed = capsys.readouterr()
+        return status, printed.out, printed.err
+
+    return run
+
+
+@pytest.fixture
+def write(tmp_path: Path, host: EmbeddedHost) -> Write:
+    """Write schedules for the embedded host into the user's file."""
+
+    def write(text: str) -> Path:
+        file = tmp_path / "config" / "snaptree" / "policies.toml"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text.replace("HOST", f'connect = "{host.uri}"'))
+        return file
+
+    return write
+
+
+def marked(machine: Machine) -> dict[str, str]:
+    """Which schedule took each snapshot."""
+    return {snapshot.name: snapshot.annotations.schedule for snapshot in machine.tree()}
+
+
+@pytest.mark.qemu
+def test_it_takes_of_each_of_its_machines_and_prunes_what_it_took_itself(
+    host: EmbeddedHost, run: Run, write: Write
+) -> None:
+    """The content of everything that stays is as it was."""
+    web, off = host.make_machine(name="sched-web"), host.make_machine(name="sched-off", running=False)
+    other = host.make_machine(name="other", running=False)
+    write("""
+[schedule.nightly]
+HOST
+when = "daily"
+machines = ["sched-*"]
+take = "disk-only"
+name = "{schedule}-{date}"
+note = "by itself"
+keep-last = 2
+""")
+    web.virsh_take_disk_only("by-hand")
+    for seed in range(3):
+        web.write(seed)
+        status, out, err = run("run-schedule", "nightly")
+        assert (status, err) == (0, "")
+        assert "sched-off: took nightly-" in out
+    assert "2 snapshots taken, 2 deleted." in out
+    names = list(marked(web))
+    assert names[0] == "by-hand"
+    assert marked(web) == {"by-hand": "", names[1]: "nightly", names[2]: "nightly"}
+    assert len(marked(off)) == 2
+    assert marked(other) == {}
+    newest = web.tree()[names[2]]
+    assert newest.description == "by itself"
+    assert newest.annotations.taken_by
+
+    before = web.contents()
+    web.virsh_take_disk_only("kept")
+    assert run("run-schedule", "nightly")[0] == 0
+    after = web.contents()
+    (added,) = after.keys() - before.keys() - {"kept"}
+    assert unchanged(before, {name: what for name, what in after.items() if name in before}, names[1])
+    assert list(marked(web)) == ["by-hand", names[2], "kept", added]
+    web.check_images()
+
+    status, out, _ = run("history", "sched-web", "--json", "-c", host.uri)
+    assert {each["schedule"] for each in json.loads(out)} == {"nightly"}
+    _, out, _ = run("history", "sched-web", "-c", host.uri)
+    assert "(schedule “nightly”)" in out
+
+
+@pytest.mark.qemu
+def test_a_failure_of_one_machine_stops_no_other_and_is_seen_in_the_status(
+    host: EmbeddedHost, run: Run, write: Write
+) -> None:
+    raw = host.make_machine(name="a-raw", disks=("raw",), running=False)
+    good = host.make_machine(name="b-good", running=False)
+    write("""
+[schedule.hourly]
+HOST
+when = "hourly"
+machines = ["a-raw", "b-good"]
+take = "internal"
+""")
+    status, out, err = run("run-schedule", "hourly", "--json")
+    document = json.loads(out)
+    assert status == document["status"] == 3, "refused, and nothing failed"
+    assert "a-raw: not taken: refused:" in err
+    assert [each["take"]["refusals"] == [] for each in document["machines"]] == [False, True]
+    assert document["says"] == "1 snapshot taken, 0 deleted; not all done: a-raw."
+    assert (marked(raw), list(marked(good).values())) == ({}, ["hourly"])
+    (listed,) = json.loads(run("schedule", "list", "--json")[1])
+    assert (listed["last"]["status"], listed["last"]["running"]) == (3, False)
+    assert listed["last"]["says"] == document["says"]
+
+    # Nothing is taken or noted by a dry run.
+    status, out, _ = run("run-schedule", "hourly", "-n")
+    assert status == 3
+    assert "This was a dry run." in out
+    assert len(marked(good)) == 1
+
+    # What cannot be reached, or is not there, is a failure as well.
+    write('[schedule.hourly]\nHOST\nwhen = "hourly"\nmachines = ["nobody-*"]\ntake = "best"\n')
+    status, _, err = run("run-schedule", "hourly")
+    assert status == 1
+    assert "No virtual machine is one of the schedule's: nobody-*." in err
+    assert run("run-schedule", "daily")[0] == 1
+
+
+@pytest.mark.qemu
+def test_it_prunes_at_its_hours_only_and_says_what_stands_in_the_way(
+    host: EmbeddedHost, run: Run, write: Write, journal_of_host: Journal
+) -> None:
+    from snaptree.plans.intention import Take
+
+    machine = host.make_machine(name="pruned", running=False)
+    for name in ("one", "two"):
+        machine.change(Take(name, schedule="tidy"))
+    text = '[schedule.tidy]\nHOST\nwhen = "hourly"\nmachines = ["pruned"]\nkeep-last = 1\nlimit = "50 MiB"\n'
+    write(f'{text}between = "{_another_hour()}"\n')
+    status, out, _ = run("run-schedule", "tidy")
+    assert status == 0, "that is no failure"
+    assert "pruned: not pruned: it is not between" in out
+    assert list(marked(machine)) == ["one", "two"]
+
+    write(text)
+    plan = machine.plan(Take("cut-short"))
+    journal_of_host.step_begins(journal_of_host.begin(plan).id, 0, was_active=False)
+    _let_die(journal_of_host)
+    status, _, err = run("run-schedule", "tidy")
+    assert status == 3
+    assert "pruned: not pruned: refused:" in err
+    assert "interrupted" in err
+    assert run("recover", "pruned", "--leave", "-y", "-c", host.uri)[0] == 0
+    assert run("run-schedule", "tidy")[0] == 0
+    assert list(marked(machine)) == ["two"]
+
+
+@pytest.fixture
+def journal_of_host(host: EmbeddedHost) -> Iterator[Journal]:
+    journal = Journal(journal_path(host.uri))
+    yield journal
+    journal.close()
+
+
+def _let_die(journal: Journal) -> None:
+    """Let an operation count as that of a program which is no more."""
+    import sqlite3
+
+    with sqlite3.connect(journal.path) as database:
+        database.execute("UPDATE operations SET owner_pid = 0 WHERE state = 'running'")
+    database.close()
+
+
+def _another_hour() -> str:
+    """Hours of the day that are far from now."""
+    import datetime as dt
+
+    later = dt.datetime.now().astimezone() + dt.timedelta(hours=10)
+    return f"{later:%H:%M}-{later + dt.timedelta(hours=1):%H:%M}"
+
+
+# One run at a time
+
+_HOLDS_THE_LOCK = """
+import sys
+from snaptree.hosts.schedule_runs import begun_now, note_run, only_run
+with only_run("tidy"):
+    note_run("tidy", begun_now())
+    print("here", flush=True)
+    sys.stdin.read()
+"""
+
+
+@contextmanager
+def another_run() -> Iterator[subprocess.Popen[str]]:
+    """A run of the schedule `tidy` in a process of its own, under way."""
+    command = [sys.executable, "-c", _HOLDS_THE_LOCK]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "here\n"
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+@pytest.mark.qemu
+def test_a_second_run_is_refused_and_one_that_was_killed_leaves_no_lock(
+    host: EmbeddedHost, run: Run, write: Write
+) -> None:
+    machine = host.make_machine(name="once", running=False)
+    write('[schedule.tidy]\nHOST\nwhen = "hourly"\nmachines = ["once"]\ntake = "best"\n')
+    with another_run() as other:
+        status, _, err = run("run-schedule", "tidy")
+        assert status == 4
+        assert err == (
+            "snaptree: The schedule tidy is running already. Nothing was done. Wait until that run has ended.\n"
+        )
+        assert marked(machine) == {}
+        assert "is running" in run("schedule", "list")[1]
+        other.send_signal(signal.SIGKILL)
+        other.wait()
+        assert "was cut short" in run("schedule", "list")[1]
+        assert run("run-schedule", "tidy")[0] == 0
+    assert list(marked(machine).values()) == ["tidy"]
+
+
+# The file, and systemd
+
+
+def test_a_schedule_is_added_listed_and_removed_and_the_file_stays_its_owners(tmp_path: Path, run: Run) -> None:
+    file, units = tmp_path / "config" / "snaptree" / "policies.toml", tmp_path / "units"
+    file.parent.mkdir(parents=True)
+    mine = "# Mine.\n[policy.weekly]\nkeep-weekly = 8  # two months\n\n# The rest of the file.\n"
+    file.write_text(mine)
+    file.chmod(0o600)
+    there = ("--units-in", str(units))
+    add = ("schedule", "add", "nightly", "--when", "*-*-* 02:00", "web-*", "db-01", "--take", "disk-only", *there)
+    more = ("--quiesce-if-possible", "--policy", "weekly", "--limit", "50", "--between", "01:00-05:00")
+    status, out, _ = run(*add, *more, "-c", "qemu:///session")
+    assert status == 0
+    assert "systemctl" in out
+    text = file.read_text()
+    assert text.startswith(mine)
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert text.endswith("""
+[schedule.nightly]
+connect = "qemu:///session"
+when = "*-*-* 02:00"
+machines = ["web-*", "db-01"]
+take = "disk-only"
+quiesce = "if-possible"
+policy = "weekly"
+limit = "50 MiB"
+between = "01:00-05:00"
+""")
+    assert "Policies: weekly. Schedules: nightly." in run("policy", "check")[1]
+    status, _, err = run(*add)
+    assert status == 1
+    assert "There is a schedule nightly already." in err
+    (listed,) = json.loads(run("schedule", "list", "--json", *there)[1])
+    assert (listed["schedule"], listed["timer"], listed["last"]) == ("nightly", "written", None)
+    assert listed["next"].endswith("T02:00:00Z" if next_time("02:00 UTC") == next_time("02:00") else "Z")
+
+    # What its owner changes is written anew when asked for.
+    file.write_text(text.replace("02:00", "03:00"))
+    _, out, err = run("schedule", "list", *there)
+    assert "'snaptree schedule add nightly' writes it anew" in err
+    assert run("schedule", "add", "nightly", *there)[0] == 0
+    assert "OnCalendar=*-*-* 03:00\n" in (units / "snaptree-nightly.timer").read_text()
+
+    assert run("schedule", "remove", "nightly", *there)[0] == 0
+    assert file.read_text() == mine
+    assert [*units.iterdir()] == []
+    assert run("schedule", "remove", "nightly", *there)[0] == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("a b", "--when", "daily", "--take", "best"), "names no schedule"),
+        (("../../x", "--when", "daily", "--take", "best"), "names no schedule"),
+        (("a", "--take", "best"), "does not say when"),
+        (("a", "--when", "daily"), "neither takes nor prunes"),
+        (("a", "--when", "every now and then", "--take", "best"), "is no time that systemd knows"),
+        (("a", "--when", "daily\nUser=root", "--take", "best"), "is no time that systemd knows"),
+        (("a", "--when", "daily", "--policy", "none"), "There is no policy “none”"),
+        (("a",), "There is no schedule “a” yet"),
+    ],
+)
+def test_what_is_no_schedule_is_not_written(arguments: tuple[str, ...], says: str, tmp_path: Path, run: Run) -> None:
+    status, _, err = run("schedule", "add", *arguments, "--units-in", str(tmp_path / "units"))
+    assert status == 1
+    assert says in err
+    assert not (tmp_path / "config" / "snaptree" / "policies.toml").exists()
+    assert not (tmp_path / "units").exists()
+
+
+def verify(directory: Path, *options: str) -> str:
+    """What systemd says against the units in a directory."""
+    files = [str(file) for file in sorted(directory.iterdir())]
+    runtime = {"XDG_RUNTIME_DIR": str(directory)} if "--user" in options else {}
+    done = subprocess.run(
+        ["systemd-analyze", *options, "verify", *files],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | runtime,
+    )
+    assert (done.returncode == 0) == (done.stderr == ""), done
+    return done.stderr
+
+
+@pytest.mark.parametrize("is_system", [True, False])
+def test_systemd_finds_nothing_wrong_with_the_units(tmp_path: Path, is_system: bool) -> None:
+    schedule = Schedule("nightly", "*-*-* 02:00", take=TakeKind.BEST)
+    manager = Manager(is_system, tmp_path / "units")
+    units = units_for(schedule, tmp_path / "a file.toml", manager)
+    write_units(units, manager)
+    assert verify(manager.directory, *([] if is_system else ["--user"])) == ""
+    assert timer_state(units, manager) == "written"
+
+
+def test_hostile_paths_come_through_to_systemd_as_they_are(tmp_path: Path) -> None:
+    schedule = Schedule("nightly", "daily", take=TakeKind.BEST)
+    python, arguments = tmp_path / "a %h $HOME ;é #" / "python", ["%n", "$PATH", "\"b\" 'c' \\x41"]
+    manager = Manager(True, tmp_path / "units")
+    environment = {"XDG_STATE_HOME": "%h \\ $x"}
+    write_units(units_of(schedule, [str(python), *arguments], environment, is_system=True), manager)
+    assert f"Command {python} is not executable" in verify(manager.directory)
+    python.parent.mkdir()
+    python.symlink_to(sys.executable)
+    assert verify(manager.directory) == ""
+    with pytest.raises(SnapTreeError, match="whose path has quotes"):
+        units_of(schedule, ["/a'b/python"], {}, is_system=True)
+
+
+def test_systemd_is_asked_what_a_time_means() -> None:
+    check_calendar("Mon..Fri *-*-* 22:30")
+    with pytest.raises(SnapTreeError, match="is no time that systemd knows"):
+        check_calendar("every now and then")
+    moment = next_time("2099-01-01 00:00 Europe/Berlin")
+    assert moment == 4070905200
+    assert next_time("2001-01-01") is None
+
+
+# The desktop
+
+_DESKTOP = """
+import json
+from PySide6.QtCore import ClassInfo, QCoreApplication, QObject, Slot
+from PySide6.QtDBus import QDBusConnection
+
+@ClassInfo({"D-Bus Interface": "org.freedesktop.Notifications"})
+class Desktop(QObject):
+    @Slot("QString", "uint", "QString", "QString", "QString", "QStringList", "QVariantMap", "int", result="uint")
+    def Notify(self, *values):
+        print(json.dumps(values), flush=True)
+        return 1
+
+application, desktop, bus = QCoreApplication([]), Desktop(), QDBusConnection.sessionBus()
+bus.registerObject("/org/freedesktop/Notifications", desktop, QDBusConnection.RegisterOption.ExportAllSlots)
+print(json.dumps(bus.registerService("org.freedesktop.Notifications")), flush=True)
+application.exec()
+"""
+
+
+@pytest.fixture
+def desktop(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], Any]]:
+    """A session bus of the test's own with a desktop on it, which says what it was told."""
+    daemon = ["dbus-daemon", "--session", "--nofork", "--print-address"]
+    with subprocess.Popen(daemon, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as bus:
+        assert bus.stdout is not None
+        monkeypatch.setenv("DBUS_SESSION_BUS_ADDRESS", bus.stdout.readline().strip())
+        with subprocess.Popen([sys.executable, "-c", _DESKTOP], stdout=subprocess.PIPE, text=True) as shown:
+            assert shown.stdout is not None
+            assert json.loads(shown.stdout.readline()) is True
+            yield lambda: json.loads(shown.stdout.readline())  # type: ignore[union-attr]  # it is piped
+            shown.kill()
+        bus.kill()
+
+
+def test_the_desktop_is_told_of_failures(desktop: Callable[[], Any], tmp_path: Path, run: Run) -> None:
+    file = tmp_path / "config" / "snaptree" / "policies.toml"
+    file.parent.mkdir(parents=True)
+    file.write_text(
+        f'[schedule.away]\nwhen = "daily"\ntake = "best"\nconnect = "qemu+unix:///system?socket={tmp_path}"\n'
+    )
+    assert run("run-schedule", "away")[0] == 1
+    application, _, _, summary, body, _, hints, _ = desktop()
+    assert (application, summary) == ("SnapTree", "The schedule away failed")
+    assert str(tmp_path) in body
+    assert hints["urgency"] == 2
+    assert notify("Done", "<b> & -x")
+    assert desktop()[4] == "&lt;b&gt; &amp; -x"
+
+
+def test_where_there_is_no_desktop_nobody_minds(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("DBUS_SESSION_BUS_ADDRESS", raising=False)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    assert not notify("Failed", "whatever")
+    monkeypatch.setenv("DBUS_SESSION_BUS_ADDRESS", f"unix:path={tmp_path}/nobody")
+    assert not notify("Failed", "whatever")
