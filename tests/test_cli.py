@@ -103,7 +103,17 @@ def test_tree_as_json_has_the_keys_that_scripts_rely_on(terminal: Terminal) -> N
         assert set(snapshot) == {
             *("name", "parent", "kind", "state", "created", "consistency", "pinned", "written", "frees"),
             *("memory", "confidence", "frees_confidence", "memory_confidence", "saved_memory", "disks", "note"),
-            *("taken_by", "group", "impact", "pinned_by", "pinned_at", "known_good", "known_good_by", "known_good_at"),
+            *(
+                "taken_by",
+                "group",
+                "schedule",
+                "impact",
+                "pinned_by",
+                "pinned_at",
+                "known_good",
+                "known_good_by",
+                "known_good_at",
+            ),
         }
         assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", snapshot["created"])
         assert isinstance(snapshot["written"], int)
@@ -562,6 +572,27 @@ def test_what_was_interrupted_can_be_left(terminal: Terminal) -> None:
     assert "Not done, if it is left as it is: Take the snapshot “half”" in done.stdout
     assert terminal.json("tree", "fresh-01")["troubles"] == []
     assert "left as it was" in terminal.run("history", "fresh-01").stdout
+
+
+def test_what_a_schedules_run_had_begun_when_it_was_killed_is_finished_as_its_own(
+    terminal: Terminal, tmp_path: Path
+) -> None:
+    file = tmp_path / "config" / "snaptree" / "policies.toml"
+    file.parent.mkdir(parents=True)
+    file.write_text('[schedule.often]\nwhen = "hourly"\nmachines = ["fresh-*"]\ntake = "internal"\nkeep-last = 1\n')
+    demo = ("--demo-dir", str(terminal.directory))
+    command_and_kill(Moment.BEGUN, 0, *demo, "run-schedule", "often")
+    assert "was cut short" in terminal.run("schedule", demo=False).stdout
+    again = terminal.run("run-schedule", "often")
+    assert again.returncode == 3, "nothing is locked, but there is something to decide"
+    assert "fresh-01: not taken: refused: Taking a snapshot was interrupted" in again.stderr
+    assert terminal.run("recover", "fresh-01", "-y").returncode == 0
+    taken = terminal.json("tree", "fresh-01")["snapshots"]
+    assert [snapshot["schedule"] for snapshot in taken] == ["often"]
+    done = terminal.json("run-schedule", "often")
+    assert done["says"] == "1 snapshot taken, 1 deleted."
+    assert names(terminal.json("tree", "fresh-01")) == done["machines"][0]["take"]["snapshots"]
+    assert terminal.run("delete", "fresh-01", *done["machines"][0]["take"]["snapshots"], "-y").returncode == 0
 
 
 def test_a_look_comes_and_goes(terminal: Terminal) -> None:

@@ -17,6 +17,7 @@ _DELAY: Final = "2min"
 """Timers of many computers and schedules do not all begin in the same second."""
 
 _SANDBOX: Final = """\
+Nice=10
 NoNewPrivileges=yes
 ProtectSystem=full
 ProtectControlGroups=yes
@@ -75,7 +76,7 @@ def _service(schedule: Schedule, command: Sequence[str], environment: Mapping[st
     # The colon keeps systemd from replacing variables: their sign may be part of a path.
     lines.append(f"ExecStart=:{' '.join(map(_word, command))}")
     order = "After=libvirtd.service virtqemud.service network-online.target\n" if is_system else ""
-    # A session's daemon is started by whoever connects first, and inherits the sandbox of that one.
+    # A session's daemon is started by whoever connects first, and inherits all of this from that one.
     sandbox = _SANDBOX if is_system and urlsplit(schedule.connect).path == "/system" else ""
     return f"""\
 # Written by 'snaptree schedule add {schedule.name}', which writes it anew.
@@ -89,7 +90,6 @@ Type=oneshot
 KillSignal=SIGINT
 # A libvirt daemon that this starts, and machines that it started meanwhile, outlive it.
 KillMode=process
-Nice=10
 {sandbox}"""
 
 

@@ -53,6 +53,7 @@ def _snapshot_json(snapshot: Snapshot, reading: DomainReading) -> dict[str, Any]
         **_mark_json("known_good", snapshot.annotations.known_good),
         "taken_by": snapshot.annotations.taken_by or None,
         "group": snapshot.annotations.group or None,
+        "schedule": snapshot.annotations.schedule or None,
         "written": cost.written.bytes,
         "frees": cost.frees.bytes,
         "memory": cost.memory.bytes,
