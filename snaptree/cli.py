@@ -791,12 +791,13 @@ def _run_schedule(options: argparse.Namespace) -> int:
 
     try:
         schedule = load_policies(options.file).schedule(options.name)
+        if not Where.of(options).is_given:
+            options.connect = [schedule.connect]
+        connected = partial(_connected, options)
+        return run_schedule(schedule, connected, as_json=_wants_json(options), dry_run=options.dry_run)
     except SnapTreeError as error:
         tell_of_failure(options.name, error)
         raise
-    if not Where.of(options).is_given:
-        options.connect = [schedule.connect]
-    return run_schedule(schedule, partial(_connected, options), as_json=_wants_json(options), dry_run=options.dry_run)
 
 
 def _drop_memory(options: argparse.Namespace) -> int:

@@ -46,7 +46,7 @@ def run_schedule(schedule: Schedule, connected: Connected, *, as_json: bool, dry
     """Do what a schedule says, and return the exit status: 0, or one of those above.
 
     1 if anything failed, 3 if nothing did but a rule refused something, 4 if another run is under way. What is left
-    for other hours is no failure. Raises SnapTreeError only if nothing was begun.
+    for other hours is no failure. Raises SnapTreeError if it can't be locked or noted.
     """
     run = _Run(schedule, dry_run, print_to=None if as_json else console())
     begun = begun_now()
@@ -71,7 +71,7 @@ def run_schedule(schedule: Schedule, connected: Connected, *, as_json: bool, dry
 
 
 def tell_of_failure(schedule: str, error: SnapTreeError) -> None:
-    """Tell the desktop that a schedule could not even be begun."""
+    """Tell the desktop that a schedule could not be begun, or be noted."""
     notify(f"The schedule {schedule} failed", str(error), is_urgent=True)
 
 

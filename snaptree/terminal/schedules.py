@@ -44,19 +44,16 @@ _TIMERS = {
 
 def add_schedule(options: Namespace) -> int:
     """Write a schedule into the file, and its timer; of one that is in the file, the timer only. The exit status."""
-    path = options.file or policies_path()
+    path, manager = options.file or policies_path(), _manager(options)
     values = _table_of(options)
+    text = _with_schedule(options.name, values, path) if values else policies_text(path) or ""
+    schedule = _known(options.name, read_policies(text, str(path)))
+    check_calendar(schedule.when)
+    units = units_for(schedule, options.file, manager)
     if values:
-        text = _with_schedule(options.name, values, path)
-        schedule = read_policies(text, str(path)).schedule(options.name)
-        check_calendar(schedule.when)
         write_policies(path, text)
         console().print(f"The schedule {schedule.name} is written to {plain(str(path))}.")
-    else:
-        schedule = _known(options.name, load_policies(options.file))
-        check_calendar(schedule.when)
-    manager = _manager(options)
-    write_units(units_for(schedule, options.file, manager), manager)
+    write_units(units, manager)
     console().print(f"Its timer and service are in {plain(str(manager.directory))}.")
     return _enable(schedule, manager, is_elsewhere=options.units_in is not None)
 
