@@ -508,7 +508,18 @@ def test_what_was_done_is_listed_and_the_last_of_it_taken_back(terminal: Termina
     newest = terminal.json("history", "fresh-01")[0]
     assert set(newest) == {
         *("id", "host", "domain", "uuid", "action", "snapshots", "who", "started", "finished", "state", "steps"),
-        *("steps_done", "unfinished", "group", "settled_by", "undone", "can_undo", "impact", "remark", "error"),
+        *(
+            "steps_done",
+            "unfinished",
+            "group",
+            "schedule",
+            "settled_by",
+            "undone",
+            "can_undo",
+            "impact",
+            "remark",
+            "error",
+        ),
     }
     assert (newest["domain"], newest["action"], newest["snapshots"]) == ("fresh-01", "take", ["tried"])
     assert (newest["state"], newest["can_undo"], newest["undone"], newest["error"]) == ("done", True, False, None)
