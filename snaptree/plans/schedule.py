@@ -101,7 +101,9 @@ class Schedule:
         """What it wants of a machine afterwards."""
         if self.policy is None or not is_named_by(self.pruned_machines, domain):
             return None
-        return Prune(self.policy, by_own_jobs=self.limit is not None, schedule=self.name)
+        # What libvirt merges itself can be neither slowed down nor stopped.
+        by_own_jobs = self.limit is not None or self.between is not None
+        return Prune(self.policy, by_own_jobs=by_own_jobs, schedule=self.name)
 
 
 def is_named_by(patterns: tuple[str, ...], domain: str) -> bool:

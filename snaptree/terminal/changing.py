@@ -62,12 +62,11 @@ def run_with_progress(
     undoes: int | None = None,
     limit: int | None = None,
     until: Callable[[], bool] = lambda: False,
-    stop: threading.Event | None = None,
 ) -> Operation:
     """Run a plan, and show how far it is; `limit` is in bytes per second, the rest as `with_progress`."""
     with closing(Journal(journal_path(connection.uri))) as journal:
         run = partial(run_plan, connection, plan, journal=journal, undoes=undoes)
-        return with_progress(plan.domain, run, limit=limit, until=until, stop=stop)
+        return with_progress(plan.domain, run, limit=limit, until=until)
 
 
 def with_progress(

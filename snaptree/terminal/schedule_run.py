@@ -6,15 +6,16 @@ import datetime as dt
 import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from snaptree import words
 from snaptree.hosts.connection import Connection
-from snaptree.hosts.journal import journal_of
+from snaptree.hosts.journal import Journal, journal_of, journal_path
 from snaptree.hosts.notifying import notify
 from snaptree.hosts.reading import list_domains
+from snaptree.hosts.running import run_plan
 from snaptree.hosts.schedule_runs import AlreadyRunningError, LastRun, begun_now, note_run, only_run
 from snaptree.model.errors import CancelledError, SnapTreeError
 from snaptree.plans.intention import Prune, Take
@@ -25,7 +26,7 @@ from snaptree.plans.planner import make_plan
 from snaptree.plans.prune import Pruning, plan_pruning, pruning_of
 from snaptree.plans.schedule import Notify, Schedule
 from snaptree.plans.situation import Situation
-from snaptree.terminal.changing import run_with_progress, situation_for
+from snaptree.terminal.changing import situation_for, with_progress
 from snaptree.terminal.complaint import complain
 from snaptree.terminal.console import console, iso_time, plain, print_json
 from snaptree.terminal.plans import error_json, print_plan, result_json
@@ -251,13 +252,16 @@ class _Run:
         if self.dry_run or plan.is_refused:
             return
         is_prune = change.pruning is not None
-        change.operation = run_with_progress(
-            machine.connection,
-            plan,
-            limit=self.schedule.limit if is_prune else None,
-            until=self._is_too_late if is_prune else lambda: False,
-            stop=self.stop,
-        )
+
+        def run(*, cancelled: Callable[[], bool], **options: Any) -> Operation:
+            def is_over() -> bool:
+                return cancelled() or (is_prune and self._is_too_late())
+
+            with closing(Journal(journal_path(machine.connection.uri))) as journal:
+                return run_plan(machine.connection, plan, journal=journal, cancelled=is_over, **options)
+
+        limit = self.schedule.limit if is_prune else None
+        change.operation = with_progress(machine.name, run, limit=limit, stop=self.stop)
         change.error = change.operation.error
         if isinstance(change.error, CancelledError) and not self.stop.is_set():
             change.left, change.error = f"stopped, as it is not between {self.schedule.between} any more", None
