@@ -239,6 +239,7 @@ def _parser() -> argparse.ArgumentParser:
     check = command("check", "what should be looked at, the worst first, with the commands that cure it", _check)
     check.add_argument("vms", metavar="VM", nargs="*")
     add_check_options(check)
+
     _add_schedule_commands(
         command("schedule", "what runs by itself: list, add and remove schedules", _schedules),
         common,
@@ -246,7 +247,7 @@ def _parser() -> argparse.ArgumentParser:
     run = command(
         "run-schedule", "take and prune what a schedule says, now, asking nobody: its timer runs this", _run_schedule
     )
-    run.epilog = "Exit status: 0 done, 1 something failed, 3 a rule refused something, 4 it is running already."
+    run.epilog = "Exit status: 0 done, 1 something failed, 3 a rule refused something, 5 it is running already."
     run.add_argument("name", metavar="NAME")
     run.add_argument("-n", "--dry-run", action="store_true", help="print the plans and stop")
     run.add_argument("--file", metavar="PATH", type=Path, help="another file than your own")

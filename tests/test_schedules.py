@@ -229,7 +229,7 @@ def test_a_second_run_is_refused_and_one_that_was_killed_leaves_no_lock(
     write('[schedule.tidy]\nHOST\nwhen = "hourly"\nmachines = ["once"]\ntake = "best"\n')
     with another_run() as other:
         status, _, err = run("run-schedule", "tidy")
-        assert status == 4
+        assert status == 5
         assert err == (
             "snaptree: The schedule tidy is running already. Nothing was done. Wait until that run has ended.\n"
         )

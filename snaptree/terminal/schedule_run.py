@@ -34,7 +34,7 @@ from snaptree.terminal.pruning import pruning_json, summary
 
 STATUS_FAILED = 1
 STATUS_REFUSED = 3
-STATUS_RUNNING = 4
+STATUS_RUNNING = 5
 """Another run of the same schedule is under way."""
 
 WAIT_SECONDS = 15 * 60
@@ -46,7 +46,7 @@ Connected = Callable[[], AbstractContextManager[list[Connection]]]
 def run_schedule(schedule: Schedule, connected: Connected, *, as_json: bool, dry_run: bool) -> int:
     """Do what a schedule says, and return the exit status: 0, or one of those above.
 
-    1 if anything failed, 3 if nothing did but a rule refused something, 4 if another run is under way. What is left
+    1 if anything failed, 3 if nothing did but a rule refused something, 5 if another run is under way. What is left
     for other hours is no failure. Raises SnapTreeError if it can't be locked or noted.
     """
     run = _Run(schedule, dry_run, print_to=None if as_json else console())
