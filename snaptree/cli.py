@@ -39,7 +39,8 @@ _HISTORY = 100
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run `snaptree` and return its exit status.
 
-    0 done, 1 an error, 2 wrong usage, 3 refused or not agreed to, 4 `check` found something.
+    0 done, 1 an error, 2 wrong usage, 3 refused or not agreed to, 4 `check` found something,
+    5 that schedule runs already.
     """
     try:
         try:
@@ -131,7 +132,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Snapshot trees of libvirt virtual machines: seen, costed and changed safely. "
         "Without a command, the window opens.",
         epilog="Exit status: 0 done, 1 an error, 2 wrong usage, 3 refused by a rule, or not agreed to, "
-        "4 'check' found something worse than good to know.",
+        "4 'check' found something worse than good to know, 5 that schedule is running already.",
     )
     parser.add_argument("--version", action="version", version=f"snaptree {__version__}")
     parser.set_defaults(run=_open_window)
