@@ -101,6 +101,16 @@ def is_stranded(connection: Connection, domain: Any, step: MergeLayers) -> bool:
     return step.is_live and not found.is_active and found.is_as_before
 
 
+def is_unnoticed(connection: Connection, domain: Any, step: MergeLayers) -> bool:
+    """Whether QEMU ended a step that was begun in it while no daemon was there, and libvirt still goes by what was.
+
+    As long as the machine runs, libvirt refers to layers that QEMU has let go of, and can't merge them or what stands
+    on them. Raises SnapTreeError if that can't be read.
+    """
+    found = _Found(connection, domain, step)
+    return step.is_live and found.is_active and found.is_as_before and found.is_otherwise_by_headers
+
+
 class _Found:
     """What a step finds: the paths its disk's images stand on now."""
 
@@ -128,6 +138,12 @@ class _Found:
     def is_as_before(self) -> bool:
         """Whether nothing was merged yet, so far as can be seen."""
         return self.paths == self.before and not self.problem
+
+    @property
+    def is_otherwise_by_headers(self) -> bool:
+        """Whether the images themselves say that the stack is what it shall be."""
+        paths, problem = self._by_headers(self.before[0])
+        return paths == self.after and not problem
 
     @property
     def is_as_wanted(self) -> bool:

@@ -17,7 +17,7 @@ from snaptree.hosts.forgetting import find_forgotten
 from snaptree.hosts.journal import Journal
 from snaptree.hosts.layers import Images, live_chains
 from snaptree.hosts.looking import is_made, is_started
-from snaptree.hosts.merging import is_merged, is_stranded
+from snaptree.hosts.merging import is_merged, is_stranded, is_unnoticed
 from snaptree.hosts.reading import current_name
 from snaptree.hosts.records import is_recorded
 from snaptree.hosts.reverting import is_on
@@ -58,6 +58,8 @@ from snaptree.plans.wording import files_named, listed, plain, quoted
 
 _DONE = StepFound(StepState.DONE)
 _NOT_BEGUN = StepFound(StepState.NOT_BEGUN)
+_NOT_KNOWN = "and libvirt does not know of it"
+_SHUT_DOWN = "while the machine runs: shut it down, and finish this then"
 
 
 def with_operations(
@@ -339,10 +341,10 @@ def _find_merged(connection: Connection, domain: Any, snapshot: Snapshot, step: 
     }
     if not merged:
         return None
-    says = f"QEMU merged {files_named(merged)} to the end, and libvirt does not know of it"
+    says = f"QEMU merged {files_named(merged)} to the end, {_NOT_KNOWN}"
     if any(path in chain.layers for chain in chains for path in merged):
         # Its daemon died, and the new one goes by what the old one had noted. Off, all go by the images.
-        return _changed(f"{says} while the machine runs: shut it down, and finish this then")
+        return _changed(f"{says} {_SHUT_DOWN}")
     if len(merged) < len(disks) or snapshot.revert_overlays:
         return _changed(f"{says}: all content is there, but libvirt can't delete {quoted(snapshot.name)} any more")
     record = RecordLayers(
@@ -373,6 +375,8 @@ def _find_merge(connection: Connection, domain: Any, step: MergeLayers, *, begun
         return StepFound(StepState.HALF_WAY, "it is merged, and only has to be made sure of")
     if step.is_live and domain.isActive() and block_job(domain, step.target):
         return StepFound(StepState.HALF_WAY, "it goes on in the machine's QEMU")
+    if is_unnoticed(connection, domain, step):
+        return _changed(f"QEMU merged {files_named(step.layers)} to the end, {_NOT_KNOWN} {_SHUT_DOWN}")
     if is_stranded(connection, domain, step):
         return _changed("the machine does not run any more, in which layers were merged; they are as they were")
     return StepFound(StepState.HALF_WAY, "it may be merged in part, and all that it merges is still there")
