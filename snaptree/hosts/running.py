@@ -140,7 +140,7 @@ def begin_run(
 
 
 class Run:
-    """One run of one plan: `to_the_end`, or by whoever runs several together: `prepare`, `go_on`, and `end` at last."""
+    """One run of one plan: `to_the_end` or `until_paused`; or, of several together, `prepare`, `go_on`, and `end`."""
 
     def __init__(
         self,
@@ -183,11 +183,21 @@ class Run:
 
     def to_the_end(self) -> Operation:
         """Run all of it, and return how it ended."""
+        operation = self.until_paused(never)
+        assert operation is not None
+        return operation
+
+    def until_paused(self, is_paused: Callable[[], bool]) -> Operation | None:
+        """As `to_the_end`, but return None between two steps if it `is_paused` then. Called again, it goes on."""
         error: Exception | None = None
         try:
             try:
-                self.prepare()
-                self.go_on(len(self._operation.plan.steps))
+                if self._domain is None:
+                    self.prepare()
+                for number in range(self._operation.steps_done, len(self._operation.plan.steps)):
+                    if is_paused() and not self._cancelled():
+                        return None
+                    self.go_on(number + 1)
             finally:
                 self.thaw_in_any_case()
         except (libvirt.libvirtError, SnapTreeError) as failure:

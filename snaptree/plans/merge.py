@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from math import inf
 from types import MappingProxyType
 
 from snaptree.model.estate import ImageKey, Snapshot, SnapshotDisk
-from snaptree.model.figures import Figure
+from snaptree.model.figures import NOTHING, Figure, total
 from snaptree.model.merging import Deletion, LayerMerge, LayerTree, MergeWay, Pile
 from snaptree.plans.draft import Draft
 from snaptree.plans.facts import LIBVIRT_9_9, Facts, external_disks, internal_images, is_external, memory_file_of
@@ -109,6 +110,27 @@ def _order(layer_tree: LayerTree, batch: Batch) -> tuple[int, int]:
 def rooms_of(layer_tree: LayerTree, batch: Batch) -> list[Room]:
     """What the merges of a batch take on disk."""
     return [Room(layer_tree.path(merge.into), layer_tree.growth(merge)) for merge in batch.merges]
+
+
+def rooms_in_turn(layer_tree: LayerTree, parts: Iterable[Batch]) -> Iterator[tuple[Room, Figure]]:
+    """Each merge of these batches in its turn, and the bytes that all so far take then, beyond what came back."""
+    extra = NOTHING
+    for part in parts:
+        for room in rooms_of(layer_tree, part):
+            extra = total([extra, room.growth])
+            yield room, extra
+        gone = sum(layer_tree.allocated(key).bytes or 0 for pile in part.piles for key in pile.removed)
+        if extra.bytes is not None:
+            extra = Figure(max(0, extra.bytes - gone), extra.confidence, extra.how)
+
+
+def most_room(layer_tree: LayerTree, parts: Iterable[Batch]) -> Figure:
+    """What merging these batches takes on disk when that is most."""
+    return max(
+        (extra for _, extra in rooms_in_turn(layer_tree, parts)),
+        key=lambda figure: inf if figure.bytes is None else figure.bytes,
+        default=NOTHING,
+    )
 
 
 def add_merges(
