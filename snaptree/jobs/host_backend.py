@@ -314,7 +314,7 @@ class HostBackend(QObject):
         self._thaw_timer = QTimer(self, singleShot=True, interval=THAW_AGAIN_MS)
         self._thaw_timer.timeout.connect(self._read_journal)
         self._hours_timer = QTimer(self, interval=HOURS_EVERY_MS)
-        self._hours_timer.timeout.connect(self._begin_waiting)
+        self._hours_timer.timeout.connect(self.begin_what_waits)
 
     @Slot(object)
     def _run_posted(self, call: Callable[[], None]) -> None:
@@ -1201,7 +1201,7 @@ class HostBackend(QObject):
         self._tell_operation(replace(operation, remark=f"Waits until {waiting.between.begin:%H:%M}"))
         self._hours_timer.start()
 
-    def _begin_waiting(self) -> None:
+    def begin_what_waits(self) -> None:
         """Begin the first operation whose hours have come; the next one follows when that is planned."""
         if not self._for_later:
             self._hours_timer.stop()
@@ -1228,7 +1228,7 @@ class HostBackend(QObject):
         else:
             waiting.is_being_planned = False
             self._queue(plan, operation=replace(operation, plan=plan), limit=waiting.limit, waiting=waiting)
-        self._begin_waiting()
+        self.begin_what_waits()
 
     def _queue(
         self,

@@ -31,11 +31,6 @@ class GroupPlan:
     members: tuple[Plan, ...]
 
     @property
-    def counted(self) -> tuple[Plan, ...]:
-        """Those of which the costs are told."""
-        return self.members
-
-    @property
     def machines(self) -> str:
         """Their names, in words."""
         return listed(plain(plan.domain) for plan in self.members)
@@ -66,7 +61,7 @@ class GroupPlan:
     @property
     def forecast(self) -> Forecast:
         """What all of it costs. They have their turns one after the other; each guest stands still for itself."""
-        parts = [plan.forecast for plan in self.counted]
+        parts = [plan.forecast for plan in self.members]
         likely = [part.likely_extra for part in parts]
         return Forecast(
             copies=total(part.copies for part in parts),

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import datetime as dt
 from bisect import bisect_left
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import inf
 
 from snaptree.model.costs import SelectionCost, cost_of_deleting
-from snaptree.model.figures import Figure
+from snaptree.model.figures import NOTHING, Figure, total
 from snaptree.model.merging import LayerTree
 from snaptree.plans.delete import add_deletions
 from snaptree.plans.draft import Draft
 from snaptree.plans.intention import Prune
 from snaptree.plans.merge import batches, layer_tree_of, most_room
-from snaptree.plans.plan import Action, Plan
+from snaptree.plans.plan import Action, Forecast, Plan
 from snaptree.plans.policy import Decision, Policy, decide, kept_with_groups
 from snaptree.plans.situation import Situation
+from snaptree.plans.speed import Speed
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +87,32 @@ def prune_together(
             if names:
                 kept[number] |= names
                 found[number] = prune(policy, machines[number][0], now, kept=kept[number], zone=zone)
+
+
+def forecast_of(pruning: Pruning, speed: Speed) -> Forecast:
+    """What pruning a machine costs, before there is a plan for it."""
+    cost, number = pruning.cost, len(pruning.goes)
+    seconds = speed.seconds(number, cost.copies) if number else 0.0
+    return Forecast(copies=cost.copies, frees=cost.frees, peak_extra=pruning.peak_extra, seconds=seconds)
+
+
+def forecast_in_turn(parts: Iterable[Forecast]) -> Forecast:
+    """What changes of several machines cost, one after the other: what one gives back, the next may use."""
+    parts = list(parts)
+    kept, peak = NOTHING, NOTHING
+    for part in parts:
+        peak = max(
+            peak, total([kept, part.peak_extra]), key=lambda figure: inf if figure.bytes is None else figure.bytes
+        )
+        if part.frees.bytes is not None and part.frees.bytes < 0:
+            kept = total([kept, Figure(-part.frees.bytes, part.frees.confidence, part.frees.how)])
+    seconds = [part.seconds for part in parts]
+    return Forecast(
+        copies=total(part.copies for part in parts),
+        frees=total(part.frees for part in parts),
+        peak_extra=peak,
+        seconds=None if None in seconds else sum(each or 0.0 for each in seconds),
+    )
 
 
 def plan_prune(intention: Prune, situation: Situation) -> Plan:

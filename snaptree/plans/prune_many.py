@@ -10,8 +10,8 @@ from snaptree.model.errors import SnapTreeError
 from snaptree.plans.group import GroupPlan
 from snaptree.plans.intention import Prune
 from snaptree.plans.merge import layer_tree_of
-from snaptree.plans.plan import Action, Finding, Plan
-from snaptree.plans.prune import Pruning, plan_pruning, prune_together
+from snaptree.plans.plan import Action, Finding, Forecast, Plan
+from snaptree.plans.prune import Pruning, forecast_in_turn, plan_pruning, prune_together
 from snaptree.plans.situation import Situation
 
 
@@ -30,14 +30,19 @@ class PlansInTurn(GroupPlan):
     """Plans that are shown as one, and of which each is run for itself."""
 
     @property
-    def counted(self) -> tuple[Plan, ...]:
+    def willing(self) -> tuple[Plan, ...]:
         """Those that do anything."""
         return tuple(plan for plan in self.members if plan.steps)
 
     @property
     def is_refused(self) -> bool:
         """Whether there is nothing to run."""
-        return not self.counted
+        return not self.willing
+
+    @property
+    def forecast(self) -> Forecast:
+        """What those cost that do anything."""
+        return forecast_in_turn(plan.forecast for plan in self.willing)
 
 
 def plan_prunes(wanted: Sequence[tuple[Prune, Situation]]) -> tuple[PlannedPrune, ...]:

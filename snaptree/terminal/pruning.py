@@ -117,7 +117,8 @@ def prune_machines(
 
     `is_one`: just one was named, so that the document is that one's and no list. 3 if any was refused and none failed.
     """
-    found = _planned(machines, policy, by_own_jobs=limit is not None)
+    # What libvirt merges itself can be neither slowed down nor stopped.
+    found = _planned(machines, policy, by_own_jobs=limit is not None or between is not None)
     out = console()
     if not as_json:
         for machine in found:

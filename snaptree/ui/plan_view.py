@@ -113,8 +113,8 @@ class PlanView(QScrollArea):
         if not isinstance(plan, GroupPlan):
             for warning in plan.warnings:
                 layout.addWidget(_finding("warning", warning, page))
-        parts = plan.members if isinstance(plan, GroupPlan) else (plan,)
-        if any(part.steps for part in parts):
+        members = plan.members if isinstance(plan, GroupPlan) else (plan,)
+        if parts := [part for part in members if part.steps]:
             for part in parts:
                 of = "" if part is plan else f" to {in_sentence(part.domain)}"
                 layout.addWidget(SectionTitle(f"What will happen{of}", page))
