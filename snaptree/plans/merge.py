@@ -74,17 +74,24 @@ def layer_tree_of(situation: Situation) -> LayerTree:
 
 def batches(layer_tree: LayerTree, deletion: Deletion, names: Sequence[str]) -> list[Batch]:
     """Put snapshots together that share a pile of layers: neighbours, and those whose other disks are neighbours."""
-    groups: list[tuple[set[str], list[Pile]]] = [({name}, []) for name in names]
+    place = {name: number for number, name in enumerate(names)}
+    groups: dict[str, tuple[list[str], list[Pile]]] = {name: ([name], []) for name in names}
     for pile in deletion.piles:
         # What is inside an image that takes others in has to be deleted before.
         keys = pile.gone.union(*(merge.layers for merge in pile.merges))
-        holders = {name for key in keys for name in layer_tree.holders.get(key, ())}
-        touched = [group for group in groups if group[0] & holders]
-        groups = [group for group in groups if group not in touched]
-        together = set().union(*(group[0] for group in touched))
-        groups.append((together, [*(each for group in touched for each in group[1]), pile]))
-    found = [Batch(tuple(name for name in names if name in group), tuple(piles)) for group, piles in groups]
-    place = {name: number for number, name in enumerate(names)}
+        holders = {name for key in keys for name in layer_tree.holders.get(key, ()) if name in place}
+        together: tuple[list[str], list[Pile]] = ([], [])
+        for name in sorted(holders, key=place.__getitem__):
+            if groups[name] is not together:
+                members, piles = groups[name]
+                together[0].extend(members)
+                together[1].extend(piles)
+                groups |= dict.fromkeys(members, together)
+        together[1].append(pile)
+    found = [
+        Batch(tuple(sorted(members, key=place.__getitem__)), tuple(piles))
+        for members, piles in {id(group): group for group in groups.values()}.values()
+    ]
 
     def turn(batch: Batch) -> tuple[int, ...]:
         first, *rest = _order(layer_tree, batch)

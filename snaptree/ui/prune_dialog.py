@@ -64,6 +64,8 @@ class PruneDialog(QDialog):
         self._kept: dict[str, set[str]] = {}
         """By UUID, what is kept by hand."""
         self._prunings: dict[str, Pruning] = {}
+        self._answered = 0
+        """The number of the question to which the answer is shown."""
         self._layers: dict[str, tuple[Machine, LayerTree]] = {}
         """What is known of each, put in order once."""
         self._preview = PrunePreview(self)
@@ -176,6 +178,11 @@ class PruneDialog(QDialog):
 
     # What is asked, and what comes of it
 
+    @property
+    def is_up_to_date(self) -> bool:
+        """Whether what is shown is what the fields said last."""
+        return self._answered == self._preview.asked
+
     def hours(self) -> Hours | None:
         """The hours in which it may be done; None for any."""
         begin, end = (dt.time(edit.time().hour(), edit.time().minute()) for edit in (self.begin, self.end))
@@ -207,7 +214,7 @@ class PruneDialog(QDialog):
         return known[1]
 
     def _show(self, found: WorkedOut) -> None:
-        self._number = found.number
+        self._answered = found.number
         self._prunings = dict(found.prunings)
         self.machines.show_outcomes(self._outcomes())
         self._show_tree()
@@ -315,13 +322,10 @@ class PruneDialog(QDialog):
 
     def _offer(self) -> None:
         """Let it be done if what is shown is what the fields say, and anything goes."""
-        is_shown = self._number == self._preview.asked and not self.form.problem.text()
+        is_shown = self.is_up_to_date and not self.form.problem.text()
         goes = any(pruning.goes for pruning in self._prunings.values())
         has_hours = not self.between.isChecked() or self.begin.time() != self.end.time()
         self.prune_button.setEnabled(is_shown and goes and has_hours)
-
-    _number = 0
-    """Of the question to which the answer is shown."""
 
     def _preview_plans(self) -> None:
         """Show the plans; the sheet stays until they are run."""
