@@ -144,7 +144,8 @@ class _Change:
 
     submit: Callable[[], Job]
     """Queues it again, once it goes on."""
-    job: Job
+    job: Job | None
+    """None while it is told of."""
     undoes: Operation | None
     control: _Control
 
@@ -1129,7 +1130,7 @@ class HostBackend(QObject):
             return
         change.control.cancelled.set()
         self.go_on(operation_id)  # to its end
-        if self._changer.withdraw(change.job):
+        if change.job is not None and self._changer.withdraw(change.job):
             for number in [number for number, each in self._changes.items() if each.job is change.job]:
                 operation = self._operations[number]
                 self._over(replace(operation, state=OperationState.CANCELLED, finished=time.time()))
@@ -1287,12 +1288,13 @@ class HostBackend(QObject):
             on_failed=on_failed or partial(self._not_changed, queued),
             priority=Priority.USER if is_urgent else Priority.ON_SCREEN,
         )
+        for operation in queued:
+            self._changes[operation.id] = _Change(submit, None, undoes.get(operation.plan.domain_uuid), control)
+        for operation in queued:
+            self._tell_operation(operation)  # first: a limit that somebody sets now holds from the first byte on
         job = submit()
         for operation in queued:
-            undone = undoes.get(operation.plan.domain_uuid)
-            self._changes[operation.id] = _Change(submit, job, undone, control)
-        for operation in queued:
-            self._tell_operation(operation)
+            self._changes[operation.id] = replace(self._changes[operation.id], job=job)
 
     def _change(
         self,

@@ -31,7 +31,6 @@ from snaptree.ui.machine import MachineId
 from snaptree.ui.machine_order import MachineOrder
 from snaptree.ui.plan_dialog import Alternatives, Choice, PlanDialog
 from snaptree.ui.planning import GroupPlanner, Planner
-from snaptree.ui.prune_dialog import PruneDialog
 from snaptree.ui.rename_dialog import RenameDialog
 from snaptree.ui.settings import SafetySnapshot
 from snaptree.ui.take_dialog import TakeDialog
@@ -186,6 +185,8 @@ class Commands(QObject):
 
     def prune(self, machine: Machine) -> None:
         """Ask what to keep; the dialog shows what goes meanwhile."""
+        from snaptree.ui.prune_dialog import PruneDialog  # here, because the window opens without policies
+
         PruneDialog(self._estate[machine.id.uri], machine, self._window).open()
 
     def drop_memory(self, machine: Machine, snapshot: str) -> None:
