@@ -132,7 +132,7 @@ class PlanView(QScrollArea):
                 layout.addWidget(Notice("info", "This can be undone.", plan.undo.text, page))
             elif not plan.warns_of_finality:
                 layout.addWidget(Notice("warning", "This can't be undone.", "", page))
-        elif not plan.is_refused and not plan.warnings:
+        elif not plan.refusals and not plan.warnings:
             layout.addWidget(PlainLabel("There is nothing to do.", page))
         self._show(page, layout)
 

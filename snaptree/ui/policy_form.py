@@ -287,7 +287,7 @@ class PolicyForm(QScrollArea):
     def _scope(self, page: QWidget) -> QFormLayout:
         form = _form()
         self.by_hand = QComboBox(page)
-        self.by_hand.addItems(["Made by schedules", "All, those made by hand too"])
+        self.by_hand.addItems(["Made by schedules", "All snapshots"])
         self.by_hand.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
         self.by_hand.setMinimumContentsLength(12)
         self.by_hand.currentIndexChanged.connect(self._edited)

@@ -194,13 +194,12 @@ class PruneDialog(QDialog):
         self._offer()
         if policy is None:
             return
-        machines = {}
+        machines: dict[str, tuple[LayerTree, dict[str, str]]] = {}
         for uuid in self.machines.ticked():
             layer_tree = self._layer_tree(uuid)
             if layer_tree is not None:
                 machines[uuid] = layer_tree, dict.fromkeys(self._kept.get(uuid, ()), BY_HAND)
         self._preview.ask(policy, machines)
-        self._offer()
 
     def _layer_tree(self, uuid: str) -> LayerTree | None:
         """The layers of a machine as they are known now; None if its tree was not read to the end."""
@@ -321,11 +320,10 @@ class PruneDialog(QDialog):
     # Doing it
 
     def _offer(self) -> None:
-        """Let it be done if what is shown is what the fields say, and anything goes."""
-        is_shown = self.is_up_to_date and not self.form.problem.text()
+        """Let it be planned if the fields can be used, and anything went by what they said last."""
         goes = any(pruning.goes for pruning in self._prunings.values())
         has_hours = not self.between.isChecked() or self.begin.time() != self.end.time()
-        self.prune_button.setEnabled(is_shown and goes and has_hours)
+        self.prune_button.setEnabled(goes and has_hours and not self.form.problem.text())
 
     def _preview_plans(self) -> None:
         """Show the plans; the sheet stays until they are run."""

@@ -6,6 +6,7 @@ import datetime as dt
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import pytest
 
@@ -14,8 +15,9 @@ from snaptree.jobs import host_backend
 from snaptree.plans.hours import Hours
 from snaptree.plans.intention import Capture, Prune, Take
 from snaptree.plans.operation import Operation, OperationState, Pause
+from snaptree.plans.plan import Plan
 from snaptree.plans.policy import Period, Policy, Scope
-from snaptree.plans.prune_many import PlannedPrune
+from snaptree.plans.prune_many import PlannedPrune, in_turn
 from tests.jobs.conftest import Listener
 from tests.kit.machines import NOW, EmbeddedHost, Machine
 
@@ -50,15 +52,19 @@ def make_machine(host: EmbeddedHost, *names: str) -> Machine:
 
 
 def planned(listener: Listener, policy: Policy, *machines: Machine) -> tuple[PlannedPrune, ...]:
-    answers: list[object] = []
-    wanted = {machine.uuid: Prune(policy, by_own_jobs=True) for machine in machines}
-    listener.backend.plan_prunes(wanted, answers.append)
+    found, unread = all_planned(listener, policy, *(machine.uuid for machine in machines))
+    assert not unread
+    return found
+
+
+def all_planned(listener: Listener, policy: Policy, *uuids: str) -> tuple[tuple[PlannedPrune, ...], tuple[Plan, ...]]:
+    """Plans, and those of machines that can't be read."""
+    answers: list[Any] = []
+    listener.backend.plan_prunes({uuid: Prune(policy, by_own_jobs=True) for uuid in uuids}, answers.append)
     listener.until(lambda: answers)
     (answer,) = answers
     assert isinstance(answer, tuple), answer
-    found, unread = answer
-    assert not unread
-    return tuple(found)
+    return answer
 
 
 def now_of(listener: Listener, operation: Operation) -> Operation:
@@ -121,7 +127,10 @@ def test_what_is_paused_can_be_cancelled(listener: Listener, host: EmbeddedHost)
 def test_a_failure_on_one_machine_stops_no_other(listener: Listener, host: EmbeddedHost) -> None:
     machines = [make_machine(host, "a", "b", "c") for _ in range(2)]
     listener.open()
-    first, second = planned(listener, last(1), *machines)
+    nowhere = "11111111-2222-3333-4444-555555555555"
+    (first, second), (unread,) = all_planned(listener, last(1), machines[0].uuid, nowhere, machines[1].uuid)
+    assert unread.is_refused
+    assert not in_turn([first.plan, unread]).is_refused
     machines[0].virsh_take_disk_only("unexpected")
     operations = [listener.backend.prune(each) for each in (first, second)]
     failed, done = (ended(listener, each) for each in operations)

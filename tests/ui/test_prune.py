@@ -106,7 +106,7 @@ def test_what_is_seen_goes_on_all_machines_that_are_ticked(
     driver.until(lambda: dialog.form.choice.count() == 2)
     dialog.form.choice.setCurrentIndex(1)
     dialog.form.choice.activated.emit(1)
-    driver.until(lambda: "on 2 machines" in dialog.sums.text() and dialog.prune_button.isEnabled())
+    driver.until(lambda: "on 2 machines" in dialog.sums.text() and dialog.is_up_to_date)
     assert set(dialog.machines.ticked()) == {first.uuid, second.uuid}, "those that the policy is for"
     assert why(dialog) == {
         "a": "goes: no rule keeps it",
@@ -157,7 +157,8 @@ def test_mistakes_are_said_where_they_are_and_a_refusal_stops_no_other(
     driver.until(lambda: not dialog.short.text())
 
     busy.handle.managedSave()
-    driver.until(dialog.prune_button.isEnabled)
+    driver.until(lambda: dialog.is_up_to_date)
+    assert dialog.prune_button.isEnabled()
     dialog.prune_button.click()
     preview = driver.dialog(PlanDialog)
     assert isinstance(preview, PlanDialog)

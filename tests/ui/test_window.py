@@ -612,7 +612,7 @@ def test_a_read_only_connection_shows_everything_and_changes_nothing(
     driver.show_machine(host.uri, machine.uuid)
     driver.view.select(["first"])
     actions = driver.window.actions_
-    assert not any(action.isEnabled() for action in (actions.take, actions.revert, actions.delete))
+    assert not any(action.isEnabled() for action in (actions.take, actions.revert, actions.delete, actions.prune))
     reason = actions.reasons[Action.DELETE]
     assert reason is not None
     assert "read-only" in reason.reason
