@@ -1143,10 +1143,10 @@ class HostBackend(QObject):
 
     def pause(self, operation_id: int) -> None:
         """Let an operation stand still as soon as no step is half done. Others go on meanwhile, on other machines."""
-        change = self._changes.get(operation_id)
-        if change is not None and self._operations[operation_id].can_pause:
+        change, operation = self._changes.get(operation_id), self._operations[operation_id]
+        if change is not None and operation.can_pause and not change.control.paused.is_set():
             change.control.paused.set()
-            self._went_on(self._operations[operation_id])
+            self._went_on(operation)
 
     def go_on(self, operation_id: int) -> None:
         """Let an operation go on that is paused, or shall be."""

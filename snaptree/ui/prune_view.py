@@ -32,7 +32,7 @@ WHY = Column.NOTE
 
 _TITLE = "Kept?"
 _MEANING = "A tick: it stays. Space or a click keeps a snapshot by hand, or leaves it to the policy again."
-_LEAST_LETTERS = {Column.AGE: 60, Column.WRITTEN: 75}
+_LEAST_LETTERS = {Column.AGE: 70, Column.WRITTEN: 90}
 """Width of the view, in letters, below which a column is not shown."""
 _BOX = 12
 _GAP = 8
