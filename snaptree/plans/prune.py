@@ -89,6 +89,11 @@ def prune_together(
                 found[number] = prune(policy, machines[number][0], now, kept=kept[number], zone=zone)
 
 
+def pruning_of(intention: Prune, situation: Situation) -> Pruning:
+    """What an intention comes to, before there is a plan for it."""
+    return prune(intention.policy, layer_tree_of(situation), situation.now, kept=intention.kept)
+
+
 def forecast_of(pruning: Pruning, speed: Speed) -> Forecast:
     """What pruning a machine costs, before there is a plan for it."""
     cost, number = pruning.cost, len(pruning.goes)
@@ -117,8 +122,7 @@ def forecast_in_turn(parts: Iterable[Forecast]) -> Forecast:
 
 def plan_prune(intention: Prune, situation: Situation) -> Plan:
     """Plan to delete what a policy lets go, in one. There is no undo. If nothing goes, there are no steps."""
-    pruning = prune(intention.policy, layer_tree_of(situation), situation.now, kept=intention.kept)
-    return plan_pruning(intention, situation, pruning)
+    return plan_pruning(intention, situation, pruning_of(intention, situation))
 
 
 def plan_pruning(intention: Prune, situation: Situation, pruning: Pruning) -> Plan:
