@@ -169,11 +169,13 @@ class _Control:
         self.cancelled = threading.Event()
         self.paused = threading.Event()
 
-    def on(self, progress: Progress | None) -> Progress | None:
+    def on(self, operation: Operation) -> Operation:
         """A report with what was asked of it meanwhile."""
-        if progress is None:
-            return None
-        return replace(progress, limit=self.limit, pause=Pause.ASKED if self.paused.is_set() else Pause.NO)
+        if operation.progress is None:
+            return operation
+        pause = Pause.ASKED if self.paused.is_set() else Pause.NO
+        progress = replace(operation.progress, limit=self.limit, pause=pause, can_pause=operation.can_pause)
+        return replace(operation, progress=progress)
 
 
 @dataclass(slots=True)
@@ -1143,10 +1145,10 @@ class HostBackend(QObject):
 
     def pause(self, operation_id: int) -> None:
         """Let an operation stand still as soon as no step is half done. Others go on meanwhile, on other machines."""
-        change, operation = self._changes.get(operation_id), self._operations[operation_id]
-        if change is not None and operation.can_pause and not change.control.paused.is_set():
+        change = self._changes.get(operation_id)
+        if change is not None and self._operations[operation_id].can_pause and not change.control.paused.is_set():
             change.control.paused.set()
-            self._went_on(operation)
+            self._went_on(self._operations[operation_id])
 
     def go_on(self, operation_id: int) -> None:
         """Let an operation go on that is paused, or shall be."""
@@ -1379,7 +1381,7 @@ class HostBackend(QObject):
     def _went_on(self, operation: Operation) -> None:
         change = self._changes.get(operation.id)
         if change is not None:
-            self._tell_operation(replace(operation, progress=change.control.on(operation.progress)))
+            self._tell_operation(change.control.on(operation))
 
     def _changed_or_paused(self, number: int, operation: Operation | None) -> None:
         if operation is not None:
@@ -1406,6 +1408,7 @@ class HostBackend(QObject):
             remark=remark,
             limit=control.limit,
             pause=Pause.PAUSED,
+            can_pause=True,
         )
         self._tell_operation(replace(operation, progress=still, state=OperationState.RUNNING))
         self._read_tree(operation.plan.domain_uuid, Priority.ON_SCREEN)

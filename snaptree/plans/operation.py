@@ -63,6 +63,8 @@ class Progress:
     limit: int | None = None
     """How many bytes per second it may copy; None if as many as it can."""
     pause: Pause = Pause.NO
+    can_pause: bool = False
+    """Whether it can be told to stand still: what another program does can't."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -145,7 +145,7 @@ class OperationRow(QFrame):
             self.cancel.setEnabled(progress.can_cancel)
             self.cancel.setToolTip(tooltip(progress.why_not_cancel))
             self.limit.setVisible(progress.can_limit)
-            self._show_control(progress, can_pause=operation.can_pause)
+            self._show_control(progress)
         elif state is OperationState.QUEUED:
             self.cancel.setVisible(True)
             self.cancel.setEnabled(True)
@@ -156,13 +156,13 @@ class OperationRow(QFrame):
         self.undo.setToolTip(tooltip("" if undo is None else undo.text))
         self.details.setVisible(operation.error is not None)
 
-    def _show_control(self, progress: Progress, *, can_pause: bool) -> None:
+    def _show_control(self, progress: Progress) -> None:
         """Show what was asked of the work, here or when it was begun."""
         if not self.limit.hasFocus():
             with QSignalBlocker(self.limit):
                 self.limit.setValue((progress.limit or 0) >> 20)
         self._goes_on = progress.pause is Pause.NO
-        self.pause.setVisible(can_pause)
+        self.pause.setVisible(progress.can_pause)
         self.pause.setText("Pause" if self._goes_on else "Go On")
         self.pause.setToolTip(tooltip("Stand still as soon as this step is done." if self._goes_on else ""))
 
