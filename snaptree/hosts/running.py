@@ -140,7 +140,7 @@ def begin_run(
 
 
 class Run:
-    """One run of one plan: `to_the_end`, or by whoever runs several together: `prepare`, `go_on`, and `end` at last."""
+    """One run of one plan: `to_the_end` or `until_paused`; or, of several together, `prepare`, `go_on`, and `end`."""
 
     def __init__(
         self,
@@ -183,11 +183,22 @@ class Run:
 
     def to_the_end(self) -> Operation:
         """Run all of it, and return how it ended."""
+        operation = self.until_paused(never)
+        assert operation is not None
+        return operation
+
+    def until_paused(self, is_paused: Callable[[], bool]) -> Operation | None:
+        """As `to_the_end`, but return None if it `is_paused` and nothing is half done. Called again, it goes on."""
+        plan = self._operation.plan
         error: Exception | None = None
         try:
             try:
-                self.prepare()
-                self.go_on(len(self._operation.plan.steps))
+                if self._domain is None:
+                    self.prepare()
+                for number in range(self._operation.steps_done, len(plan.steps)):
+                    if is_paused() and not self._cancelled() and _is_whole(plan, number):
+                        return None
+                    self.go_on(number + 1)
             finally:
                 self.thaw_in_any_case()
         except (libvirt.libvirtError, SnapTreeError) as failure:
@@ -800,6 +811,11 @@ def _with_what_was_done(error: SnapTreeError, plan: Plan, steps_done: int) -> Sn
     said = copy(error)
     said.hint = hint
     return said
+
+
+def _is_whole(plan: Plan, number: int) -> bool:
+    """Whether what the steps before this one did stands by itself: libvirt knows of it, and no file is left over."""
+    return not is_torn(plan, number, number) and not isinstance(plan.steps[number], RemoveLeftover)
 
 
 def _what_was_done(plan: Plan, steps_done: int) -> str:

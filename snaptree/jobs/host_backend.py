@@ -21,9 +21,10 @@ from snaptree.hosts.group_running import GroupOutcome, run_group
 from snaptree.hosts.journal import Journal
 from snaptree.hosts.layers import analysed, is_analysed, read_layers, with_earlier_analysis
 from snaptree.hosts.measuring import DIRTY_RATE_LOOK_SECONDS, DIRTY_RATE_LOOKS, DirtyRate
+from snaptree.hosts.pruning import OutOfHoursError, are_now, begin_in_hours
 from snaptree.hosts.reading import list_domains, read_tree
 from snaptree.hosts.recovery import with_operations
-from snaptree.hosts.running import run_plan
+from snaptree.hosts.running import Run, begin_run
 from snaptree.hosts.settings import compare_moments
 from snaptree.hosts.situation import read_situation, read_to_describe
 from snaptree.hosts.thumbnails import Thumbnails
@@ -42,14 +43,16 @@ from snaptree.model.settings import Comparison, layers_of_one_disk
 from snaptree.model.tree import SnapshotTree
 from snaptree.plans.advice import HostAdvice, Observed
 from snaptree.plans.group import GroupPlan
-from snaptree.plans.intention import Intention, Recover, Take, only_describes, places_of, take_back
-from snaptree.plans.operation import Operation, OperationState, Progress, Settled, undoes_look
+from snaptree.plans.hours import Hours
+from snaptree.plans.intention import Intention, Prune, Recover, Take, only_describes, places_of, take_back
+from snaptree.plans.operation import Operation, OperationState, Pause, Progress, Settled, undoes_look
 from snaptree.plans.plan import Action, Plan
 from snaptree.plans.plan_json import describe_step
 from snaptree.plans.planner import make_plan, needs_analysis
+from snaptree.plans.prune_many import PlannedPrune, no_more_than, plan_prunes, unreadable
 from snaptree.plans.situation import Situation
 from snaptree.plans.speed import NOT_MEASURED, Speed
-from snaptree.plans.wording import machines_named
+from snaptree.plans.wording import machines_named, plain
 
 __all__ = ["CostReading", "CredentialsRequest", "HostBackend", "HostStatus", "Phase", "TreeReading"]
 
@@ -67,6 +70,8 @@ ADVICE_AFTER_MS = 500
 """After costs are news: those of several machines come together."""
 ADVICE_AGAIN_MS = 600_000
 """Snapshots grow old, and file systems full."""
+HOURS_EVERY_MS = 10_000
+"""Between two looks at the clock, while something waits for its hours."""
 PROGRESS_SECONDS = 0.1
 """Between two reports of an operation's progress."""
 
@@ -137,10 +142,12 @@ class CostReading:
 class _Change:
     """What drives an operation that is not over."""
 
-    job: Job
-    cancelled: threading.Event
+    submit: Callable[[], Job]
+    """Queues it again, once it goes on."""
+    job: Job | None
+    """None while it is told of."""
     undoes: Operation | None
-    limit: _Limit
+    control: _Control
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,10 +160,33 @@ class _InJournal:
     """Somebody's file systems may be frozen still."""
 
 
-class _Limit:
-    """How many bytes per second a change may copy; None if as many as it can. Read by the change thread."""
+class _Control:
+    """What the user wants of changes that are run in one go. Read by the change thread."""
 
-    bytes_per_second: int | None = None
+    def __init__(self, limit: int | None = None) -> None:
+        self.limit = limit
+        """How many bytes per second they may copy; None if as many as they can."""
+        self.cancelled = threading.Event()
+        self.paused = threading.Event()
+
+    def on(self, operation: Operation) -> Operation:
+        """A report with what was asked of it meanwhile."""
+        if operation.progress is None:
+            return operation
+        pause = Pause.ASKED if self.paused.is_set() else Pause.NO
+        progress = replace(operation.progress, limit=self.limit, pause=pause, can_pause=operation.can_pause)
+        return replace(operation, progress=progress)
+
+
+@dataclass(slots=True)
+class _Waiting:
+    """A prune whose hours are still to come."""
+
+    intention: Prune
+    agreed: Plan
+    limit: int | None
+    between: Hours
+    is_being_planned: bool = False
 
 
 def _progress_elsewhere(operation: Operation) -> Progress | None:
@@ -242,6 +272,9 @@ class HostBackend(QObject):
         self._operations: dict[int, Operation] = {}
         self._changes: dict[int, _Change] = {}
         """What drives the operations that are not over."""
+        self._for_later: dict[int, _Waiting] = {}
+        """Operations that are queued when their hours have come."""
+        self._paused: dict[str, tuple[Operation, ...]] = {}  # the change thread's own: by UUID, what stands still
         self._journal_numbers: dict[int, int] = {}
         self._being_undone: set[int] = set()
         self._unfinished: Mapping[str, Operation] = MappingProxyType({})
@@ -283,6 +316,8 @@ class HostBackend(QObject):
         self._look_elsewhere_timer.timeout.connect(self._look_elsewhere)
         self._thaw_timer = QTimer(self, singleShot=True, interval=THAW_AGAIN_MS)
         self._thaw_timer.timeout.connect(self._read_journal)
+        self._hours_timer = QTimer(self, interval=HOURS_EVERY_MS)
+        self._hours_timer.timeout.connect(self.begin_what_waits)
 
     @Slot(object)
     def _run_posted(self, call: Callable[[], None]) -> None:
@@ -356,6 +391,7 @@ class HostBackend(QObject):
         self._advice_timer.stop()
         self._thaw_timer.stop()
         self._look_elsewhere_timer.stop()
+        self._hours_timer.stop()
         for worker in self._workers:
             worker.close()
         self._connector.close()
@@ -937,12 +973,44 @@ class HostBackend(QObject):
                 if only_describes(intention):
                     situation = read_to_describe(connection, uuid)
                     return make_plan(intention, with_operations(connection, situation, self._journal))
-                situation = self._situation(connection, uuid, recovers=isinstance(intention, Recover))
-                if needs_analysis(intention, situation) and not is_analysed(situation.layers):
-                    situation = replace(situation, layers=analysed(connection, situation.layers, should_stop))
-                return make_plan(intention, situation)
+                return make_plan(intention, self._situation_for(connection, uuid, intention, should_stop))
 
         self._measurer.submit(work, on_done=on_ready, on_failed=on_ready, priority=Priority.USER)
+
+    def plan_prunes(
+        self,
+        wanted: Mapping[str, Prune],
+        on_ready: Callable[[tuple[tuple[PlannedPrune, ...], tuple[Plan, ...]] | SnapTreeError], None],
+    ) -> None:
+        """As `plan`, for several machines by UUID; of those that can't be read, plans that say why come second."""
+        session = self._session
+        if session is None:
+            self._post(partial(on_ready, self._not_connected_error()))
+            return
+
+        def work(should_stop: ShouldStop) -> tuple[tuple[PlannedPrune, ...], tuple[Plan, ...]]:
+            read, unread = [], []
+            with session.using() as connection:
+                for uuid, intention in wanted.items():
+                    try:
+                        read.append((intention, self._situation_for(connection, uuid, intention, should_stop)))
+                    except (CancelledError, ConnectionLostError):
+                        raise
+                    except SnapTreeError as error:
+                        domain = self._domains.get(uuid)
+                        unread.append(unreadable(self.uri, uuid, uuid if domain is None else domain.name, error))
+            return plan_prunes(read), tuple(unread)
+
+        self._measurer.submit(work, on_done=on_ready, on_failed=on_ready, priority=Priority.USER)
+
+    def _situation_for(
+        self, connection: Connection, uuid: str, intention: Intention, should_stop: ShouldStop
+    ) -> Situation:
+        """On a worker: all that planning this has to know."""
+        situation = self._situation(connection, uuid, recovers=isinstance(intention, Recover))
+        if needs_analysis(intention, situation) and not is_analysed(situation.layers):
+            situation = replace(situation, layers=analysed(connection, situation.layers, should_stop))
+        return situation
 
     def plan_takes(
         self, uuid: str, intentions: tuple[Take, ...], on_ready: Callable[[tuple[Plan, ...] | SnapTreeError], None]
@@ -1056,11 +1124,15 @@ class HostBackend(QObject):
 
     def cancel(self, operation_id: int) -> None:
         """Take an operation back while it is queued; ask it to stop if it runs. It says itself whether it can."""
+        if self._for_later.pop(operation_id, None) is not None:
+            operation = self._operations[operation_id]
+            self._over(replace(operation, state=OperationState.CANCELLED, finished=time.time()))
         change = self._changes.get(operation_id)
         if change is None:
             return
-        change.cancelled.set()
-        if self._changer.withdraw(change.job):
+        change.control.cancelled.set()
+        self.go_on(operation_id)  # to its end
+        if change.job is not None and self._changer.withdraw(change.job):
             for number in [number for number, each in self._changes.items() if each.job is change.job]:
                 operation = self._operations[number]
                 self._over(replace(operation, state=OperationState.CANCELLED, finished=time.time()))
@@ -1069,7 +1141,27 @@ class HostBackend(QObject):
         """Let a running operation copy so much at most, or as much as it can. Merges of our own heed it at once."""
         change = self._changes.get(operation_id)
         if change is not None:
-            change.limit.bytes_per_second = bytes_per_second
+            change.control.limit = bytes_per_second
+
+    def pause(self, operation_id: int) -> None:
+        """Let an operation stand still as soon as no step is half done. Others go on meanwhile, on other machines."""
+        change = self._changes.get(operation_id)
+        if change is not None and self._operations[operation_id].can_pause and not change.control.paused.is_set():
+            change.control.paused.set()
+            self._went_on(self._operations[operation_id])
+
+    def go_on(self, operation_id: int) -> None:
+        """Let an operation go on that is paused, or shall be."""
+        change = self._changes.get(operation_id)
+        if change is None or not change.control.paused.is_set():
+            return
+        change.control.paused.clear()
+        operation = self._operations[operation_id]
+        progress = operation.progress
+        if progress is not None and progress.pause is Pause.PAUSED:
+            self._take_up(operation_id)
+            progress = replace(progress, doing="Goes on as soon as it is its turn", remark="")
+        self._went_on(replace(operation, progress=progress))
 
     def undo(self, operation: Operation) -> None:
         """Plan to take a finished operation back, and run that. `operation_changed` tells of both operations."""
@@ -1094,16 +1186,86 @@ class HostBackend(QObject):
         )
         self._tell_operation(failed)
 
-    def _queue(self, plan: Plan, *, undoes: Operation | None) -> Operation:
-        operation = self._new_operation(plan)
+    def prune(self, planned: PlannedPrune, *, limit: int | None = None, between: Hours | None = None) -> Operation:
+        """Queue a prune that somebody has agreed to; before its hours it waits for them, and is planned anew then.
 
-        def run(connection: Connection, **options: Any) -> Operation:
-            number = None if undoes is None else self._in_journal(undoes)
-            return run_plan(connection, plan, journal=self._journal, undoes=number, **options)
+        `limit` is in bytes per second. What the user asks for meanwhile, on whatever machine, comes first.
+        """
+        operation = self._new_operation(planned.plan)
+        waiting = None if between is None else _Waiting(planned.intention, planned.plan, limit, between)
+        if waiting is None or are_now(waiting.between):
+            self._queue(planned.plan, operation=operation, limit=limit, waiting=waiting)
+        else:
+            self._wait(operation, waiting)
+        return operation
+
+    def _wait(self, operation: Operation, waiting: _Waiting) -> None:
+        self._for_later[operation.id] = waiting
+        self._tell_operation(replace(operation, remark=f"Waits until {waiting.between.begin:%H:%M}"))
+        self._hours_timer.start()
+
+    def begin_what_waits(self) -> None:
+        """Begin the first operation whose hours have come; the next one follows when that is planned."""
+        if not self._for_later:
+            self._hours_timer.stop()
+        if self._session is None or any(waiting.is_being_planned for waiting in self._for_later.values()):
+            return
+        for number, waiting in self._for_later.items():
+            if are_now(waiting.between):
+                waiting.is_being_planned = True
+                self.plan(waiting.agreed.domain_uuid, waiting.intention, partial(self._begin, number))
+                return
+
+    def _begin(self, number: int, plan: Plan | SnapTreeError) -> None:
+        """Its hours have come: run what is left of what was agreed to."""
+        waiting = self._for_later.pop(number, None)
+        operation = replace(self._operations[number], remark="")
+        if waiting is None:
+            pass  # cancelled meanwhile
+        elif isinstance(plan, SnapTreeError):
+            self._over(replace(operation, state=OperationState.FAILED, finished=time.time(), error=plan))
+        elif (less := no_more_than(waiting.intention, plan, waiting.agreed)) is not None:
+            self._for_later[number] = replace(waiting, intention=less)
+            self.plan(plan.domain_uuid, less, partial(self._begin, number))
+            return
+        else:
+            waiting.is_being_planned = False
+            self._queue(plan, operation=replace(operation, plan=plan), limit=waiting.limit, waiting=waiting)
+        self.begin_what_waits()
+
+    def _queue(
+        self,
+        plan: Plan,
+        *,
+        undoes: Operation | None = None,
+        operation: Operation | None = None,
+        limit: int | None = None,
+        waiting: _Waiting | None = None,
+    ) -> Operation:
+        queued = self._new_operation(plan) if operation is None else operation
+        begun: list[Run] = []
+        control = _Control(limit)
+
+        def run(connection: Connection, **options: Any) -> Operation | None:
+            if not begun:
+                number = None if undoes is None else self._in_journal(undoes)
+                begin = begin_run if waiting is None else partial(begin_in_hours, waiting.between)
+                begun.append(begin(connection, plan, journal=self._journal, undoes=number, **options))
+            return begun[0].until_paused(control.paused.is_set)
+
+        def failed(error: SnapTreeError) -> None:
+            if any(each.id == queued.id for each in self._paused.get(plan.domain_uuid, ())):
+                self._stands_still(queued.id, error.summary)  # it could not go on, because of the connection
+            elif isinstance(error, OutOfHoursError) and waiting is not None:
+                self._changes.pop(queued.id, None)
+                self._wait(queued, waiting)  # the work before it took too long: another day
+            else:
+                self._not_changed((queued,), error)
 
         known = {} if undoes is None else {plan.domain_uuid: undoes}
-        self._submit((operation,), run, partial(self._changed, operation.id), known)
-        return operation
+        done = partial(self._changed_or_paused, queued.id)
+        self._submit((queued,), run, done, known, control=control, on_failed=failed, is_urgent=operation is None)
+        return queued
 
     def _new_operation(self, plan: Plan) -> Operation:
         return Operation(next(_operation_numbers), plan, OperationState.QUEUED, started=time.time())
@@ -1114,27 +1276,33 @@ class HostBackend(QObject):
         run: Callable[..., _Outcome],
         on_done: Callable[[_Outcome], None],
         undoes: Mapping[str, Operation],
+        *,
+        control: _Control | None = None,
+        on_failed: Callable[[SnapTreeError], None] | None = None,
+        is_urgent: bool = True,
     ) -> None:
         """Queue operations that are run in one go."""
-        cancelled, limit = threading.Event(), _Limit()
-        job = self._changer.submit(
-            partial(self._change, queued, run, cancelled, limit),
+        control = control or _Control()
+        submit = partial(
+            self._changer.submit,
+            partial(self._change, queued, run, control),
             on_done=on_done,
-            on_failed=partial(self._not_changed, queued),
-            priority=Priority.USER,
+            on_failed=on_failed or partial(self._not_changed, queued),
+            priority=Priority.USER if is_urgent else Priority.ON_SCREEN,
         )
         for operation in queued:
-            undone = undoes.get(operation.plan.domain_uuid)
-            self._changes[operation.id] = _Change(job, cancelled, undone, limit)
+            self._changes[operation.id] = _Change(submit, None, undoes.get(operation.plan.domain_uuid), control)
         for operation in queued:
-            self._tell_operation(operation)
+            self._tell_operation(operation)  # first: a limit that somebody sets now holds from the first byte on
+        job = submit()
+        for operation in queued:
+            self._changes[operation.id] = replace(self._changes[operation.id], job=job)
 
     def _change(
         self,
         queued: tuple[Operation, ...],
         run: Callable[..., _Outcome],
-        cancelled: threading.Event,
-        limit: _Limit,
+        control: _Control,
         should_stop: ShouldStop,
     ) -> _Outcome:
         """On the change thread."""
@@ -1147,16 +1315,27 @@ class HostBackend(QObject):
                 told[uuid] = now
                 self._post(partial(self._went_on, replace(operation, id=numbers[uuid])))
 
+        for uuid in numbers:
+            if (paused := self._paused.get(uuid, queued)) is not queued:
+                raise SnapTreeError(
+                    f"Another change of {plain(paused[0].plan.domain)} is paused half-way.",
+                    hint="Nothing was done. Let that go on, or cancel it; then try again.",
+                )
         with ExitStack() as stack:
             connection = stack.enter_context(self._connection_for_changes())
             for uuid in numbers:
                 stack.enter_context(self._watching_paused(uuid))
-            return run(
+            for uuid in numbers:
+                self._paused.pop(uuid, None)
+            outcome = run(
                 connection,
                 on_progress=tell,
-                cancelled=lambda: cancelled.is_set() or should_stop(),
-                bandwidth=lambda: limit.bytes_per_second,
+                cancelled=lambda: control.cancelled.is_set() or should_stop(),
+                bandwidth=lambda: control.limit,
             )
+        if outcome is None:
+            self._paused |= dict.fromkeys(numbers, queued)
+        return outcome
 
     @contextmanager
     def _connection_for_changes(self) -> Iterator[Connection]:
@@ -1193,14 +1372,46 @@ class HostBackend(QObject):
     def _is_changing(self, uuid: str) -> bool:
         """Whether an operation of ours runs on a machine: libvirt would let other questions about it wait."""
         return any(
-            self._operations[number].state is OperationState.RUNNING
-            and self._operations[number].plan.domain_uuid == uuid
+            (operation := self._operations[number]).state is OperationState.RUNNING
+            and operation.plan.domain_uuid == uuid
+            and not (operation.progress is not None and operation.progress.pause is Pause.PAUSED)
             for number in self._changes
         )
 
     def _went_on(self, operation: Operation) -> None:
-        if operation.id in self._changes:
-            self._tell_operation(operation)
+        change = self._changes.get(operation.id)
+        if change is not None:
+            self._tell_operation(change.control.on(operation))
+
+    def _changed_or_paused(self, number: int, operation: Operation | None) -> None:
+        if operation is not None:
+            self._changed(number, operation)
+        elif self._changes[number].control.paused.is_set():
+            self._stands_still(number)
+        else:  # it was told to go on, or to end, in the very moment
+            self._take_up(number)
+
+    def _take_up(self, number: int) -> None:
+        change = self._changes[number]
+        self._changes[number] = replace(change, job=change.submit())
+
+    def _stands_still(self, number: int, remark: str = "") -> None:
+        """It is paused between two steps, as the user wants it or because it could not go on."""
+        operation, control = self._operations[number], self._changes[number].control
+        control.paused.set()
+        before = operation.progress
+        still = Progress(
+            doing="Paused",
+            step=0 if before is None else before.step,
+            steps=len(operation.plan.steps),
+            can_cancel=True,
+            remark=remark,
+            limit=control.limit,
+            pause=Pause.PAUSED,
+            can_pause=True,
+        )
+        self._tell_operation(replace(operation, progress=still, state=OperationState.RUNNING))
+        self._read_tree(operation.plan.domain_uuid, Priority.ON_SCREEN)
 
     def _changed(self, number: int, operation: Operation) -> None:
         self._journal_numbers[number] = operation.id

@@ -136,6 +136,8 @@ class LayerTree:
     too_deep: Collection[ImageKey] = ()
     """Layers that stand on more than this host's libvirt can open: nothing can be pulled into them."""
     _counts: dict[LayerMerge, MergeBytes | None] = field(default_factory=dict, init=False, repr=False)
+    _alone: dict[str, Deletion] = field(default_factory=dict, init=False, repr=False)
+    """What deleting one snapshot does, of those that were asked for: whoever looks for the cheapest asks for all."""
 
     @cached_property
     def _paths(self) -> Mapping[ImageKey, str]:
@@ -197,7 +199,14 @@ class LayerTree:
 
     def deleting(self, names: Collection[str], kept: Collection[ImageKey] = ()) -> Deletion:
         """Work out what deleting exactly these snapshots does. `kept` are layers that stay for whatever reason."""
-        selected = frozenset(names)
+        if len(names) != 1 or kept:
+            return self._deleting(frozenset(names), kept)
+        (name,) = names
+        if name not in self._alone:
+            self._alone[name] = self._deleting(frozenset(names), kept)
+        return self._alone[name]
+
+    def _deleting(self, selected: frozenset[str], kept: Collection[ImageKey]) -> Deletion:
         unknowns, held = self._externally_held(selected)
         gone = self._with_empty({key for key in held if self._goes(key, selected) and key not in kept}, kept, selected)
         standing = self._standing_on_each_other(gone)

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from math import inf
 
 from snaptree.model.costs import cost_of_deleting
 from snaptree.model.errors import SnapTreeError
 from snaptree.model.estate import Snapshot
-from snaptree.model.figures import NOTHING, Confidence, Figure, total, unknown
+from snaptree.model.figures import Confidence, Figure, total, unknown
 from snaptree.model.merging import LayerTree
 from snaptree.plans.aftermath import leaks_memory_file
 from snaptree.plans.draft import Draft, find_snapshot
 from snaptree.plans.facts import DeleteEffect, Facts, internal_images, is_external, memory_file_of
 from snaptree.plans.intention import Delete
-from snaptree.plans.merge import Batch, add_merges, batches, layer_tree_of, rooms_of
+from snaptree.plans.merge import Batch, add_merges, batches, layer_tree_of, most_room, rooms_in_turn
 from snaptree.plans.plan import Action, DeleteSnapshot, Finding, Forecast, Plan, RemoveLeftover
 from snaptree.plans.rule import QEMU
 from snaptree.plans.rules_merge import MERGE_LACKS_ROOM, lacks_room
@@ -68,25 +67,19 @@ def add_deletions(
     layer_tree = layer_tree_of(start)
     deletion = layer_tree.deleting(names)
     costs = DeleteCosts()
-    extra, peak = NOTHING, NOTHING
     parts = batches(layer_tree, deletion, names)
     for part in parts:
         _add_batch(draft, part, layer_tree, names, batch, costs, by_own_jobs=by_own_jobs, is_all=len(parts) == 1)
-        for room in rooms_of(layer_tree, part):
-            extra = total([extra, room.growth])
-            peak = max(peak, extra, key=_bytes_or_all)
-            if room.growth.bytes is not None and (lacking := lacks_room(start, room.file, extra.bytes or 0)):
-                draft.refuse(MERGE_LACKS_ROOM.say(draft.case(RemoveLeftover(room.file, "")), lacking))
-        gone = sum(layer_tree.allocated(key).bytes or 0 for pile in part.piles for key in pile.removed)
-        if extra.bytes is not None:
-            extra = Figure(max(0, extra.bytes - gone), extra.confidence, extra.how)
+    for room, extra in rooms_in_turn(layer_tree, parts):
+        if room.growth.bytes is not None and (lacking := lacks_room(start, room.file, extra.bytes or 0)):
+            draft.refuse(MERGE_LACKS_ROOM.say(draft.case(RemoveLeftover(room.file, "")), lacking))
     emptied = [] if draft.is_refused else _remove_emptied(draft, names)
     cost = cost_of_deleting(layer_tree, names, costs.kept)
     copies = cost.copies if cost.copies.is_known else total(costs.copies)
     return Forecast(
         copies=copies,
         frees=total([cost.frees if cost.frees.is_known else total(costs.frees), *emptied]),
-        peak_extra=peak,
+        peak_extra=most_room(layer_tree, parts),
         seconds=start.speed.seconds(len(names), copies),
     )
 
@@ -114,10 +107,6 @@ def _at_most(figure: Figure) -> Figure:
     if figure.bytes is None:
         return figure
     return Figure(figure.bytes, Confidence.UPPER_BOUND, "files of internal snapshots that go, and what is inside")
-
-
-def _bytes_or_all(figure: Figure) -> float:
-    return inf if figure.bytes is None else figure.bytes
 
 
 def _add_batch(

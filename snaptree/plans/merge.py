@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from math import inf
 from types import MappingProxyType
 
 from snaptree.model.estate import ImageKey, Snapshot, SnapshotDisk
-from snaptree.model.figures import Figure
+from snaptree.model.figures import NOTHING, Figure, total
 from snaptree.model.merging import Deletion, LayerMerge, LayerTree, MergeWay, Pile
 from snaptree.plans.draft import Draft
 from snaptree.plans.facts import LIBVIRT_9_9, Facts, external_disks, internal_images, is_external, memory_file_of
@@ -73,17 +74,24 @@ def layer_tree_of(situation: Situation) -> LayerTree:
 
 def batches(layer_tree: LayerTree, deletion: Deletion, names: Sequence[str]) -> list[Batch]:
     """Put snapshots together that share a pile of layers: neighbours, and those whose other disks are neighbours."""
-    groups: list[tuple[set[str], list[Pile]]] = [({name}, []) for name in names]
+    place = {name: number for number, name in enumerate(names)}
+    groups: dict[str, tuple[list[str], list[Pile]]] = {name: ([name], []) for name in names}
     for pile in deletion.piles:
         # What is inside an image that takes others in has to be deleted before.
         keys = pile.gone.union(*(merge.layers for merge in pile.merges))
-        holders = {name for key in keys for name in layer_tree.holders.get(key, ())}
-        touched = [group for group in groups if group[0] & holders]
-        groups = [group for group in groups if group not in touched]
-        together = set().union(*(group[0] for group in touched))
-        groups.append((together, [*(each for group in touched for each in group[1]), pile]))
-    found = [Batch(tuple(name for name in names if name in group), tuple(piles)) for group, piles in groups]
-    place = {name: number for number, name in enumerate(names)}
+        holders = {name for key in keys for name in layer_tree.holders.get(key, ()) if name in place}
+        together: tuple[list[str], list[Pile]] = ([], [])
+        for name in sorted(holders, key=place.__getitem__):
+            if groups[name] is not together:
+                members, piles = groups[name]
+                together[0].extend(members)
+                together[1].extend(piles)
+                groups |= dict.fromkeys(members, together)
+        together[1].append(pile)
+    found = [
+        Batch(tuple(sorted(members, key=place.__getitem__)), tuple(piles))
+        for members, piles in {id(group): group for group in groups.values()}.values()
+    ]
 
     def turn(batch: Batch) -> tuple[int, ...]:
         first, *rest = _order(layer_tree, batch)
@@ -109,6 +117,27 @@ def _order(layer_tree: LayerTree, batch: Batch) -> tuple[int, int]:
 def rooms_of(layer_tree: LayerTree, batch: Batch) -> list[Room]:
     """What the merges of a batch take on disk."""
     return [Room(layer_tree.path(merge.into), layer_tree.growth(merge)) for merge in batch.merges]
+
+
+def rooms_in_turn(layer_tree: LayerTree, parts: Iterable[Batch]) -> Iterator[tuple[Room, Figure]]:
+    """Each merge of these batches in its turn, and the bytes that all so far take then, beyond what came back."""
+    extra = NOTHING
+    for part in parts:
+        for room in rooms_of(layer_tree, part):
+            extra = total([extra, room.growth])
+            yield room, extra
+        gone = sum(layer_tree.allocated(key).bytes or 0 for pile in part.piles for key in pile.removed)
+        if extra.bytes is not None:
+            extra = Figure(max(0, extra.bytes - gone), extra.confidence, extra.how)
+
+
+def most_room(layer_tree: LayerTree, parts: Iterable[Batch]) -> Figure:
+    """What merging these batches takes on disk when that is most."""
+    return max(
+        (extra for _, extra in rooms_in_turn(layer_tree, parts)),
+        key=lambda figure: inf if figure.bytes is None else figure.bytes,
+        default=NOTHING,
+    )
 
 
 def add_merges(

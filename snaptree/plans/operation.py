@@ -32,6 +32,15 @@ class OperationState(StrEnum):
         return self not in (OperationState.QUEUED, OperationState.RUNNING)
 
 
+class Pause(StrEnum):
+    """Whether somebody has asked an operation to stand still between two steps."""
+
+    NO = "no"
+    ASKED = "asked"
+    """It does so as soon as the step that runs is done."""
+    PAUSED = "paused"
+
+
 @dataclass(frozen=True, slots=True)
 class Progress:
     """How far the running step is. Bytes and bytes per second; None where nobody can say."""
@@ -48,9 +57,14 @@ class Progress:
     can_cancel: bool = False
     why_not_cancel: str = ""
     remark: str = ""
+    """What the user should know of how it goes: that it comes no nearer to its end, and why."""
     can_limit: bool = False
     """Whether it can be told how many bytes per second to copy at most."""
-    """What the user should know of how it goes: that it comes no nearer to its end, and why."""
+    limit: int | None = None
+    """How many bytes per second it may copy; None if as many as it can."""
+    pause: Pause = Pause.NO
+    can_pause: bool = False
+    """Whether it can be told to stand still: what another program does can't."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +105,11 @@ class Operation:
     """What taking a snapshot did to the machine, if one was taken."""
     remark: str = ""
     """What came otherwise than planned, though it was allowed to: a sentence."""
+
+    @property
+    def can_pause(self) -> bool:
+        """Whether it may stand still between two steps, and nobody is worse off for that."""
+        return self.plan.action in (Action.DELETE, Action.PRUNE)
 
     @property
     def can_undo(self) -> bool:

@@ -1,21 +1,24 @@
-"""Pruning one machine: what a policy lets go, what that gives back, and the plan for it."""
+"""Pruning: what a policy lets go of one machine or of many, what that gives back, and the plan for each."""
 
 from __future__ import annotations
 
 import datetime as dt
 from bisect import bisect_left
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import inf
 
 from snaptree.model.costs import SelectionCost, cost_of_deleting
+from snaptree.model.figures import NOTHING, Figure, total
 from snaptree.model.merging import LayerTree
 from snaptree.plans.delete import add_deletions
 from snaptree.plans.draft import Draft
 from snaptree.plans.intention import Prune
-from snaptree.plans.merge import layer_tree_of
-from snaptree.plans.plan import Action, Plan
-from snaptree.plans.policy import Decision, Policy, decide
+from snaptree.plans.merge import batches, layer_tree_of, most_room
+from snaptree.plans.plan import Action, Forecast, Plan
+from snaptree.plans.policy import Decision, Policy, decide, kept_with_groups
 from snaptree.plans.situation import Situation
+from snaptree.plans.speed import Speed
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +28,8 @@ class Pruning:
     decisions: Mapping[str, Decision]
     """By snapshot, in the tree's order."""
     cost: SelectionCost
+    peak_extra: Figure
+    """Bytes that merging takes on disk before it has given any back."""
     depth: int
     """Layers that the deepest disk stands on, its active one included."""
     depth_after: int
@@ -53,13 +58,66 @@ def prune(
         decisions[name] = Decision(name, keeps=True, reasons=("enough goes without it",))
     goes = [name for name in candidates if name in chosen]
     return Pruning(
-        decisions, cost_of_deleting(layer_tree, goes), depth_of(layer_tree), depth_of(layer_tree, goes), falls_short
+        decisions,
+        cost_of_deleting(layer_tree, goes),
+        most_room(layer_tree, batches(layer_tree, layer_tree.deleting(goes), goes)),
+        depth_of(layer_tree),
+        depth_of(layer_tree, goes),
+        falls_short,
     )
+
+
+def prune_together(
+    policy: Policy,
+    machines: Sequence[tuple[LayerTree, Mapping[str, str]]],
+    now: int,
+    *,
+    zone: dt.tzinfo | None = None,
+) -> list[Pruning]:
+    """As `prune`, for several machines, each with what else is to be kept: what was taken together stays together."""
+    kept = [dict(names) for _, names in machines]
+    found = [prune(policy, layer_tree, now, kept=names, zone=zone) for layer_tree, names in machines]
+    while True:
+        # Within limits, others may stay because of those that are kept with their groups: so again, until none is.
+        trees = [layer_tree.tree for layer_tree, _ in machines]
+        more = kept_with_groups(zip(trees, (pruning.decisions for pruning in found), strict=True))
+        if not any(more):
+            return found
+        for number, names in enumerate(more):
+            if names:
+                kept[number] |= names
+                found[number] = prune(policy, machines[number][0], now, kept=kept[number], zone=zone)
 
 
 def pruning_of(intention: Prune, situation: Situation) -> Pruning:
     """What an intention comes to, before there is a plan for it."""
     return prune(intention.policy, layer_tree_of(situation), situation.now, kept=intention.kept)
+
+
+def forecast_of(pruning: Pruning, speed: Speed) -> Forecast:
+    """What pruning a machine costs, before there is a plan for it."""
+    cost, number = pruning.cost, len(pruning.goes)
+    seconds = speed.seconds(number, cost.copies) if number else 0.0
+    return Forecast(copies=cost.copies, frees=cost.frees, peak_extra=pruning.peak_extra, seconds=seconds)
+
+
+def forecast_in_turn(parts: Iterable[Forecast]) -> Forecast:
+    """What changes of several machines cost, one after the other: what one gives back, the next may use."""
+    parts = list(parts)
+    kept, peak = NOTHING, NOTHING
+    for part in parts:
+        peak = max(
+            peak, total([kept, part.peak_extra]), key=lambda figure: inf if figure.bytes is None else figure.bytes
+        )
+        if part.frees.bytes is not None and part.frees.bytes < 0:
+            kept = total([kept, Figure(-part.frees.bytes, part.frees.confidence, part.frees.how)])
+    seconds = [part.seconds for part in parts]
+    return Forecast(
+        copies=total(part.copies for part in parts),
+        frees=total(part.frees for part in parts),
+        peak_extra=peak,
+        seconds=None if None in seconds else sum(each or 0.0 for each in seconds),
+    )
 
 
 def plan_prune(intention: Prune, situation: Situation) -> Plan:

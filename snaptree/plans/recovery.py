@@ -94,7 +94,10 @@ def is_torn(plan: Plan, steps_begun: int, steps_done: int) -> bool:
 
     A pull that was cut short has changed nothing that anybody sees. A commit has begun to overwrite what is deleted.
     """
-    merged = any(isinstance(step, MergeLayers) for step in plan.steps[:steps_done]) or any(
+    unrecorded: list[Step] = []
+    for step in plan.steps[:steps_done]:
+        unrecorded = [] if isinstance(step, RecordLayers) else [*unrecorded, step]
+    merged = any(isinstance(step, MergeLayers) for step in unrecorded) or any(
         isinstance(step, MergeLayers) and step.way is MergeWay.COMMIT for step in plan.steps[steps_done:steps_begun]
     )
     copied = any(isinstance(step, CopyOut) for step in plan.steps[:steps_done])

@@ -56,30 +56,20 @@ def agreed() -> bool:
 
 
 def run_with_progress(
-    connection: Connection,
-    plan: Plan,
-    *,
-    undoes: int | None = None,
-    limit: int | None = None,
-    until: Callable[[], bool] = lambda: False,
+    connection: Connection, plan: Plan, *, undoes: int | None = None, limit: int | None = None
 ) -> Operation:
-    """Run a plan, and show how far it is; `limit` is in bytes per second, the rest as `with_progress`."""
+    """Run a plan, and show how far it is; `limit` is in bytes per second."""
     with closing(Journal(journal_path(connection.uri))) as journal:
         run = partial(run_plan, connection, plan, journal=journal, undoes=undoes)
-        return with_progress(plan.domain, run, limit=limit, until=until)
+        return with_progress(plan.domain, run, limit=limit)
 
 
 def with_progress(
-    name: str,
-    run: Callable[..., _Result],
-    *,
-    limit: int | None = None,
-    until: Callable[[], bool] = lambda: False,
-    stop: threading.Event | None = None,
+    name: str, run: Callable[..., _Result], *, limit: int | None = None, stop: threading.Event | None = None
 ) -> _Result:
     """Run something with a progress bar. The first Ctrl+C asks it to stop where it can, the second gives up waiting.
 
-    `until` turns true when it shall stop of itself. `stop` is set by the first Ctrl+C, for who has more to run.
+    `stop` is set by the first Ctrl+C, for who has more to run.
     """
     out = console(stderr=True)
     asked_to_stop = stop or threading.Event()
@@ -113,7 +103,7 @@ def with_progress(
         try:
             return run(
                 on_progress=on_progress,
-                cancelled=lambda: asked_to_stop.is_set() or until(),
+                cancelled=asked_to_stop.is_set,
                 bandwidth=lambda: limit,
             )
         finally:

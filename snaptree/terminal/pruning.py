@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
-import datetime as dt
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from types import MappingProxyType
+from contextlib import closing
+from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Console
 
 from snaptree import words
 from snaptree.hosts.connection import Connection
+from snaptree.hosts.journal import Journal, journal_path
+from snaptree.hosts.pruning import begin_in_hours
 from snaptree.model.errors import CancelledError, SnapTreeError
-from snaptree.model.figures import total
 from snaptree.model.tree import SnapshotTree
 from snaptree.plans.hours import Hours
 from snaptree.plans.intention import Prune
 from snaptree.plans.operation import Operation
 from snaptree.plans.plan import Plan
 from snaptree.plans.plan_json import plan_to_json
-from snaptree.plans.policy import Policy, kept_with_groups
-from snaptree.plans.prune import Pruning, plan_pruning, pruning_of
+from snaptree.plans.policy import Policy
+from snaptree.plans.prune import Pruning
+from snaptree.plans.prune_many import in_turn, plan_prunes
 from snaptree.plans.situation import Situation
-from snaptree.terminal.changing import agreed, run_with_progress, situation_for
+from snaptree.terminal.changing import agreed, situation_for, with_progress
 from snaptree.terminal.complaint import complain
 from snaptree.terminal.console import console, plain, print_json
 from snaptree.terminal.plans import print_plan, result_json
@@ -116,7 +117,8 @@ def prune_machines(
 
     `is_one`: just one was named, so that the document is that one's and no list. 3 if any was refused and none failed.
     """
-    found = _planned(machines, policy, by_own_jobs=limit is not None)
+    # What libvirt merges itself can be neither slowed down nor stopped.
+    found = _planned(machines, policy, by_own_jobs=limit is not None or between is not None)
     out = console()
     if not as_json:
         for machine in found:
@@ -143,14 +145,11 @@ def prune_machines(
 def _planned(machines: Sequence[tuple[Connection, str]], policy: Policy, *, by_own_jobs: bool) -> list[_Machine]:
     """Read all, decide on all, and plan for all: what was taken together is kept together."""
     intention = Prune(policy, by_own_jobs=by_own_jobs)
-    read = [(connection, situation_for(connection, uuid, intention)) for connection, uuid in machines]
-    decided = [(situation.tree, pruning_of(intention, situation).decisions) for _, situation in read]
-    found = []
-    for (connection, situation), kept in zip(read, kept_with_groups(decided), strict=True):
-        wanted = replace(intention, kept=MappingProxyType(kept))
-        pruning = pruning_of(wanted, situation)
-        found.append(_Machine(connection, situation, pruning, plan_pruning(wanted, situation, pruning)))
-    return found
+    read = [(intention, situation_for(connection, uuid, intention)) for connection, uuid in machines]
+    return [
+        _Machine(connection, planned.situation, planned.pruning, planned.plan)
+        for (connection, _), planned in zip(machines, plan_prunes(read), strict=True)
+    ]
 
 
 def _show(out: Console, machine: _Machine) -> None:
@@ -166,25 +165,21 @@ def _in_all(found: Sequence[_Machine]) -> str:
     if not going:
         return "In all, nothing goes."
     count = sum(len(machine.pruning.goes) for machine in going)
-    frees = total(machine.plan.forecast.frees for machine in going)
-    copies = total(machine.plan.forecast.copies for machine in going)
+    forecast = in_turn(machine.plan for machine in going).forecast
     verb = "goes" if count == 1 else "go"
     which = f"{words.count(count, 'snapshot')} of {words.count(len(going), 'machine')} {verb}"
-    return f"In all, {which}: frees {words.figure(frees)}, copies {words.figure(copies)}."
+    return f"In all, {which}: frees {words.figure(forecast.frees)}, copies {words.figure(forecast.copies)}."
 
 
 def _run(machine: _Machine, limit: int | None, between: Hours | None) -> None:
     """Prune one machine, and say what came of it. What goes wrong stops no other."""
 
-    def is_over() -> bool:
-        return between is not None and not between.allow(dt.datetime.now().astimezone())
+    def run(**options: Any) -> Operation:
+        with closing(Journal(journal_path(machine.connection.uri))) as journal:
+            return begin_in_hours(between, machine.connection, machine.plan, journal=journal, **options).to_the_end()
 
-    if is_over():
-        machine.not_begun = f"it is not between {between}"
-        complain(SnapTreeError(f"{machine.name}: not begun: {machine.not_begun}."))
-        return
     try:
-        machine.operation = run_with_progress(machine.connection, machine.plan, limit=limit, until=is_over)
+        machine.operation = with_progress(machine.name, run, limit=limit)
     except SnapTreeError as problem:
         machine.not_begun = problem.summary
         complain(SnapTreeError(f"{machine.name}: not begun: {problem.summary}", hint=problem.hint))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime as dt
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -14,6 +13,7 @@ from snaptree import words
 from snaptree.hosts.connection import Connection
 from snaptree.hosts.journal import Journal, journal_of, journal_path
 from snaptree.hosts.notifying import notify
+from snaptree.hosts.pruning import are_now
 from snaptree.hosts.reading import list_domains
 from snaptree.hosts.running import run_plan
 from snaptree.hosts.schedule_runs import AlreadyRunningError, LastRun, begun_now, note_run, only_run
@@ -268,8 +268,7 @@ class _Run:
 
     def _is_too_late(self) -> bool:
         """Whether this is no hour for pruning."""
-        between = self.schedule.between
-        return between is not None and not between.allow(dt.datetime.now().astimezone())
+        return not are_now(self.schedule.between)
 
     # What came of it
 

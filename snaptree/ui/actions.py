@@ -11,7 +11,7 @@ from snaptree import words
 from snaptree.model.estate import MemorySnapshot
 from snaptree.plans.plan import Action, Finding
 from snaptree.ui import icons
-from snaptree.ui.availability import Selection, why_no_group, why_no_group_revert, why_off
+from snaptree.ui.availability import Selection, why_no_group, why_no_group_revert, why_no_prune, why_off
 from snaptree.ui.changed_settings import selected_moments
 from snaptree.ui.text import tooltip
 from snaptree.ui.theme import colours_of
@@ -53,6 +53,9 @@ class Actions(QObject):
         )
         self.delete = self._add(
             "&Delete…", "delete", "Delete the selected snapshots and merge what they hold", standard.Delete
+        )
+        self.prune = self._add(
+            "Prune &by Policy…", "", "Say what to keep, see what goes, and delete that: on this machine or on several"
         )
         self.drop_memory = self._add(
             "Drop Its &Memory…", "", "Remove the saved memory of this snapshot, and keep what it holds of the disks"
@@ -123,6 +126,7 @@ class Actions(QObject):
             self._offer(self.note, Finding("one-only", "A note is written on one snapshot.", "Select just that one."))
         self.revert_with_choices.setEnabled(self.revert.isEnabled())
         self._offer(self.take_group, self.held or why_no_group(selection.machine))
+        self._offer(self.prune, self.held or why_no_prune(selection.machine))
         self._offer(self.revert_group, self.reasons[Action.REVERT] or why_no_group_revert(selection))
         frees = _frees_by_memory(selection)
         self.drop_memory.setText(f"Drop Its &Memory…{frees}")

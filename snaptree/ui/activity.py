@@ -5,7 +5,7 @@ from __future__ import annotations
 from time import time
 from typing import TYPE_CHECKING
 
-from PySide6.QtCore import QEvent, QSize, Qt, Signal
+from PySide6.QtCore import QEvent, QSignalBlocker, QSize, Qt, Signal
 from PySide6.QtWidgets import (
     QFrame,
     QHBoxLayout,
@@ -19,7 +19,7 @@ from PySide6.QtWidgets import (
 )
 
 from snaptree import words
-from snaptree.plans.operation import OperationState, last_undoable
+from snaptree.plans.operation import OperationState, Pause, last_undoable
 from snaptree.plans.plan import Action
 from snaptree.plans.plan_json import describe_plan, describe_step
 from snaptree.ui import icons
@@ -75,6 +75,8 @@ class OperationRow(QFrame):
     cancel_wanted = Signal()
     limit_wanted = Signal(int)
     """MiB per second, 0 for none."""
+    pause_wanted = Signal(bool)
+    """Stand still between two steps, or go on."""
     undo_wanted = Signal()
     details_wanted = Signal()
 
@@ -96,6 +98,10 @@ class OperationRow(QFrame):
         self.limit.setAccessibleName("Most to copy per second")
         self.limit.setToolTip(tooltip("How much is copied per second at most. The guest's own disk accesses profit."))
         self.limit.valueChanged.connect(self.limit_wanted)
+        self.pause = QPushButton("Pause", self)
+        self.pause.clicked.connect(self._pause_pressed)
+        self._goes_on = True
+        """Whether it is neither paused nor about to be."""
         self.cancel = QPushButton("Cancel", self)
         self.cancel.clicked.connect(self.cancel_wanted)
         self.undo = QPushButton("Undo", self)
@@ -111,7 +117,7 @@ class OperationRow(QFrame):
         layout.setSpacing(10)
         layout.addWidget(self._picture)
         layout.addLayout(texts, 1)
-        for widget in (self.bar, self.limit, self.cancel, self.undo, self.details):
+        for widget in (self.bar, self.limit, self.pause, self.cancel, self.undo, self.details):
             layout.addWidget(widget)
 
     def show_planning(self, title: str) -> None:
@@ -124,7 +130,9 @@ class OperationRow(QFrame):
         detail = _detail(operation)
         if is_earlier:
             detail = f"{_ago(operation)}: {detail}"
-        self._show(_SIGNS[state], title_of(operation.plan), detail, is_busy=state is OperationState.RUNNING)
+        is_paused = operation.progress is not None and operation.progress.pause is Pause.PAUSED
+        is_busy = state is OperationState.RUNNING and not is_paused
+        self._show("paused" if is_paused else _SIGNS[state], title_of(operation.plan), detail, is_busy=is_busy)
         steps = [describe_step(step) for step in operation.plan.steps]
         self.setToolTip(tooltip("\n".join([*steps, *(f"⚠ {warning.reason}" for warning in operation.plan.warnings)])))
         progress = operation.progress
@@ -137,6 +145,7 @@ class OperationRow(QFrame):
             self.cancel.setEnabled(progress.can_cancel)
             self.cancel.setToolTip(tooltip(progress.why_not_cancel))
             self.limit.setVisible(progress.can_limit)
+            self._show_control(progress)
         elif state is OperationState.QUEUED:
             self.cancel.setVisible(True)
             self.cancel.setEnabled(True)
@@ -146,6 +155,19 @@ class OperationRow(QFrame):
         self.undo.setText("Undo")
         self.undo.setToolTip(tooltip("" if undo is None else undo.text))
         self.details.setVisible(operation.error is not None)
+
+    def _show_control(self, progress: Progress) -> None:
+        """Show what was asked of the work, here or when it was begun."""
+        if not self.limit.hasFocus():
+            with QSignalBlocker(self.limit):
+                self.limit.setValue((progress.limit or 0) >> 20)
+        self._goes_on = progress.pause is Pause.NO
+        self.pause.setVisible(progress.can_pause)
+        self.pause.setText("Pause" if self._goes_on else "Go On")
+        self.pause.setToolTip(tooltip("Stand still as soon as this step is done." if self._goes_on else ""))
+
+    def _pause_pressed(self) -> None:
+        self.pause_wanted.emit(self._goes_on)
 
     def show_undoing(self) -> None:
         """Say that taking it back is being planned."""
@@ -164,7 +186,7 @@ class OperationRow(QFrame):
         self.detail.set_text(detail)
         self.bar.setVisible(is_busy)
         self.bar.setRange(0, 0)
-        for button in (self.limit, self.cancel, self.undo, self.details):
+        for button in (self.limit, self.pause, self.cancel, self.undo, self.details):
             button.setVisible(False)
         self.setAccessibleName(f"{title}: {detail}")
         self._dress()
@@ -187,11 +209,12 @@ def _detail(operation: Operation) -> str:
     took = words.duration((operation.finished or operation.started) - operation.started)
     match operation.state:
         case OperationState.QUEUED:
-            return "Waits for the work before it"
+            return operation.remark or "Waits for the work before it"
         case OperationState.RUNNING:
             if progress is None:
                 return "Starting…"
-            return ": ".join(part for part in (progress.doing, progress_text(progress)) if part)
+            doing = f"{progress.doing} (then it pauses)" if progress.pause is Pause.ASKED else progress.doing
+            return ": ".join(part for part in (doing, progress_text(progress)) if part)
         case OperationState.DONE:
             if operation.undone:
                 return "Done, and taken back since"
@@ -211,6 +234,8 @@ class Activity(QWidget):
     """Host's address, Operation."""
     limit_wanted = Signal(str, object, int)
     """Host's address, Operation, MiB per second or 0 for none."""
+    pause_wanted = Signal(str, object, bool)
+    """Host's address, Operation, and whether it shall stand still or go on."""
     undo_wanted = Signal(str, object)
     details_wanted = Signal(object)
     """SnapTreeError"""
@@ -330,6 +355,7 @@ class Activity(QWidget):
         row = OperationRow(self._page)
         row.cancel_wanted.connect(lambda: self.cancel_wanted.emit(*self._operations[number]))
         row.limit_wanted.connect(lambda limit: self.limit_wanted.emit(*self._operations[number], limit))
+        row.pause_wanted.connect(lambda pauses: self.pause_wanted.emit(*self._operations[number], pauses))
         row.undo_wanted.connect(lambda: self.undo_wanted.emit(*self._operations[number]))
         row.details_wanted.connect(lambda: self.details_wanted.emit(self._error(number)))
         self._rows[number] = row

@@ -71,6 +71,18 @@ def why_no_group(machine: Machine | None) -> Finding | None:
     return _not_connected(machine)
 
 
+def why_no_prune(machine: Machine | None) -> Finding | None:
+    """Why there is nothing to prune on a machine; others of its host can be pruned with it."""
+    return _nothing_to_act_on(Action.TAKE, Selection(machine)) or _not_connected(machine) or _why_never(machine)
+
+
+def _why_never(machine: Machine | None) -> Finding | None:
+    """What forbids every change of a host."""
+    if machine is not None and machine.host.host is not None and machine.host.host.read_only:
+        return _refused(Action.TAKE, Selection(machine))
+    return None
+
+
 def why_no_group_revert(selection: Selection) -> Finding | None:
     """Why there is no group to revert with what is selected, if that could be reverted by itself."""
     machine, group = selection.machine, selection.group

@@ -63,6 +63,7 @@ class Commands(QObject):
         self._window = window
         activity.cancel_wanted.connect(self.cancel)
         activity.limit_wanted.connect(self.limit)
+        activity.pause_wanted.connect(self.pause)
         activity.undo_wanted.connect(self.undo)
         activity.details_wanted.connect(self._show_error)
 
@@ -181,6 +182,12 @@ class Commands(QObject):
                 parent=self._window,
             )
         )
+
+    def prune(self, machine: Machine) -> None:
+        """Ask what to keep; the dialog shows what goes meanwhile."""
+        from snaptree.ui.prune_dialog import PruneDialog  # here, because the window opens without policies
+
+        PruneDialog(self._estate[machine.id.uri], machine, self._window).open()
 
     def drop_memory(self, machine: Machine, snapshot: str) -> None:
         """Give up a snapshot's memory after a preview: that can't be undone."""
@@ -306,6 +313,11 @@ class Commands(QObject):
     def cancel(self, uri: str, operation: Operation) -> None:
         """Ask work to stop."""
         self._estate[uri].backend.cancel(operation.id)
+
+    def pause(self, uri: str, operation: Operation, pauses: bool) -> None:
+        """Let work stand still between two steps, or go on."""
+        backend = self._estate[uri].backend
+        (backend.pause if pauses else backend.go_on)(operation.id)
 
     def limit(self, uri: str, operation: Operation, mebibytes: int) -> None:
         """Let work copy so many MiB per second at most; 0 lets it copy as fast as it can."""

@@ -153,7 +153,7 @@ class MainWindow(QMainWindow):
         snapshot = self._menu("&Snapshot")
         snapshot.addActions([actions.take, actions.take_group])
         snapshot.addActions([actions.revert, actions.revert_with_choices, actions.revert_group, actions.delete])
-        snapshot.addAction(actions.drop_memory)
+        snapshot.addActions([actions.prune, actions.drop_memory])
         snapshot.addSeparator()
         snapshot.addActions([actions.note, actions.pin, actions.known_good, actions.rename])
         snapshot.addSeparator()
@@ -212,6 +212,7 @@ class MainWindow(QMainWindow):
         actions.revert_group.triggered.connect(self._revert_group)
         actions.revert_with_choices.triggered.connect(self._revert_with_choices)
         actions.delete.triggered.connect(self._delete)
+        actions.prune.triggered.connect(self._prune)
         actions.drop_memory.triggered.connect(self._drop_memory)
         actions.note.triggered.connect(self._edit_note)
         actions.pin.triggered.connect(self._pin)
@@ -424,6 +425,11 @@ class MainWindow(QMainWindow):
         if selection.machine is not None and selection.snapshots:
             self.commands.delete(selection.machine, selection.snapshots)
 
+    def _prune(self) -> None:
+        machine = self.machine
+        if machine is not None:
+            self.commands.prune(machine)
+
     def _drop_memory(self) -> None:
         selection = self.selection()
         if selection.machine is not None and len(selection.snapshots) == 1:
@@ -569,9 +575,9 @@ class MainWindow(QMainWindow):
         actions = self.actions_
         parts: list[QAction | None] = []
         if isinstance(self._chosen, MachineId):
-            parts = [actions.take, actions.take_group, None]
+            parts = [actions.take, actions.take_group, actions.prune, None]
         if self.machine is not None and self.machine.looks_at is not None:
-            parts.insert(2, actions.unlook)
+            parts.insert(3, actions.unlook)
         self._pop_up([*parts, actions.retry, actions.remove_host, None, actions.add_host], place)
 
     def _menu_by_keyboard(self) -> None:
@@ -674,6 +680,8 @@ class MainWindow(QMainWindow):
 
     def _close_when_done(self) -> None:
         self._closes_when_done = True
+        for operation in [each for each in self.activity.operations if not each.state.is_over]:
+            self.commands.pause(self.activity.host_of(operation), operation, pauses=False)
         self._close_if_done()
 
     def _close_if_done(self) -> None:

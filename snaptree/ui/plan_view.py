@@ -113,8 +113,8 @@ class PlanView(QScrollArea):
         if not isinstance(plan, GroupPlan):
             for warning in plan.warnings:
                 layout.addWidget(_finding("warning", warning, page))
-        parts = plan.members if isinstance(plan, GroupPlan) else (plan,)
-        if any(part.steps for part in parts):
+        members = plan.members if isinstance(plan, GroupPlan) else (plan,)
+        if parts := [part for part in members if part.steps]:
             for part in parts:
                 of = "" if part is plan else f" to {in_sentence(part.domain)}"
                 layout.addWidget(SectionTitle(f"What will happen{of}", page))
@@ -132,7 +132,7 @@ class PlanView(QScrollArea):
                 layout.addWidget(Notice("info", "This can be undone.", plan.undo.text, page))
             elif not plan.warns_of_finality:
                 layout.addWidget(Notice("warning", "This can't be undone.", "", page))
-        elif not plan.is_refused and not plan.warnings:
+        elif not plan.refusals and not plan.warnings:
             layout.addWidget(PlainLabel("There is nothing to do.", page))
         self._show(page, layout)
 

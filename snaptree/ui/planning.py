@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from snaptree.plans.intention import Revert, Take
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from snaptree.model.errors import SnapTreeError
     from snaptree.plans.group import GroupPlan
-    from snaptree.plans.intention import Intention
+    from snaptree.plans.hours import Hours
+    from snaptree.plans.intention import Intention, Prune
     from snaptree.plans.operation import Operation
     from snaptree.plans.plan import Plan
+    from snaptree.plans.prune_many import PlannedPrune, PlansInTurn
     from snaptree.plans.situation import Situation
     from snaptree.ui.estate import HostEntry
 
@@ -22,7 +24,7 @@ _Answer = TypeVar("_Answer")
 
 
 class PlanMaker(Protocol):
-    """A `Planner` or a `GroupPlanner`, for who shows what it makes and hands that back."""
+    """A `Planner`, a `GroupPlanner` or a `PrunePlanner`, for who shows what it makes and hands that back."""
 
     def make(self, intention: Intention, on_ready: Callable[[Any], None]) -> None:
         """Ask for a plan."""
@@ -117,3 +119,49 @@ class GroupPlanner:
     def run(self, plan: GroupPlan) -> None:
         """Let the host run plans together."""
         self._host.backend.run_group(plan, undoes={each.plan.domain_uuid: each for each in self._undoes})
+
+
+class PrunePlanner:
+    """As `Planner`, for several machines of a host that are pruned one after the other, each for itself."""
+
+    def __init__(
+        self,
+        host: HostEntry,
+        wanted: Mapping[str, Prune],
+        *,
+        limit: int | None = None,
+        between: Hours | None = None,
+    ) -> None:
+        """`wanted` is by UUID, in their order; `limit` in bytes per second."""
+        self._host = host
+        self._wanted = wanted
+        self._limit = limit
+        self._between = between
+        self._planned: tuple[PlannedPrune, ...] = ()
+        self._is_forgotten = False
+
+    def make(self, _intention: Intention, on_ready: Callable[[PlansInTurn | SnapTreeError], None]) -> None:
+        """Ask for plans, once."""
+
+        def answer(result: tuple[tuple[PlannedPrune, ...], tuple[Plan, ...]] | SnapTreeError) -> None:
+            if self._is_forgotten:
+                return
+            if isinstance(result, tuple):
+                from snaptree.plans.prune_many import in_turn  # with all rules
+
+                self._planned, unread = result
+                on_ready(in_turn([*(each.plan for each in self._planned), *unread]))
+            else:
+                on_ready(result)
+
+        self._host.backend.plan_prunes(self._wanted, answer)
+
+    def forget(self) -> None:
+        """Drop the answer if it is still to come."""
+        self._is_forgotten = True
+
+    def run(self, _plan: PlansInTurn) -> None:
+        """Let the host prune one machine after the other."""
+        for each in self._planned:
+            if each.plan.steps:
+                self._host.backend.prune(each, limit=self._limit, between=self._between)

@@ -167,11 +167,13 @@ class SnapshotDelegate(QStyledItemDelegate):
         share = inner.width() * (_MOST_FOR_ERRORS if is_wrong else _MOST_FOR_BADGES) // 100
         at_most = max(inner.width() - painter.fontMetrics().horizontalAdvance(text), share)
         badges, used = _those_that_fit(badges, small, at_most)
-        if isinstance(row_id, Now):
+        is_struck_out = self._model.is_struck_out(row)
+        if isinstance(row_id, Now) or is_struck_out:
             font = QFont(painter.font())
-            font.setWeight(QFont.Weight.Bold)
+            font.setWeight(QFont.Weight.Normal if is_struck_out else QFont.Weight.Bold)
+            font.setStrikeOut(is_struck_out)
             painter.setFont(font)
-        painter.setPen(colours.dim if isinstance(row_id, Fold) else colours.text)
+        painter.setPen(colours.dim if isinstance(row_id, Fold) or is_struck_out else colours.text)
         right = inner.left() + _draw(painter, inner.adjusted(0, 0, -used, 0), text)
         for badge in badges:
             right = _paint_badge(painter, QPoint(right + _BADGE_GAP, inner.center().y()), badge, small, colours)

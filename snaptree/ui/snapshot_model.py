@@ -223,6 +223,10 @@ class SnapshotModel(QAbstractTableModel):
             case _:
                 return None if cost.memory == NOTHING else cost.memory
 
+    def is_struck_out(self, row: int) -> bool:  # noqa: ARG002  of previews
+        """Whether the name of a row is struck through: it is about to go."""
+        return False
+
     def badges(self, row: int) -> tuple[Badge, ...]:
         """Words beside the name: what differs within the tree, and what is out of the ordinary."""
         machine = self._shown.machine

@@ -34,8 +34,6 @@ _MEASURED_ROWS = 100
 _USUAL_AGE = "59 minutes"
 """Names measured to find a good width for the column: enough, and quick."""
 _LETTERS_OF_NAME = 20
-_LETTERS_OF_NOTE = 12
-"""What is left to notes at least, where there is room at all."""
 _LEAST_NOTE = 60
 """Pixels that notes keep however narrow the window is."""
 
@@ -61,9 +59,12 @@ class SnapshotView(QTableView):
     menu_wanted = Signal(object)
     """The place, on the screen, where the menu of the selection shall open."""
 
+    letters_of_note = 12
+    """What is left to notes at least, where there is room at all."""
+
     def __init__(self, parent: QWidget | None = None, thumbnails: ThumbnailLibrary | None = None) -> None:
         super().__init__(parent)
-        self._model = SnapshotModel(self, thumbnails)
+        self._model = self.new_model(thumbnails)
         if thumbnails is not None:
             thumbnails.arrived.connect(self._picture_arrived)
         self._places: dict[MachineId, _Place] = {}
@@ -78,7 +79,7 @@ class SnapshotView(QTableView):
         self._wanted: int | None = None
         """Width of the names that are shown; None before they are measured."""
         self.setModel(self._model)
-        self._delegate = SnapshotDelegate(self._model, self)
+        self._delegate = self.new_delegate()
         self._delegate.written.connect(self.note_written)
         self.setItemDelegate(self._delegate)
         self.setAccessibleName("Snapshots")
@@ -101,6 +102,14 @@ class SnapshotView(QTableView):
         self._model.modelReset.connect(self._restore_place)
         self._model.dataChanged.connect(self._rows_changed)
         self.selectionModel().selectionChanged.connect(self._selection_changed)
+
+    def new_model(self, thumbnails: ThumbnailLibrary | None) -> SnapshotModel:
+        """The rows; once."""
+        return SnapshotModel(self, thumbnails)
+
+    def new_delegate(self) -> SnapshotDelegate:
+        """What paints them; once."""
+        return SnapshotDelegate(self._model, self)
 
     def _set_up_header(self) -> None:
         header = self.horizontalHeader()
@@ -313,7 +322,7 @@ class SnapshotView(QTableView):
             self._fit_ages()
         others = sum(header.sectionSize(column) for column in (Column.AGE, *FIGURES))
         bar = self.style().pixelMetric(QStyle.PixelMetric.PM_ScrollBarExtent)
-        at_most = self.width() - bar - others - _LETTERS_OF_NOTE * letter
+        at_most = self.width() - bar - others - self.letters_of_note * letter
         lanes = width_of_lanes(self._model, 0) if self._model.rowCount() else 0
         width = max(min(self._wanted, at_most), lanes + _LETTERS_OF_NAME * letter)
         self._is_fitting = True

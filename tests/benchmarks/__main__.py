@@ -58,6 +58,12 @@ def _change(sizes: Sizes) -> Iterable[Comparison]:
     return change.measure(sizes.runs, sizes.merged)
 
 
+def _preview(sizes: Sizes) -> Iterable[Comparison]:
+    from tests.benchmarks import preview
+
+    return preview.measure(sizes.runs, sizes.snapshots)
+
+
 def _merges(sizes: Sizes) -> Iterable[Comparison]:
     from tests.benchmarks import merge_copies, merge_times
 
@@ -99,6 +105,7 @@ BENCHES: dict[str, tuple[str, Callable[[Sizes], Iterable[Comparison]]]] = {
     "show": ("Load and show one machine", _show),
     "stalls": ("The window's longest stalls", _stalls),
     "change": ("Take, revert and delete, connected already", _change),
+    "preview": ("What a prune would take, while a slider moves", _preview),
     "merges": ("What merges copy, and how long they take", _merges),
     "takes": ("What taking does to a guest, and how well that is forecast", _takes),
     "costs": ("What layers hold, from their tables", _costs),

@@ -10,7 +10,8 @@ import libvirt
 import pytest
 
 from snaptree.hosts.journal import Journal
-from snaptree.hosts.running import run_plan
+from snaptree.hosts.reading import never
+from snaptree.hosts.running import begin_run, run_plan
 from snaptree.model.errors import CancelledError, SnapTreeError
 from snaptree.model.estate import Consistency, MemorySnapshot, SnapshotKind
 from snaptree.plans.intention import Capture, Delete, Revert, Take, TakeBack
@@ -231,6 +232,42 @@ def test_cancelled_between_steps(host: EmbeddedHost) -> None:
     assert operation.state is OperationState.CANCELLED
     assert isinstance(operation.error, CancelledError)
     assert machine.contents() == before
+
+
+def test_a_run_pauses_only_where_nothing_is_half_done(host: EmbeddedHost, tmp_path: Path) -> None:
+    machine = host.make_machine()
+    for seed, name in enumerate(("one", "two", "three", "four", "five")):
+        machine.write(seed, offset=seed * 65536)
+        machine.virsh_take_disk_only(name)
+    before = machine.contents()
+    journal = Journal(tmp_path / "journal.sqlite3")
+    plan = machine.plan(Delete(("one", "three"), by_own_jobs=True))
+    files = set(machine.directory.iterdir())
+    run = begin_run(machine.connection, plan, journal=journal)
+    assert run.until_paused(lambda: True) is None
+    assert machine.contents() == before, "nothing has begun"
+
+    assert run.until_paused(lambda: run.operation.steps_done > 0) is None, "as soon as one of the two is gone"
+    assert 0 < run.operation.steps_done < len(plan.steps)
+    (gone,) = set(before) - set(machine.contents())
+    assert unchanged(before, machine.contents(), gone), "and libvirt knows what is left"
+    assert len(files) - len(set(machine.directory.iterdir())) == 1
+    operation = run.until_paused(never)
+    assert operation is not None
+    assert operation.state is OperationState.DONE
+    assert unchanged(before, machine.contents(), "one", "three")
+
+    # Cancelled between the two, nothing is left to be finished.
+    plan = machine.plan(Delete(("two", "five"), by_own_jobs=True))
+    is_cancelled = False
+    run = begin_run(machine.connection, plan, journal=journal, cancelled=lambda: is_cancelled)
+    assert run.until_paused(lambda: run.operation.steps_done > 0) is None
+    is_cancelled = True
+    cancelled = run.until_paused(never)
+    assert cancelled is not None
+    assert cancelled.state is OperationState.CANCELLED
+    assert not journal.unfinished()
+    journal.close()
 
 
 def test_a_refused_plan_is_never_run(host: EmbeddedHost) -> None:

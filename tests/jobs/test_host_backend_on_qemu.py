@@ -10,13 +10,15 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from snaptree.hosts.journal import Journal
-from snaptree.hosts.running import run_plan
+from snaptree.hosts.running import Run, begin_run
 from snaptree.jobs import host_backend
 from snaptree.jobs.host_backend import Phase
 from snaptree.model.errors import CancelledError, ConnectionLostError, SnapTreeError, VanishedError
@@ -78,14 +80,14 @@ class Hold:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.holds = threading.Event()
         self.released = threading.Event()
-        monkeypatch.setattr(host_backend, "run_plan", self._run_plan)
+        monkeypatch.setattr(host_backend, "begin_run", self._begin_run)
 
-    def _run_plan(self, connection: Any, plan: Plan, *, on_progress: Any, **options: Any) -> Operation:
+    def _begin_run(self, connection: Any, plan: Plan, *, on_progress: Any, **options: Any) -> Run:
         # As the runner does: it runs, and says so.
         on_progress(Operation(id=1, plan=plan, state=OperationState.RUNNING, started=time.time()))
         self.holds.set()
         assert self.released.wait(30)
-        return run_plan(connection, plan, on_progress=on_progress, **options)
+        return begin_run(connection, plan, on_progress=on_progress, **options)
 
 
 @pytest.fixture
@@ -346,7 +348,7 @@ def test_progress_is_told_ten_times_a_second_at_most(
 ) -> None:
     reports = 1000
 
-    def chatty(_connection: Any, plan: Plan, *, on_progress: Any, **_options: Any) -> Operation:
+    def chatty(plan: Plan, on_progress: Any, _is_paused: Any) -> Operation:
         running = Operation(id=7, plan=plan, state=OperationState.RUNNING, started=time.time())
         began = time.monotonic()
         for _ in range(reports):
@@ -354,8 +356,11 @@ def test_progress_is_told_ten_times_a_second_at_most(
         chatty_seconds.append(time.monotonic() - began)
         return Operation(id=7, plan=plan, state=OperationState.DONE, started=running.started, finished=time.time())
 
+    def begin(_connection: Any, plan: Plan, *, on_progress: Any, **_options: Any) -> Any:
+        return SimpleNamespace(until_paused=partial(chatty, plan, on_progress))
+
     chatty_seconds: list[float] = []
-    monkeypatch.setattr(host_backend, "run_plan", chatty)
+    monkeypatch.setattr(host_backend, "begin_run", begin)
     machine = host.make_machine(running=False)
     look_at(listener, machine)
     done = run(listener, listener.plan(machine.uuid, Take("now", capture=Capture.INTERNAL)))

@@ -10,13 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from snaptree.model.estate import Annotations, Mark
+from snaptree.model.figures import exact
 from snaptree.model.merging import LayerTree
 from snaptree.model.tree import SnapshotTree
 from snaptree.plans.intention import Delete, Prune
-from snaptree.plans.plan import Action
+from snaptree.plans.merge import layer_tree_of
+from snaptree.plans.plan import Action, Forecast
 from snaptree.plans.planner import make_plan
 from snaptree.plans.policy import Period, Policy, Scope
-from snaptree.plans.prune import depth_of, prune
+from snaptree.plans.prune import depth_of, forecast_in_turn, forecast_of, prune, prune_together
+from snaptree.plans.prune_many import in_turn, no_more_than, plan_prunes
 from snaptree.plans.situation import Situation
 from tests.model.overlaps import UNIT
 from tests.model.test_merging import Disk, line
@@ -132,3 +135,63 @@ def test_limits_are_met_if_they_can_be_and_nothing_kept_goes(
 def test_the_depth_after_is_that_of_the_tree_that_is_left() -> None:
     layer_tree = by_schedule(line("ab", "b", "c", "d"))
     assert [depth_of(layer_tree, names) for names in ((), ("s0",), ("s0", "s2"), ("s0", "s1", "s2"))] == [4, 3, 2, 1]
+
+
+def test_what_was_taken_together_stays_together_within_limits_too() -> None:
+    first, second = (by_schedule(line("abcdefgh", "a", "abcdefg", "ab", "b", "x")) for _ in range(2))
+    marked = [
+        LayerTree(
+            SnapshotTree.build(
+                [replace(each, annotations=replace(each.annotations, group=f"{each.name}@1")) for each in tree.tree],
+                tree.tree.current,
+            ),
+            tree.layers,
+        )
+        for tree in (first, second)
+    ]
+    kept = MappingProxyType({"s1": "kept by hand"})
+    one, other = prune_together(Policy(maximum_depth=4), [(marked[0], kept), (marked[1], {})], 100)
+    assert one.goes == other.goes
+    assert "s1" not in other.goes
+    assert other.decisions["s1"].reason == "its group “s1@1” is kept"
+
+
+def test_a_preview_forecasts_what_the_plan_does() -> None:
+    situation = nightly("a", "b", "c", "d", "e", "f")
+    pruning = prune(last(2), layer_tree_of(situation), situation.now)
+    plan = make_plan(Prune(last(2)), situation)
+    forecast = forecast_of(pruning, situation.speed)
+    assert (forecast.peak_extra, forecast.seconds) == (plan.forecast.peak_extra, plan.forecast.seconds)
+    assert pruning.goes == plan.snapshots
+
+
+def test_one_machine_may_use_what_the_one_before_gave_back() -> None:
+    def part(needs: int, frees: int) -> Forecast:
+        return Forecast(copies=exact(needs), frees=exact(frees), peak_extra=exact(needs), seconds=1.0)
+
+    both = forecast_in_turn([part(10, 20), part(15, 5)])
+    assert (both.copies.bytes, both.frees.bytes, both.peak_extra.bytes, both.seconds) == (25, 25, 15, 2.0)
+    assert forecast_in_turn([part(10, -4), part(15, 5)]).peak_extra.bytes == 19, "what was not given back is missing"
+
+
+def test_a_refusal_for_one_machine_stops_no_other() -> None:
+    willing, refused = nightly("a", "b"), nightly("a", "b")
+    refused = replace(refused, block_jobs=("vda",), domain=replace(refused.domain, name="db-02", uuid="other"))
+    found = plan_prunes([(Prune(last(1)), situation) for situation in (willing, refused)])
+    shown = in_turn(each.plan for each in found)
+    assert [plan.domain for plan in shown.willing] == [willing.domain.name]
+    assert not shown.is_refused
+    assert any("db-02" in refusal.reason for refusal in shown.refusals)
+    assert shown.forecast == forecast_in_turn([found[0].plan.forecast])
+    assert in_turn([found[1].plan]).is_refused
+
+
+def test_no_more_goes_later_than_was_agreed_to() -> None:
+    agreed = make_plan(Prune(last(2)), nightly("a", "b", "c"))
+    later, intention = nightly("a", "b", "c", "d"), Prune(last(2))
+    plan = make_plan(intention, later)
+    assert plan.snapshots == ("a", "b")
+    less = no_more_than(intention, plan, agreed)
+    assert less is not None
+    assert make_plan(less, later).snapshots == ("a",)
+    assert no_more_than(less, make_plan(less, later), agreed) is None

@@ -15,7 +15,7 @@ from PySide6.QtGui import QAction, QImage
 from PySide6.QtTest import QTest
 from PySide6.QtWidgets import QApplication, QFileDialog, QLabel, QMenu, QMessageBox, QPushButton, QToolButton
 
-from snaptree.hosts.running import run_plan
+from snaptree.hosts.running import begin_run
 from snaptree.jobs import host_backend
 from snaptree.jobs.host_backend import Phase
 from snaptree.model.estate import Consistency
@@ -530,11 +530,11 @@ class Hold:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.released = threading.Event()
-        monkeypatch.setattr(host_backend, "run_plan", self._run_plan)
+        monkeypatch.setattr(host_backend, "begin_run", self._begin_run)
 
-    def _run_plan(self, *arguments: Any, **options: Any) -> Any:
+    def _begin_run(self, *arguments: Any, **options: Any) -> Any:
         assert self.released.wait(60)
-        return run_plan(*arguments, **options)
+        return begin_run(*arguments, **options)
 
 
 @pytest.fixture
@@ -612,7 +612,7 @@ def test_a_read_only_connection_shows_everything_and_changes_nothing(
     driver.show_machine(host.uri, machine.uuid)
     driver.view.select(["first"])
     actions = driver.window.actions_
-    assert not any(action.isEnabled() for action in (actions.take, actions.revert, actions.delete))
+    assert not any(action.isEnabled() for action in (actions.take, actions.revert, actions.delete, actions.prune))
     reason = actions.reasons[Action.DELETE]
     assert reason is not None
     assert "read-only" in reason.reason

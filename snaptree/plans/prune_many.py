@@ -1,0 +1,80 @@
+"""Pruning several machines in one go: a plan for each, shown together. What refuses one of them stops no other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+
+from snaptree.model.errors import SnapTreeError
+from snaptree.plans.group import GroupPlan
+from snaptree.plans.intention import Prune
+from snaptree.plans.merge import layer_tree_of
+from snaptree.plans.plan import Action, Finding, Forecast, Plan
+from snaptree.plans.prune import Pruning, forecast_in_turn, plan_pruning, prune_together
+from snaptree.plans.situation import Situation
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedPrune:
+    """What pruning one of several machines comes to, and the plan for it."""
+
+    intention: Prune
+    situation: Situation
+    pruning: Pruning
+    plan: Plan
+
+
+@dataclass(frozen=True, slots=True)
+class PlansInTurn(GroupPlan):
+    """Plans that are shown as one, and of which each is run for itself."""
+
+    @property
+    def willing(self) -> tuple[Plan, ...]:
+        """Those that do anything."""
+        return tuple(plan for plan in self.members if plan.steps)
+
+    @property
+    def is_refused(self) -> bool:
+        """Whether there is nothing to run."""
+        return not self.willing
+
+    @property
+    def forecast(self) -> Forecast:
+        """What those cost that do anything."""
+        return forecast_in_turn(plan.forecast for plan in self.willing)
+
+
+def plan_prunes(wanted: Sequence[tuple[Prune, Situation]]) -> tuple[PlannedPrune, ...]:
+    """Plan for each machine, all by the policy of the first: what was taken together is kept together."""
+    if not wanted:
+        return ()
+    policy = wanted[0][0].policy
+    prunings = prune_together(
+        policy,
+        [(layer_tree_of(situation), intention.kept) for intention, situation in wanted],
+        max(situation.now for _, situation in wanted),
+    )
+    return tuple(
+        PlannedPrune(intention, situation, pruning, plan_pruning(intention, situation, pruning))
+        for (intention, situation), pruning in zip(wanted, prunings, strict=True)
+    )
+
+
+def in_turn(plans: Iterable[Plan]) -> PlansInTurn:
+    """Show these plans as one."""
+    return PlansInTurn(Action.PRUNE, "", tuple(plans))
+
+
+def unreadable(host_uri: str, uuid: str, domain: str, error: SnapTreeError) -> Plan:
+    """The plan for a machine that can't be looked at now: none, and why."""
+    why = Finding("not-read", error.summary, error.hint)
+    return Plan(Action.PRUNE, host_uri, uuid, domain, snapshots=(), refusals=(why,))
+
+
+def no_more_than(intention: Prune, plan: Plan, agreed: Plan) -> Prune | None:
+    """The intention that lets go only what somebody agreed to; None if a later plan lets go no more than that."""
+    more = set(plan.snapshots).difference(agreed.snapshots)
+    if not more:
+        return None
+    return replace(intention, kept=MappingProxyType({**intention.kept, **dict.fromkeys(more, "nobody was asked yet")}))
