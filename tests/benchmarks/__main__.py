@@ -33,11 +33,13 @@ class Sizes:
     """GiB, of the images that are analysed."""
     trees: int = 200
     """Of layers, from each of which snapshots are deleted."""
+    layers: int = 41
+    """Of a line of automatic snapshots that is pruned."""
     takes: int = 30
     """With memory, that are forecast."""
 
 
-QUICK = Sizes(runs=1, snapshots=(100,), machines=10, snapshots_each=5, merged=16, disk=1, trees=8, takes=3)
+QUICK = Sizes(runs=1, snapshots=(100,), machines=10, snapshots_each=5, merged=16, disk=1, trees=8, layers=12, takes=3)
 
 
 def _show(sizes: Sizes) -> Iterable[Comparison]:
@@ -70,6 +72,12 @@ def _merges(sizes: Sizes) -> Iterable[Comparison]:
     yield from merge_copies.measure(sizes.trees)
     for mebibytes in sorted({16, sizes.merged}):
         yield from merge_times.measure(sizes.runs, mebibytes)
+
+
+def _prunes(sizes: Sizes) -> Iterable[Comparison]:
+    from tests.benchmarks import prunes
+
+    return prunes.measure(min(sizes.runs, 3), sizes.layers, max(1, sizes.merged // 64))
 
 
 def _takes(sizes: Sizes) -> Iterable[Comparison]:
@@ -107,6 +115,7 @@ BENCHES: dict[str, tuple[str, Callable[[Sizes], Iterable[Comparison]]]] = {
     "change": ("Take, revert and delete, connected already", _change),
     "preview": ("What a prune would take, while a slider moves", _preview),
     "merges": ("What merges copy, and how long they take", _merges),
+    "prunes": ("Pruning a long line of snapshots", _prunes),
     "takes": ("What taking does to a guest, and how well that is forecast", _takes),
     "costs": ("What layers hold, from their tables", _costs),
     "far": ("What layers hold, over a link of 20 ms", _far),
