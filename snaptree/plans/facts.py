@@ -8,7 +8,7 @@ from __future__ import annotations
 import posixpath
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import pairwise
 
 from snaptree.model.estate import DiskSnapshot, Image, MemorySnapshot, Snapshot, SnapshotDisk, SnapshotKind
@@ -94,6 +94,10 @@ def takes_writes(disk: Disk) -> bool:
     return not (is_empty or disk.read_only or disk.device == "cdrom")
 
 
+_normal = lru_cache(maxsize=1 << 16)(posixpath.normpath)
+"""The same paths are asked for again in each of the situations that a plan of many steps goes through."""
+
+
 @dataclass(frozen=True, eq=False)
 class Facts:
     """Everything derived from one situation, each worked out when first asked for. Images are canonical paths."""
@@ -106,7 +110,7 @@ class Facts:
 
     def key(self, path: str) -> str:
         """The one path by which an image is known here."""
-        return self._canonical.get(path) or posixpath.normpath(path)
+        return self._canonical.get(path) or _normal(path)
 
     def keys(self, paths: Iterable[str | None]) -> frozenset[str]:
         """Canonical paths of those that are paths."""
@@ -119,7 +123,7 @@ class Facts:
         for path in sorted(self.situation.layers.images):
             identity = self.situation.layers.images[path].identity
             if identity is not None:
-                canonical[path] = first.setdefault(identity, posixpath.normpath(path))
+                canonical[path] = first.setdefault(identity, _normal(path))
         return canonical
 
     # What the machine stands on
