@@ -1163,16 +1163,23 @@ class HostBackend(QObject):
             progress = replace(progress, doing="Goes on as soon as it is its turn", remark="")
         self._went_on(replace(operation, progress=progress))
 
-    def undo(self, operation: Operation) -> None:
-        """Plan to take a finished operation back, and run that. `operation_changed` tells of both operations."""
+    def undo(self, operation: Operation, ask: Callable[[Plan], None] | None = None) -> None:
+        """Plan to take a finished operation back, and run that. `operation_changed` tells of both operations.
+
+        A plan that is refused or loses what was written since is handed to `ask` instead, if given, on this thread.
+        """
         undo = operation.plan.undo
         if not operation.can_undo or undo is None or operation.id in self._being_undone:
             return
         self._being_undone.add(operation.id)
         uuid, intention = take_back(operation.plan)
-        self.plan(uuid, intention, partial(self._run_undo, operation))
+        self.plan(uuid, intention, partial(self._run_undo, operation, ask))
 
-    def _run_undo(self, undoes: Operation, plan: Plan | SnapTreeError) -> None:
+    def _run_undo(self, undoes: Operation, ask: Callable[[Plan], None] | None, plan: Plan | SnapTreeError) -> None:
+        if isinstance(plan, Plan) and ask is not None and (plan.is_refused or plan.loses_present_state):
+            self._being_undone.discard(undoes.id)
+            ask(plan)
+            return
         if isinstance(plan, Plan):
             self._queue(plan, undoes=undoes)
             return

@@ -102,6 +102,7 @@ class Draft:
             obsolete=obsolete,
             deleting=deleting,
             places=places,
+            takes_back=self._action is Action.UNDO,
         )
 
     def add(self, case: Case) -> None:

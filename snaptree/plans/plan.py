@@ -478,6 +478,11 @@ class Plan:
         return not self.only_describes or (self.action is Action.RENAME and self.undo is None)
 
     @property
+    def loses_present_state(self) -> bool:
+        """Whether a warning says that what the machine did last is gone for good."""
+        return any(warning.rule == "present-state-is-lost" for warning in self.warnings)
+
+    @property
     def warns_of_finality(self) -> bool:
         """Whether a warning says already that this can't be undone."""
         return any("can't be undone" in warning.reason for warning in self.warnings)

@@ -68,6 +68,7 @@ class Case:
     the user asked for the RAM, `before_safety` that a safety snapshot will come first, and the layers in use be kept.
     `obsolete` are files that the plan removes later, and that nobody needs any more at this step; `deleting` are all
     snapshots that it deletes, asked for or not. `places` are directories that the user named for new files.
+    `takes_back` says that a revert is undone by this.
     """
 
     situation: Situation
@@ -82,6 +83,7 @@ class Case:
     obsolete: frozenset[str] = frozenset()
     deleting: frozenset[str] = frozenset()
     places: tuple[str, ...] = ()
+    takes_back: bool = False
 
     @property
     def tree(self) -> SnapshotTree:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import posixpath
 
+from snaptree.model.costs import domain_costs
 from snaptree.model.estate import DiskSnapshot, DomainState, MemorySnapshot
 from snaptree.plans.facts import (
     LIBVIRT_9_9,
@@ -15,12 +16,16 @@ from snaptree.plans.facts import (
 from snaptree.plans.plan import Action, StateAfter
 from snaptree.plans.rule import QEMU, TEST, Case, Evidence, Rule, Verdict, actions, found
 from snaptree.plans.rules_names import images_inside
+from snaptree.plans.rules_take import EMPTY_OVERLAY_BYTES
 from snaptree.plans.situation import Disk, Known
 from snaptree.plans.wording import files_named, listed, plain, quoted
 
 _REVERT = actions(Action.REVERT)
 _REVERT_OR_LOOK = actions(Action.REVERT, Action.LOOK)
 _ANY_DRIVER = frozenset({QEMU, TEST})
+_TABLES_AFTER_A_REVERT = {DiskSnapshot.EXTERNAL: EMPTY_OVERLAY_BYTES, DiskSnapshot.INTERNAL: 16 * 1024}
+"""Bytes at most, of disks of usual size: those of a new layer, or of an image's one table that is never shared. What a
+guest writes takes more."""
 
 
 def _external_unsupported(case: Case) -> Evidence | None:
@@ -128,9 +133,21 @@ def _half_deleted(case: Case) -> Evidence | None:
 def _present_lost(case: Case) -> Evidence | None:
     if case.safety is not None or case.snapshot is None:
         return None
-    if case.current is None:
-        return found(since="now")
-    return found(since=f"since {quoted(case.current.name)}")
+    since = "now" if case.current is None else f"since {quoted(case.current.name)}"
+    if not case.takes_back:
+        return found(since=since, remedy="Take a safety snapshot first.")
+    if not _may_be_written_to(case):
+        return None
+    back = quoted(case.snapshot.name)
+    return found(since=since, remedy=f"To keep it, take a snapshot, then revert to {back} instead.")
+
+
+def _may_be_written_to(case: Case) -> bool:
+    """Whether the disks may hold anything that the current snapshot does not, besides what a revert itself writes."""
+    disks = () if case.current is None else case.current.disks
+    tables = sum(_TABLES_AFTER_A_REVERT.get(disk.how, 0) for disk in disks)
+    written = domain_costs(case.tree, case.layers).now.bytes
+    return written is None or written > tables
 
 
 def _ends_off(case: Case) -> Evidence | None:
@@ -370,7 +387,7 @@ RULES = (
         verdict=Verdict.WARN,
         condition=_present_lost,
         reason="Everything {vm} did {since} is in no snapshot and is lost for good.",
-        remedy="Take a safety snapshot first.",
+        remedy="{remedy}",
         source="libvirt removes or leaves the layers in use",
         needs=Known.TREE,
         drivers=_ANY_DRIVER,

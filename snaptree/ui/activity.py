@@ -297,6 +297,11 @@ class Activity(QWidget):
         """The row of an operation."""
         return self._rows[operation_id]
 
+    def show_again(self, operation: Operation) -> None:
+        """Show work as it is: it is not being taken back after all."""
+        if operation.id in self._operations:
+            self._show_machine(operation.plan.domain_uuid, self.host_of(operation))
+
     def planning(self, token: object, title: str) -> None:
         """Show that a plan is being made, until `planned` is told."""
         row = OperationRow(self._page)

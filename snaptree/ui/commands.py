@@ -24,6 +24,7 @@ from snaptree.plans.intention import (
     Unlook,
 )
 from snaptree.plans.plan import MakeLook, StartLook, StateAfter
+from snaptree.ui.activity import title_of
 from snaptree.ui.compare_dialog import CompareDialog
 from snaptree.ui.error_dialog import show_error
 from snaptree.ui.group_take_dialog import GroupTakeDialog
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
     from snaptree.model.tree import SnapshotTree
     from snaptree.plans.advice import Cure
     from snaptree.plans.operation import Operation
-    from snaptree.plans.plan import Plan
+    from snaptree.plans.plan import Plan, Undo
     from snaptree.ui.activity import Activity
     from snaptree.ui.changed_settings import Moments
     from snaptree.ui.estate import Estate
@@ -256,7 +257,7 @@ class Commands(QObject):
         self._open(PlanDialog(planner, Unlook(), title=title, verb="&Remove", parent=self._window))
 
     def undo(self, uri: str, operation: Operation) -> None:
-        """Take a finished operation back: at once, but after a preview where what was made is gone then."""
+        """Take a finished operation back: at once, but after a preview where something is gone for good then."""
         undo = operation.plan.undo
         if operation.plan.group and self._undo_group(uri, operation):
             return
@@ -267,18 +268,23 @@ class Commands(QObject):
             return
         if undo is not None and undo.loses_something:
             which = " and ".join(f"“{in_sentence(name)}”" for name in undo.delete)
-            self._open(
-                PlanDialog(
-                    Planner(self._estate[uri], operation.plan.domain_uuid, undoes=operation),
-                    TakeBack(undo),
-                    title=f"Delete {which} of {in_sentence(operation.plan.domain)} again",
-                    verb="&Delete",
-                    parent=self._window,
-                )
-            )
+            title = f"Delete {which} of {in_sentence(operation.plan.domain)} again"
+            self._preview_undo(uri, operation, undo, title, "&Delete")
             return
+
+        def ask(plan: Plan) -> None:
+            self._activity.show_again(operation)
+            if undo is not None:
+                self._preview_undo(uri, operation, undo, f"Take back: {title_of(operation.plan)}", "&Take Back", plan)
+
         self._activity.row(operation.id).show_undoing()
-        self._estate[uri].backend.undo(operation)
+        self._estate[uri].backend.undo(operation, ask)
+
+    def _preview_undo(
+        self, uri: str, operation: Operation, undo: Undo, title: str, verb: str, plan: Plan | None = None
+    ) -> None:
+        planner = Planner(self._estate[uri], operation.plan.domain_uuid, undoes=operation)
+        self._open(PlanDialog(planner, TakeBack(undo), title=title, verb=verb, plan=plan, parent=self._window))
 
     def recover(self, machine: Machine, *, leave: bool) -> None:
         """Finish what was interrupted, or leave it as it is, after a preview that says what that means."""

@@ -286,8 +286,30 @@ def test_a_revert_can_be_taken_back(machine: SituationBuilder) -> None:
     assert restored.domain.state == before.domain.state
     assert [chain.layers for chain in restored.layers.chains] == [chain.layers for chain in before.layers.chains]
     assert back.undo is None
-    assert "present-state-is-lost" in rules(back)
     assert "delete-is-final" not in rules(back), "the state that the safety snapshot held is the present one again"
+
+
+def test_taking_a_revert_back_names_what_was_written_since() -> None:
+    before = a_machine().external("a").external("b").build()
+    revert = make_plan(Revert("a"), before)
+    assert revert.undo is not None
+    reverted = carried_out(revert, before)
+    assert not make_plan(TakeBack(revert.undo), reverted).loses_present_state, "its new layer is empty"
+    top = reverted.layers.images[reverted.layers.chains[0].layers[0]]
+    images = {**reverted.layers.images, top.path: replace(top, allocated=exact(8 * MIB))}
+    written = replace(reverted, layers=replace(reverted.layers, images=images))
+    back = make_plan(TakeBack(revert.undo), written)
+    assert back.loses_present_state
+    (loss,) = [warning for warning in back.warnings if warning.rule == "present-state-is-lost"]
+    assert "“a”" in loss.reason
+    assert revert.undo.delete[0] in loss.remedy
+
+
+def test_what_nobody_can_tell_of_an_image_may_be_lost_when_a_revert_is_taken_back() -> None:
+    before = a_machine().internal("a").internal("b").build()
+    revert = make_plan(Revert("a"), before)
+    assert revert.undo is not None
+    assert make_plan(TakeBack(revert.undo), carried_out(revert, before)).loses_present_state
 
 
 def test_without_a_safety_snapshot_the_loss_is_named() -> None:
