@@ -157,7 +157,8 @@ class Actions(QObject):
     def _add(self, text: str, icon: str, purpose: str, keys: str | QKeySequence.StandardKey | None = None) -> QAction:
         action = QAction(self)
         if keys is not None:
-            action.setShortcuts(QKeySequence.keyBindings(keys) if not isinstance(keys, str) else [QKeySequence(keys)])
+            # Of a standard key only the first: the others differ by platform (Delete is also Ctrl+D), and may be ours.
+            action.setShortcut(QKeySequence(keys))
         if icon:
             self._icons[action] = icon
         self._purposes[action] = purpose

@@ -11,7 +11,7 @@ from xml.sax.saxutils import escape
 import libvirt
 import pytest
 from PySide6.QtCore import Qt
-from PySide6.QtGui import QAction, QImage
+from PySide6.QtGui import QAction, QImage, QShortcut
 from PySide6.QtTest import QTest
 from PySide6.QtWidgets import QApplication, QFileDialog, QLabel, QMenu, QMessageBox, QPushButton, QToolButton
 
@@ -22,6 +22,7 @@ from snaptree.model.estate import Consistency
 from snaptree.plans.operation import OperationState
 from snaptree.plans.plan import Action
 from snaptree.ui.application import save_screenshot
+from snaptree.ui.compare_dialog import CompareDialog
 from snaptree.ui.connect_dialog import ConnectDialog
 from snaptree.ui.estate_model import host_title
 from snaptree.ui.machine import MachineId
@@ -361,6 +362,39 @@ def test_one_click_reverts_and_one_click_takes_it_back(driver: Driver, machine: 
     assert not driver.window.actions_.undo.isEnabled()
 
 
+def run_another(driver: Driver, begin: Callable[[], object]) -> None:
+    """Begin an operation, and wait for its end."""
+    count = len(driver.operations)
+    begin()
+    driver.until(lambda: len(driver.operations) > count)
+    driver.last_operation()
+
+
+def test_taking_a_revert_back_is_previewed_if_something_was_written_since(
+    driver: Driver, host: EmbeddedHost, machine: Machine
+) -> None:
+    layered = host.make_machine(running=False)
+    layered.write(1)
+    layered.virsh_take_disk_only("first")
+    for each in (machine, layered):
+        driver.show_machine(host.uri, each.uuid)
+        driver.view.select(["first"])
+        run_another(driver, driver.window.actions_.revert.trigger)
+        each.write(9)
+        written = each.contents()
+        driver.until(driver.window.actions_.undo.isEnabled)
+        driver.window.actions_.undo.trigger()
+        preview = driver.plan_dialog()
+        assert not preview.run_button.isDefault(), "what is lost needs more than Enter"
+        assert any("is lost for good" in label.text() for label in preview.findChildren(QLabel))
+        assert each.contents() == written
+        preview.reject()
+        assert driver.window.activity.row(driver.operations[-1].id).undo.isEnabled(), "it can still be taken back"
+        driver.window.actions_.undo.trigger()
+        run_another(driver, driver.plan_dialog().run_button.click)
+        assert not any(snapshot.annotations.safety for snapshot in each.tree())
+
+
 def test_taking_a_take_back_is_previewed_for_what_it_took_is_gone_then(driver: Driver, machine: Machine) -> None:
     driver.window.actions_.take.trigger()
     dialog = driver.dialog(TakeDialog)
@@ -682,6 +716,22 @@ def test_a_narrow_window_leaves_the_tree_its_room(driver: Driver) -> None:
     assert Settings().text("inspector") == "shown"
     window.resize(1280, 800)
     assert window.inspector.isVisible()
+
+
+def test_no_two_actions_have_a_shortcut_in_common(driver: Driver) -> None:
+    window = driver.window
+    actions = [each for each in window.findChildren(QAction) if each.shortcuts()]
+    keys = [key.toString() for each in actions for key in each.shortcuts()]
+    keys += [each.key().toString() for each in window.findChildren(QShortcut)]
+    assert all(len(each.shortcuts()) == 1 for each in actions), "others differ by platform"
+    assert sorted(set(keys)) == sorted(keys)
+
+
+def test_the_settings_are_compared_by_keyboard(driver: Driver) -> None:
+    driver.view.setFocus()
+    driver.view.select(["first"])
+    QTest.keyClick(driver.view, Qt.Key.Key_D, Qt.KeyboardModifier.ControlModifier)
+    assert driver.dialog(CompareDialog)
 
 
 def test_everything_can_be_reached_by_keyboard(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
