@@ -69,7 +69,6 @@ class TakeDialog(QDialog):
         self._plans: Mapping[Kind, Plan] | None = None
         """For what the fields say; None until they are made."""
         self._dirty_rate: int | None = None
-        self._runs_when_ready = False
         self._is_over = False
         self._rest = QTimer(self, singleShot=True, interval=_REST_MS)
         self._rest.timeout.connect(self._make_plans)
@@ -108,6 +107,7 @@ class TakeDialog(QDialog):
         buttons = QDialogButtonBox(QDialogButtonBox.StandardButton.Cancel, self)
         self.take_button = buttons.addButton("&Take Snapshot", QDialogButtonBox.ButtonRole.AcceptRole)
         self.take_button.setDefault(True)
+        self.take_button.setEnabled(False)
         buttons.accepted.connect(self.accept)
         buttons.rejected.connect(self.reject)
         layout = QVBoxLayout(self)
@@ -154,12 +154,7 @@ class TakeDialog(QDialog):
         return columns
 
     def accept(self) -> None:
-        """Run the plan; if the fields have just changed, as soon as there is one for them."""
-        if self._plans is None:
-            self._runs_when_ready = True
-            if self._rest.isActive():
-                self._make_plans()
-            return
+        """Run the plan that is shown. While there is none for what the fields say, nothing is taken."""
         plan = self._plan
         if plan is not None and not plan.is_refused:
             self._planner.run(plan)
@@ -225,14 +220,13 @@ class TakeDialog(QDialog):
     def _changed(self) -> None:
         """Forget the plans and make new ones when the fields have rested."""
         self._plans = None
-        self._runs_when_ready = False
+        self._planner.forget()  # what is still to come is for what they said before
+        self.take_button.setEnabled(False)
         problem = self._problem_with_name()
         self.name_problem.set_text(problem)
         self._fields.setRowVisible(self.name_problem, bool(problem))
-        self.take_button.setEnabled(not problem)
         if problem:
             self._rest.stop()
-            self._planner.forget()
             self.view.show_nothing()
         else:
             self._rest.start()
@@ -293,6 +287,7 @@ class TakeDialog(QDialog):
 
     def _plans_are_ready(self, result: tuple[Plan, ...] | SnapTreeError) -> None:
         if isinstance(result, SnapTreeError):
+            self._plans = None
             self.view.show_error(result)
             self.take_button.setEnabled(False)
             return
@@ -312,8 +307,6 @@ class TakeDialog(QDialog):
         if plan is not None:
             self.view.show_plan(plan)
             self.take_button.setEnabled(not plan.is_refused)
-        if self._runs_when_ready:
-            self.accept()
 
     def _dirty_rate_is_known(self, rate: int) -> None:
         """Plans that are shown need it too; others will have it."""

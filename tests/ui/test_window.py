@@ -163,7 +163,13 @@ def test_a_snapshot_is_taken(driver: Driver, machine: Machine) -> None:
     dialog.name.selectAll()
     QTest.keyClicks(dialog.name, "before-update")
     QTest.keyClicks(dialog.note, "why not")
-    QTest.keyClick(dialog.name, Qt.Key.Key_Return)  # sooner than any plan can be there: it is run when it is
+    QTest.keyClick(dialog.name, Qt.Key.Key_Return)  # sooner than any plan can be there
+    assert not dialog.take_button.isEnabled()
+    dialog.accept()
+    driver.until(dialog.take_button.isEnabled)
+    assert dialog.isVisible(), "nothing is taken by a plan that nobody saw"
+    assert not driver.operations
+    QTest.keyClick(dialog.name, Qt.Key.Key_Return)
     driver.last_operation()
     driver.until(lambda: "before-update" in driver.names())
     taken = machine.tree()["before-update"]
@@ -184,6 +190,7 @@ def test_file_systems_that_cannot_be_frozen_are_taken_as_they_are_only_if_that_i
     dialog.choices.gives_way.click()
     driver.until(frozen.isEnabled)
     frozen.click()
+    driver.until(dialog.take_button.isEnabled)
     dialog.accept()
     driver.last_operation()
     taken = machine.tree().current
@@ -217,11 +224,12 @@ def test_disks_are_chosen_and_files_put_elsewhere(open_window: OpenWindow, host:
     dialog.places.toggle.click()
     assert dialog.places.layers.isVisible()
     dialog.places.layers.setText(str(tmp_path / "nowhere"))
-    driver.until(lambda: not dialog.take_button.isEnabled())
-    assert "nowhere" in dialog.choices.buttons[Kind.MEMORY].accessibleDescription()
+    driver.until(lambda: "nowhere" in dialog.choices.buttons[Kind.MEMORY].accessibleDescription())
+    assert not dialog.take_button.isEnabled()
     assert dialog.choices.buttons[Kind.MEMORY].isEnabled(), "what is chosen stays so, and the plan says why it can't be"
     dialog.places.layers.setText(f"{tmp_path}/")
     dialog.places.memory.setText(str(tmp_path))
+    driver.until(dialog.take_button.isEnabled)
     dialog.accept()
     driver.last_operation()
     (taken,) = two.tree()
