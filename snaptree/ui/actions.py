@@ -44,9 +44,9 @@ class Actions(QObject):
         self.take_group = self._add(
             "Take &of Several Machines…", "", "Take one snapshot of several machines of this host together"
         )
-        self.revert = self._add("&Revert", "revert", "Make the machine what it was at this snapshot", "Ctrl+R")
+        self.revert = self._add("&Revert", "revert", "Make the machine what it was at this snapshot", "Ctrl+Shift+B")
         self.revert_with_choices = self._add(
-            "Re&vert with Choices…", "", "Choose whether the machine runs, is paused or off afterwards", "Ctrl+Shift+R"
+            "Re&vert with Choices…", "", "Choose whether the machine runs, is paused or off afterwards", "Ctrl+B"
         )
         self.revert_group = self._add(
             "Revert the Whole &Group…", "", "Go back on all machines that were taken together with this snapshot"

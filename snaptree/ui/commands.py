@@ -9,7 +9,7 @@ from PySide6.QtCore import QObject
 
 from snaptree import words
 from snaptree.model.errors import SnapTreeError
-from snaptree.model.estate import SnapshotKind
+from snaptree.model.estate import DomainState, SnapshotKind
 from snaptree.plans.group import done_together, name_of
 from snaptree.plans.intention import (
     Delete,
@@ -127,7 +127,10 @@ class Commands(QObject):
         return True
 
     def revert(self, machine: Machine, snapshot: str) -> None:
-        """Go back. With a safety snapshot that needs no question: one click reverts, one click takes it back."""
+        """Go back. With a safety snapshot one click reverts, and one takes it back: nothing is asked.
+
+        But for what nobody expects of a revert to other disks: then the preview says so first.
+        """
         preference = self._settings.safety_snapshot
         intention = Revert(snapshot, take_safety_snapshot=preference is not SafetySnapshot.NEVER)
         if preference is not SafetySnapshot.ALWAYS:
@@ -141,7 +144,7 @@ class Commands(QObject):
             self._activity.planned(token)
             if isinstance(result, SnapTreeError):
                 self._show_error(result)
-            elif result.is_refused or result.undo is None:
+            elif result.is_refused or result.undo is None or _changes_more(machine, result):
                 self._preview_revert(machine, intention, result)
             else:
                 self._planner(machine).run(result)
@@ -349,6 +352,7 @@ class Commands(QObject):
                 choices=choices,
                 alternatives=_STATES_AFTER,
                 plan=plan,
+                why="" if plan is None or plan.is_refused else _changes_more(machine, plan),
                 parent=self._window,
             )
         )
@@ -362,6 +366,22 @@ class Commands(QObject):
     def _show_error(self, error: SnapTreeError | None) -> None:
         if error is not None:
             show_error(error, self._window)
+
+
+def _changes_more(machine: Machine, plan: Plan) -> str:
+    """What a revert changes besides what the disks and the memory hold; empty if nothing."""
+    now, (name,) = machine.domain.state, plan.snapshots
+    then = DomainState.OFF if machine.tree is None or name not in machine.tree else machine.tree[name].state
+    then = then if then.is_active else DomainState.OFF
+    more = []
+    if now.is_active and then is not now:
+        vm = in_sentence(machine.domain.name)
+        more.append(
+            f"{vm} is {words.state(now)} now, and is {words.state(then)} afterwards unless you choose otherwise."
+        )
+    if plan.settings:
+        more.append("Settings of the machine change back, too.")
+    return " ".join(more)
 
 
 def _started(intention: Intention, ticked: bool) -> Intention:

@@ -165,7 +165,7 @@ class MainWindow(QMainWindow):
         self._choices(
             safety,
             {
-                SafetySnapshot.ALWAYS: "&Always, and Revert without Asking",
+                SafetySnapshot.ALWAYS: "&Always; Ask Only if Settings or the State Change",
                 SafetySnapshot.ASK: "As&k Each Time",
                 SafetySnapshot.NEVER: "&Never",
             },

@@ -11,7 +11,7 @@ from PySide6.QtWidgets import QCheckBox, QComboBox, QDialog, QDialogButtonBox, Q
 from snaptree.model.errors import SnapTreeError
 from snaptree.plans.plan import Plan
 from snaptree.ui.labels import PlainLabel
-from snaptree.ui.plan_view import PlanView
+from snaptree.ui.plan_view import Notice, PlanView
 from snaptree.ui.text import tooltip, window_title
 
 if TYPE_CHECKING:
@@ -57,11 +57,13 @@ class PlanDialog(QDialog):
         alternatives: Alternatives | None = None,
         order: MachineOrder | None = None,
         plan: Plan | None = None,
+        why: str = "",
         parent: QWidget | None = None,
     ) -> None:
         """`plan` is one made already for this intention. `verb` is our own text for the button that runs it.
 
-        `order` is what the planner goes by: when it changes, a new plan is made.
+        `order` is what the planner goes by: when it changes, a new plan is made. `why` says why this is asked at all,
+        where it mostly is not.
         """
         super().__init__(parent)
         self.setAttribute(Qt.WidgetAttribute.WA_DeleteOnClose)
@@ -78,6 +80,8 @@ class PlanDialog(QDialog):
         heading = PlainLabel(title, self)
         heading.setObjectName("heading")
         layout.addWidget(heading)
+        if why:
+            layout.addWidget(Notice("warning", why, "That is why you are asked.", self))
         for choice in choices:
             layout.addWidget(self._tick(choice))
         if alternatives is not None:

@@ -403,6 +403,22 @@ def test_taking_a_revert_back_is_previewed_if_something_was_written_since(
         assert not any(snapshot.annotations.safety for snapshot in each.tree())
 
 
+def test_a_revert_that_changes_more_than_disks_is_previewed(driver: Driver, host: EmbeddedHost) -> None:
+    running, changed = host.make_machine(), host.make_machine(running=False)
+    running.virsh_take_disk_only("mark")
+    changed.virsh_take("mark")
+    changed.handle.setMaxMemory(changed.handle.maxMemory() * 2)
+    for machine, why in ((running, "is running now, and is off afterwards"), (changed, "Settings of the machine")):
+        driver.show_machine(host.uri, machine.uuid)
+        driver.view.select(["mark"])
+        driver.window.actions_.revert.trigger()
+        dialog = driver.plan_dialog()
+        assert any(why in label.text() for label in dialog.findChildren(QLabel)), why
+        dialog.reject()
+    assert driver.operations == []
+    assert running.is_running
+
+
 def test_taking_a_take_back_is_previewed_for_what_it_took_is_gone_then(driver: Driver, machine: Machine) -> None:
     driver.window.actions_.take.trigger()
     dialog = driver.dialog(TakeDialog)
