@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from PySide6.QtCore import QAbstractItemModel, QModelIndex, QPersistentModelIndex, QPoint, QRect, QSize, Qt, Signal
@@ -32,9 +33,9 @@ _WIDE_LANE = 16
 _NARROW_LANE = 10
 _MANY_LANES = 8
 _MOST_FOR_BADGES = 45
-"""Percent of the room that a long name leaves to badges."""
-_MOST_FOR_ERRORS = 65
-"""The same, if there is one that says that something is wrong."""
+"""Percent of the room that a long name leaves to badges, but for those that stay."""
+_LEAST_NAME = 5
+"""Letters of a name that no badge takes the room of."""
 _BADGE_GAP = 6
 _SIGN = icons.SIZE + 4
 """Room for the sign of a snapshot's consistency."""
@@ -163,10 +164,11 @@ class SnapshotDelegate(QStyledItemDelegate):
             inner.setLeft(inner.left() + 16)
         text, small = self._model.text(row, Column.TREE), _small(painter.font())
         badges = self._model.badges(row)
-        is_wrong = any(badge.tone is Tone.ERROR for badge in badges)
-        share = inner.width() * (_MOST_FOR_ERRORS if is_wrong else _MOST_FOR_BADGES) // 100
-        at_most = max(inner.width() - painter.fontMetrics().horizontalAdvance(text), share)
-        badges, used = _those_that_fit(badges, small, at_most)
+        metrics = painter.fontMetrics()
+        room = max(inner.width() - metrics.horizontalAdvance(text), inner.width() * _MOST_FOR_BADGES // 100)
+        most = max(room, inner.width() - _LEAST_NAME * metrics.averageCharWidth())
+        badges = those_that_fit(badges, small, room, most)
+        used = sum(_badge_width(badge, small) + _BADGE_GAP for badge in badges)
         is_struck_out = self._model.is_struck_out(row)
         if isinstance(row_id, Now) or is_struck_out:
             font = QFont(painter.font())
@@ -320,19 +322,35 @@ def _small(font: QFont) -> QFont:
     return small
 
 
-def _those_that_fit(badges: tuple[Badge, ...], font: QFont, room: int) -> tuple[tuple[Badge, ...], int]:
-    """The badges for which there is room, and the room that they take. The tooltip names all of them."""
-    fitting, used = [], 0
+def those_that_fit(badges: tuple[Badge, ...], font: QFont, room: int, most: int) -> tuple[Badge, ...]:
+    """The badges for which there is `room`, and up to `most` those that stay; then how many there are besides.
+
+    Those that stay are signs without words where words would not fit. The tooltip names all. Widths are in pixels.
+    """
+    fitting: list[Badge] = []
+    needed = [badge for badge in badges if badge.stays]
+    if len(needed) < len(badges):
+        needed.append(Badge("+9", ""))
+    if sum(_badge_width(badge, font) + _BADGE_GAP for badge in needed) > most:
+        badges = tuple(replace(badge, text="") if badge.icon else badge for badge in badges)
+    left, used = list(badges), 0
     for badge in badges:
         width = _badge_width(badge, font) + _BADGE_GAP
-        if used + width <= room:
+        if used + width <= (most if badge.stays else room):
             fitting.append(badge)
+            left.remove(badge)
             used += width
-    return tuple(fitting), used
+    while left:
+        more = Badge(f"+{len(left)}", "")
+        if not fitting or used + _badge_width(more, font) + _BADGE_GAP <= most:
+            return (*fitting, more)
+        left.append(fitting.pop())
+        used -= _badge_width(left[-1], font) + _BADGE_GAP
+    return tuple(fitting)
 
 
 def _badge_width(badge: Badge, font: QFont) -> int:
-    return QFontMetrics(font).horizontalAdvance(badge.text) + 10
+    return QFontMetrics(font).horizontalAdvance(badge.text) + 10 if badge.text else icons.SIZE
 
 
 def _paint_badge(painter: QPainter, left: QPoint, badge: Badge, font: QFont, colours: Colours) -> int:
@@ -343,6 +361,10 @@ def _paint_badge(painter: QPainter, left: QPoint, badge: Badge, font: QFont, col
         Tone.WARNING: colours.warning,
         Tone.ERROR: colours.error,
     }
+    if not badge.text:
+        place = QRect(left.x(), left.y() - icons.SIZE // 2 + 1, icons.SIZE, icons.SIZE)
+        icons.icon(badge.icon, colour[badge.tone]).paint(painter, place)
+        return place.right()
     metrics = QFontMetrics(font)
     height = metrics.height() + 2
     rect = QRect(left.x(), left.y() - height // 2 + 1, _badge_width(badge, font), height)

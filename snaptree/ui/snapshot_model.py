@@ -85,6 +85,10 @@ class Badge:
     text: str
     meaning: str
     tone: Tone = Tone.QUIET
+    stays: bool = False
+    """The name and other badges give way to it."""
+    icon: str = ""
+    """The sign that stands for the word where there is no room for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -440,18 +444,34 @@ def _badges(snapshot: Snapshot, machine: Machine) -> tuple[Badge, ...]:
     badges = []
     marks = snapshot.annotations
     if snapshot.problem:
-        badges.append(Badge("damaged", snapshot.problem, Tone.ERROR))
+        badges.append(Badge("damaged", snapshot.problem, Tone.ERROR, stays=True, icon="error"))
     if snapshot.delete_in_progress:
-        badges.append(Badge("delete interrupted", "Delete its child again: that is the cure.", Tone.WARNING))
+        badges.append(
+            Badge(
+                "delete interrupted",
+                "Delete its child again: that is the cure.",
+                Tone.WARNING,
+                stays=True,
+                icon="warning",
+            )
+        )
     missing = _missing_layers(snapshot, machine)
     if missing:
-        badges.append(Badge("image missing", "\n".join(missing), Tone.ERROR))
+        badges.append(Badge("image missing", "\n".join(missing), Tone.ERROR, stays=True, icon="error"))
     if marks.pinned:
         kept = "Kept out of deletes of several and of every automatic one."
-        badges.append(Badge("pinned", f"{words.mark_in_full(marks.pinned)}. {kept}"))
+        badges.append(Badge("pinned", f"{words.mark_in_full(marks.pinned)}. {kept}", stays=True, icon="pin"))
     if marks.known_good:
         works = "The machine was found working here. Kept like what is pinned."
-        badges.append(Badge("known good", f"{words.mark_in_full(marks.known_good)}. {works}", Tone.GOOD))
+        badges.append(
+            Badge(
+                "known good",
+                f"{words.mark_in_full(marks.known_good)}. {works}",
+                Tone.GOOD,
+                stays=True,
+                icon="known-good",
+            )
+        )
     if marks.safety:
         badges.append(Badge("safety", "Taken by SnapTree before a revert, so that it can be undone."))
     if marks.group:

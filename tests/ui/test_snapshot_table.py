@@ -18,7 +18,7 @@ from snaptree.model.estate import Annotations, Consistency, DomainLayers, Domain
 from snaptree.model.figures import Confidence, Figure, exact, unknown
 from snaptree.model.folding import Fold
 from snaptree.ui import snapshot_delegate
-from snaptree.ui.snapshot_delegate import width_of_lanes
+from snaptree.ui.snapshot_delegate import those_that_fit, width_of_lanes
 from snaptree.ui.snapshot_model import Badge, Column, Shown, SnapshotModel, Tone
 from snaptree.ui.snapshot_view import SnapshotView
 from snaptree.ui.theme import LIGHT, Theme
@@ -467,3 +467,33 @@ def test_what_is_wrong_is_badged_beside_a_long_name_too(view: SnapshotView) -> N
     error = LIGHT.error.rgb()
     reds = [x for x in range(picture.width()) for y in range(picture.height()) if picture.pixel(x, y) == error]
     assert max(reds) - min(reds) > snapshot_delegate._badge_width(Badge("damaged", "", Tone.ERROR), view.font()) // 2
+
+
+def test_marks_stay_where_other_badges_give_way_and_what_is_hidden_is_counted(view: SnapshotView) -> None:
+    marks = (
+        Badge("pinned", "", stays=True, icon="pin"),
+        Badge("known good", "", Tone.GOOD, stays=True, icon="known-good"),
+    )
+    others = (Badge("safety", ""), Badge("group", ""), Badge("internal", ""))
+
+    def shown(room: int, most: int) -> list[str]:
+        return [badge.text or badge.icon for badge in those_that_fit((*marks, *others), view.font(), room, most)]
+
+    every = sum(view.fontMetrics().horizontalAdvance(each.text) + 20 for each in (*marks, *others))
+    assert shown(every, every) == ["pinned", "known good", "safety", "group", "internal"]
+    assert shown(0, every) == ["pinned", "known good", "+3"]
+    assert shown(0, 110) == ["pin", "known-good", "+3"], "signs, where words don't fit"
+    assert shown(0, 0) == ["+5"]
+
+
+def test_a_pinned_snapshot_that_is_known_good_says_so_in_a_narrow_column(view: SnapshotView) -> None:
+    both = Annotations(pinned=Mark("root", 1), known_good=Mark("root", 1))
+    name = "a-snapshot-with-rather-a-long-name-of-its-own"
+    view.show_machine(machine([snapshot(name), snapshot("s2", name)], "s2"))
+    marked = machine([snapshot(name, annotations=both), snapshot("s2", name)], "s2")
+    for width, takes in ((260, 30), (160, 6)):
+        view.horizontalHeader().resizeSection(Column.TREE, width)
+        view.show_machine(marked)
+        picture = view.viewport().grab().toImage()
+        greens = [x for x in range(width) for y in range(view.rowHeight(0)) if picture.pixelColor(x, y) == LIGHT.good]
+        assert max(greens) - min(greens) > takes
