@@ -1163,22 +1163,23 @@ class HostBackend(QObject):
             progress = replace(progress, doing="Goes on as soon as it is its turn", remark="")
         self._went_on(replace(operation, progress=progress))
 
-    def undo(self, operation: Operation, ask: Callable[[Plan], None] | None = None) -> None:
+    def undo(self, operation: Operation, may_run: Callable[[Plan | SnapTreeError], bool] = lambda _plan: True) -> None:
         """Plan to take a finished operation back, and run that. `operation_changed` tells of both operations.
 
-        A plan that is refused or loses what was written since is handed to `ask` instead, if given, on this thread.
+        `may_run` hears on this thread of the plan, or why there is none, and says whether to go on by itself.
         """
         undo = operation.plan.undo
         if not operation.can_undo or undo is None or operation.id in self._being_undone:
             return
         self._being_undone.add(operation.id)
         uuid, intention = take_back(operation.plan)
-        self.plan(uuid, intention, partial(self._run_undo, operation, ask))
+        self.plan(uuid, intention, partial(self._run_undo, operation, may_run))
 
-    def _run_undo(self, undoes: Operation, ask: Callable[[Plan], None] | None, plan: Plan | SnapTreeError) -> None:
-        if isinstance(plan, Plan) and ask is not None and (plan.is_refused or plan.loses_present_state):
+    def _run_undo(
+        self, undoes: Operation, may_run: Callable[[Plan | SnapTreeError], bool], plan: Plan | SnapTreeError
+    ) -> None:
+        if not may_run(plan):
             self._being_undone.discard(undoes.id)
-            ask(plan)
             return
         if isinstance(plan, Plan):
             self._queue(plan, undoes=undoes)

@@ -125,8 +125,8 @@ class Actions(QObject):
         if self.note.isEnabled() and len(selection.snapshots) > 1:
             self._offer(self.note, Finding("one-only", "A note is written on one snapshot.", "Select just that one."))
         self.revert_with_choices.setEnabled(self.revert.isEnabled())
-        self._offer(self.take_group, self.held or why_no_group(selection.machine))
-        self._offer(self.prune, self.held or why_no_prune(selection.machine))
+        self._offer(self.take_group, self.held or why_no_group(selection))
+        self._offer(self.prune, self.held or why_no_prune(selection))
         self._offer(self.revert_group, self.reasons[Action.REVERT] or why_no_group_revert(selection))
         frees = _frees_by_memory(selection)
         self.drop_memory.setText(f"Drop Its &Memory…{frees}")

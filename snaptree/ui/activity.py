@@ -254,6 +254,8 @@ class Activity(QWidget):
         self._elsewhere: set[int] = set()
         """What other programs do."""
         self._plans: dict[object, OperationRow] = {}
+        self._planned: dict[object, tuple[str, str, str]] = {}
+        """What is being planned: title, host's address, and the machine by UUID."""
         self._page = QWidget(self)
         self._list = QVBoxLayout(self._page)
         self._list.setContentsMargins(0, 4, 0, 4)
@@ -297,23 +299,44 @@ class Activity(QWidget):
         """The row of an operation."""
         return self._rows[operation_id]
 
-    def show_again(self, operation: Operation) -> None:
-        """Show work as it is: it is not being taken back after all."""
-        if operation.id in self._operations:
-            self._show_machine(operation.plan.domain_uuid, self.host_of(operation))
+    def under_way(self, uri: str, uuid: str) -> str:
+        """What changes a machine of a host, or is about to: the title of it; empty if nothing. Words are no change."""
+        for title, *where in self._planned.values():
+            if where == [uri, uuid]:
+                return title
+        for host, operation in self._operations.values():
+            plan, is_over = operation.plan, operation.state.is_over
+            if not is_over and not plan.only_describes and (host, plan.domain_uuid) == (uri, uuid):
+                return title_of(plan)
+        return ""
 
-    def planning(self, token: object, title: str) -> None:
-        """Show that a plan is being made, until `planned` is told."""
+    def undoing(self, operation: Operation) -> None:
+        """Show that taking an operation back is being planned, until `planned` is told its number."""
+        self.row(operation.id).show_undoing()
+        self._planned[operation.id] = (
+            f"Undo: {title_of(operation.plan)}",
+            self.host_of(operation),
+            operation.plan.domain_uuid,
+        )
+        self.changed.emit()
+
+    def planning(self, token: object, title: str, uri: str, uuid: str) -> None:
+        """Show that a plan is being made for a machine of a host, until `planned` is told."""
         row = OperationRow(self._page)
         row.show_planning(title)
         self._plans[token] = row
+        self._planned[token] = title, uri, uuid
         self._put_on_top(row)
+        self.changed.emit()
 
     def planned(self, token: object) -> None:
         """A plan was made, or could not be."""
         row = self._plans.pop(token, None)
         if row is not None:
             self._remove(row)
+        _, uri, uuid = self._planned.pop(token, ("", "", ""))
+        self._show_machine(uuid, uri)
+        self.changed.emit()
 
     def show_operation(self, uri: str, operation: Operation) -> None:
         """Show an operation of a host, or how it went on."""

@@ -26,6 +26,8 @@ class Selection:
     snapshots: tuple[str, ...] = ()
     now: bool = False
     """The row of the running state is selected, too."""
+    under_way: str = ""
+    """What changes the machine at present, as a title; empty if nothing does."""
 
     @property
     def is_pinned(self) -> bool:
@@ -61,19 +63,30 @@ _ONE_ONLY: Mapping[Action, str] = {
 
 def why_off(action: Action, selection: Selection) -> Finding | None:
     """Why an action is greyed for this selection; None if it is offered."""
-    return _nothing_to_act_on(action, selection) or _not_connected(selection.machine) or _refused(action, selection)
+    return (
+        _nothing_to_act_on(action, selection)
+        or _not_connected(selection.machine)
+        or (None if action is Action.DESCRIBE else _changes_already(selection))
+        or _refused(action, selection)
+    )
 
 
-def why_no_group(machine: Machine | None) -> Finding | None:
+def why_no_group(selection: Selection) -> Finding | None:
     """Why nothing can be taken of several machines, of which this is one."""
-    if machine is None:
+    if selection.machine is None:
         return Finding("no-machine", "No virtual machine is selected.", "Select one in the list on the left.")
-    return _not_connected(machine)
+    return _not_connected(selection.machine) or _changes_already(selection)
 
 
-def why_no_prune(machine: Machine | None) -> Finding | None:
+def why_no_prune(selection: Selection) -> Finding | None:
     """Why there is nothing to prune on a machine; others of its host can be pruned with it."""
-    return _nothing_to_act_on(Action.TAKE, Selection(machine)) or _not_connected(machine) or _why_never(machine)
+    machine = selection.machine
+    return (
+        _nothing_to_act_on(Action.TAKE, selection)
+        or _not_connected(machine)
+        or _why_never(machine)
+        or _changes_already(selection)
+    )
 
 
 def _why_never(machine: Machine | None) -> Finding | None:
@@ -121,6 +134,15 @@ def _not_connected(machine: Machine | None) -> Finding | None:
     if machine is not None and machine.host.phase != "connected":
         return Finding("not-connected", f"There is no connection to {plain(machine.id.uri)} now.", "Wait, or retry.")
     return None
+
+
+def _changes_already(selection: Selection) -> Finding | None:
+    """What is planned now would be out of date when its turn comes."""
+    if not selection.under_way:
+        return None
+    return Finding(
+        "under-way", f"This is still to be done: {selection.under_way}.", "Wait for that, or cancel it below."
+    )
 
 
 def _refused(action: Action, selection: Selection) -> Finding | None:

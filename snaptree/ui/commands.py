@@ -138,7 +138,7 @@ class Commands(QObject):
             return
         token = object()
         title = f"Revert {in_sentence(machine.domain.name)} to “{in_sentence(snapshot)}”"
-        self._activity.planning(token, title)
+        self._activity.planning(token, title, machine.id.uri, machine.id.uuid)
 
         def planned(result: Plan | SnapTreeError) -> None:
             self._activity.planned(token)
@@ -262,6 +262,8 @@ class Commands(QObject):
     def undo(self, uri: str, operation: Operation) -> None:
         """Take a finished operation back: at once, but after a preview where something is gone for good then."""
         undo = operation.plan.undo
+        if self._activity.under_way(uri, operation.plan.domain_uuid):
+            return
         if operation.plan.group and self._undo_group(uri, operation):
             return
         if undo is not None and undo.removes is not None:
@@ -275,13 +277,15 @@ class Commands(QObject):
             self._preview_undo(uri, operation, undo, title, "&Delete")
             return
 
-        def ask(plan: Plan) -> None:
-            self._activity.show_again(operation)
-            if undo is not None:
-                self._preview_undo(uri, operation, undo, f"Take back: {title_of(operation.plan)}", "&Take Back", plan)
+        def may_run(plan: Plan | SnapTreeError) -> bool:
+            self._activity.planned(operation.id)
+            if undo is None or isinstance(plan, SnapTreeError) or not (plan.is_refused or plan.loses_present_state):
+                return True
+            self._preview_undo(uri, operation, undo, f"Take back: {title_of(operation.plan)}", "&Take Back", plan)
+            return False
 
-        self._activity.row(operation.id).show_undoing()
-        self._estate[uri].backend.undo(operation, ask)
+        self._activity.undoing(operation)
+        self._estate[uri].backend.undo(operation, may_run)
 
     def _preview_undo(
         self, uri: str, operation: Operation, undo: Undo, title: str, verb: str, plan: Plan | None = None

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
 MEANT_WIDTH = 320
 _MARGIN = 12
-_GO_WITHOUT_SAYING = ("no-machine", "no-snapshot", "now", "no-memory")
+_GO_WITHOUT_SAYING = ("no-machine", "no-snapshot", "now", "no-memory", "under-way")
 """Rules whose reason can be seen."""
 
 

@@ -79,6 +79,8 @@ class MainWindow(QMainWindow):
         self._theme = theme
         self._chosen: MachineId | str | None = None
         self._search = ""
+        self._under_way = ""
+        """What changed the machine when the actions were last offered."""
         self._was_painted = False
         self._closes_when_done = False
         self._is_narrow = False
@@ -251,7 +253,7 @@ class MainWindow(QMainWindow):
         self.inspector.changed.asked.connect(self._tell_changed_settings)
         self.inspector.changed.opened.connect(self.commands.compare)
         self.activity.began.connect(partial(actions.activity.setChecked, True))
-        self.activity.changed.connect(self._offer_undo)
+        self.activity.changed.connect(self._offer_anew)
         self.activity.changed.connect(self._close_if_done)
         estate = self._estate
         estate.hosts_changed.connect(self._hosts_changed)
@@ -290,7 +292,9 @@ class MainWindow(QMainWindow):
     def selection(self) -> Selection:
         """What is selected in the tree."""
         view = self.page.view
-        return Selection(self.machine, view.selected_names(), view.now_is_selected())
+        machine = self.machine
+        under_way = "" if machine is None else self.activity.under_way(machine.id.uri, machine.id.uuid)
+        return Selection(machine, view.selected_names(), view.now_is_selected(), under_way)
 
     def _choose(self, where: MachineId | str | None) -> None:
         self._chosen = where
@@ -329,6 +333,7 @@ class MainWindow(QMainWindow):
         if self._is_showing:
             return  # once, when all of it is shown
         selection = self.selection()
+        self._under_way = selection.under_way
         self.actions_.offer(selection)
         if selection.machine is not None:
             self.inspector.show_selection(selection)
@@ -387,10 +392,16 @@ class MainWindow(QMainWindow):
     def _ask_credentials(self, request: CredentialsRequest) -> None:
         CredentialsDialog(request, self).open()
 
+    def _offer_anew(self) -> None:
+        """What changes the machine has begun, or is over. Its progress changes nothing that is offered."""
+        if self.selection().under_way != self._under_way:
+            self._selection_changed()
+        self._offer_undo()
+
     def _offer_undo(self) -> None:
         machine = self.machine
         operation = last_undoable(self.activity.operations, None if machine is None else machine.id.uuid)
-        undo = operation.plan.undo if operation is not None else None
+        undo = operation.plan.undo if operation is not None and not self._under_way else None
         self.actions_.offer_undo("" if undo is None else undo.text)
 
     # Deeds

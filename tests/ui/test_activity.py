@@ -135,11 +135,29 @@ def test_undo_never_reaches_past_what_cannot_be_undone() -> None:
 def test_a_plan_in_the_making_is_shown(activity: Activity) -> None:
     token = object()
     began = QSignalSpy(activity.began)
-    activity.planning(token, "Revert web-01 to s1")
+    activity.planning(token, "Revert web-01 to s1", URI, "web")
     assert began.count() == 1
+    assert activity.under_way(URI, "web") == "Revert web-01 to s1"
+    assert activity.under_way(URI, "another machine") == ""
     activity.planned(token)
     activity.planned(token)
     assert activity.operations == []
+    assert activity.under_way(URI, "web") == ""
+
+
+def test_what_changes_a_machine_is_under_way_from_its_plan_to_its_end(activity: Activity) -> None:
+    done = operation(1)
+    activity.show_operation(URI, done)
+    assert activity.under_way(URI, "web") == ""
+    activity.undoing(done)
+    assert activity.under_way(URI, "web").startswith("Undo: ")
+    activity.planned(done.id)
+    assert activity.row(done.id).undo.isEnabled(), "it was not taken back"
+    for state in (OperationState.QUEUED, OperationState.RUNNING):
+        activity.show_operation(URI, operation(2, state))
+        assert activity.under_way(URI, "web") == title_of(operation(2).plan)
+    activity.show_operation(URI, operation(2))
+    assert activity.under_way(URI, "web") == ""
 
 
 def test_old_work_goes_from_the_list(activity: Activity) -> None:

@@ -619,11 +619,41 @@ def test_the_window_does_not_leave_work_half_done(driver: Driver, hold: Hold, ma
     assert driver.operations[-1].state is OperationState.DONE
 
 
-def test_queued_work_can_be_cancelled(driver: Driver, hold: Hold, machine: Machine) -> None:
+def test_while_a_machine_is_changed_nothing_else_is_planned_for_it(
+    driver: Driver, hold: Hold, host: EmbeddedHost, machine: Machine
+) -> None:
+    other = host.make_machine(running=False)
+    other.virsh_take("first")
+    actions = driver.window.actions_
+    driver.view.select(["first"])
+    actions.revert.trigger()
+    assert not actions.revert.isEnabled(), "from the first moment on"
+    driver.until(lambda: driver.operations)
+    for action in (actions.take, actions.take_group, actions.revert, actions.delete, actions.undo):
+        assert not action.isEnabled()
+    assert "This is still to be done: Revert" in read_tooltip(actions.delete.toolTip())
+    assert actions.pin.isEnabled()
+    driver.show_machine(host.uri, other.uuid)
+    driver.view.select(["first"])
+    assert actions.revert.isEnabled(), "another machine is another matter"
+    driver.show_machine(host.uri, machine.uuid)
+    driver.view.select(["first"])
+    assert not actions.revert.isEnabled()
+    hold.released.set()
+    driver.last_operation()
+    driver.until(actions.revert.isEnabled)
+    assert actions.undo.isEnabled()
+
+
+def test_queued_work_can_be_cancelled(driver: Driver, hold: Hold, host: EmbeddedHost, machine: Machine) -> None:
+    other = host.make_machine(running=False)
+    other.virsh_take("first")
     before = machine.contents()
     driver.view.select(["first"])
     driver.window.actions_.revert.trigger()
     driver.until(lambda: len(driver.operations) == 1)
+    driver.show_machine(host.uri, other.uuid)
+    driver.view.select(["first"])
     driver.window.actions_.revert.trigger()
     driver.until(lambda: len(driver.operations) == 2)
     queued = driver.operations[-1]
