@@ -202,6 +202,9 @@ class Inspector(QScrollArea):
         if machine is None:
             return
         tree, names = machine.tree, selection.snapshots
+        before = self._selection
+        if before.machine is None or (before.machine.id, before.snapshots) != (machine.id, names):
+            self.verticalScrollBar().setValue(0)  # what it is about stands at the top
         self.drop_memory.setVisible(_holds_memory(tree, names))
         self._selection = selection
         self._show_picture()

@@ -23,10 +23,11 @@ from snaptree.ui.snapshot_delegate import PADDING, SnapshotDelegate, row_height,
 from snaptree.ui.snapshot_model import FIGURES, Column, RowKey, Shown, SnapshotModel, key_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection, Iterable
 
     from PySide6.QtGui import QKeyEvent, QMouseEvent, QResizeEvent
 
+    from snaptree.model.tree import SnapshotTree
     from snaptree.ui.machine import Machine, MachineId
     from snaptree.ui.thumbnails import ThumbnailLibrary
 
@@ -46,6 +47,8 @@ class _Place:
     current: RowKey | None = None
     top: RowKey | None = None
     """The first row in sight."""
+    tree: SnapshotTree | None = None
+    """The tree that it was in."""
     is_at_end: bool = True
     """The last row was in sight. The first look at a tree is at where the machine is now, which is its end."""
 
@@ -363,6 +366,7 @@ class SnapshotView(QTableView):
             ),
             current=key_of(self._model.row_id(current.row())) if current.isValid() else None,
             top=key_of(self._model.row_id(top)) if top >= 0 else None,
+            tree=self._model.tree,
             is_at_end=bar.value() == bar.maximum(),
         )
 
@@ -370,7 +374,11 @@ class SnapshotView(QTableView):
         self._wanted = None
         machine = self._model.shown.machine
         place = _Place() if machine is None else self._places.get(machine.id, _Place())
-        self._select(place.selected, place.current)
+        selected = _still_there(place.selected, place.tree, self._model.tree)
+        current = place.current
+        if current is not None and current not in selected:
+            current = next(iter(_still_there((current,), place.tree, self._model.tree)))
+        self._select(selected, current)
         top = self._model.row_of(place.top) if place.top is not None else None
         if place.is_at_end:
             self.scrollToBottom()
@@ -388,3 +396,29 @@ class SnapshotView(QTableView):
         self.selectionModel().select(selection, QItemSelectionModel.SelectionFlag.ClearAndSelect)
         if current is not None:
             self._go_to(current)
+
+
+def _still_there(keys: Collection[RowKey], before: SnapshotTree | None, now: SnapshotTree | None) -> list[RowKey]:
+    """The rows of these that are still there, by whatever name; if none is, the row that stands for one of them."""
+    if before is None or now is None:
+        return list(keys)
+    there: list[RowKey] = []
+    for kind, name in keys:
+        if kind != "snapshot" or name in now:
+            there.append((kind, name))
+        elif new_name := _renamed(name, before, now):
+            there.append((kind, new_name))
+    if there or not keys:
+        return there
+    _, name = next(iter(keys))
+    left = next((each for each in before.ancestors(name) if each in now), None) if name in before else None
+    return [("now", "") if left is None else ("snapshot", left)]
+
+
+def _renamed(name: str, before: SnapshotTree, now: SnapshotTree) -> str | None:
+    """What a snapshot that is gone by its name is called since: the new one that was taken then, of the same disks."""
+    if name not in before:
+        return None
+    was = before[name]
+    new = (each for each in now if each.name not in before)
+    return next((each.name for each in new if (each.created, each.disks) == (was.created, was.disks)), None)

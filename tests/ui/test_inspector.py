@@ -247,3 +247,17 @@ def test_the_sums_of_many_selected_take_no_time(inspector: Inspector) -> None:
     sums = dict(selection_sums(shown, tuple(f"s{number}" for number in range(1, 1001, 2))))
     assert sums["Frees"].is_known
     assert len(asked) <= 2 * 500
+
+
+def test_what_is_selected_anew_is_shown_from_its_beginning(qtbot: QtBot, inspector: Inspector) -> None:
+    inspector.resize(300, 200)
+    bar = inspector.verticalScrollBar()
+    shown = machine(chain(3), "s3")
+    inspector.show_selection(Selection(shown, ("s1",)))
+    qtbot.waitUntil(lambda: bar.maximum() > 0)
+    bar.setValue(bar.maximum())
+    assert bar.value() > 0
+    inspector.show_selection(Selection(machine(chain(3), "s3"), ("s1",)))
+    assert bar.value() > 0, "news of the same one"
+    inspector.show_selection(Selection(shown, ("s2",)))
+    assert bar.value() == 0

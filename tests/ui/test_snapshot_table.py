@@ -266,6 +266,31 @@ def test_selection_and_folds_survive_new_snapshots(view: SnapshotView) -> None:
     assert view.selected_names() == ("s7",)
 
 
+def test_a_renamed_snapshot_stays_selected(view: SnapshotView) -> None:
+    before = chain(4)
+    view.show_machine(machine(before, "s4"))
+    view.select(["s2"])
+    renamed = [before[0], replace(before[1], name="new"), replace(before[2], parent="new"), before[3]]
+    view.show_machine(machine(renamed, "s4"))
+    assert view.selected_names() == ("new",)
+    assert view.currentIndex().data() == "new"
+
+
+def test_what_a_deleted_snapshot_descended_from_is_selected_in_its_place(view: SnapshotView) -> None:
+    view.show_machine(machine(chain(4), "s4"))
+    view.select(["s3", "s4"])
+    left = chain(4)[:2]
+    view.show_machine(machine(left, "s2"))
+    assert view.selected_names() == ("s2",)
+    view.show_machine(machine([], None))
+    view.show_machine(machine(left, "s2"))
+    view.select(["s1", "s2"])
+    view.show_machine(machine([replace(left[1], parent=None)], "s2"))
+    assert view.selected_names() == ("s2",), "what is still there of several"
+    view.show_machine(machine([snapshot("other")], "other"))
+    assert view.now_is_selected(), "nothing else stands for it"
+
+
 def test_each_machine_keeps_its_own_place(view: SnapshotView) -> None:
     web, db = machine(chain(40)), machine(chain(5, "d"), name="db-01")
     view.show_machine(web)
