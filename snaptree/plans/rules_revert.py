@@ -398,7 +398,7 @@ RULES = (
         verdict=Verdict.WARN,
         condition=_ends_off,
         reason="{snapshot} holds the disks only: {vm} will be off, and starts as after a power cut.",
-        remedy="Ask for it to be started.",
+        remedy="To have it started, choose “Running” for afterwards (--running).",
         source="lab on 11.3 and 12.8: a running machine's disk-only snapshot ends shut off unless asked otherwise",
         needs=Known.TREE,
     ),

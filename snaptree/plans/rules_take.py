@@ -287,6 +287,7 @@ def _no_space_for_memory(case: Case) -> Evidence | None:
         directory=plain(directory),
         free=f"{free / 2**20:.0f} MiB",
         memory=f"{case.situation.memory_bytes / 2**20:.0f} MiB",
+        otherwise="" if case.take.safety else ", or take a snapshot of the disks only",
     )
 
 
@@ -681,7 +682,7 @@ RULES = (
         verdict=Verdict.REFUSE,
         condition=_no_space_for_memory,
         reason="{directory} has {free} free, and the memory of {vm} may take {memory} there.",
-        remedy="Make room, or take a snapshot of the disks only.",
+        remedy="Make room{otherwise}.",
         source="a file system that runs full stops every machine on it",
     ),
     Rule(
