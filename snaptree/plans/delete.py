@@ -26,14 +26,16 @@ from snaptree.plans.wording import files_named, machines_named, plain
 def plan_delete(intention: Delete, situation: Situation) -> Plan:
     """Plan to delete snapshots. There is no undo.
 
-    Raises VanishedError if one of them is gone, SnapTreeError if none is named.
+    Raises VanishedError if one of them is gone, SnapTreeError if none is named or left.
     """
     if not intention.snapshots:
         raise SnapTreeError("No snapshot was named.", hint="Say which snapshots to delete.")
     wanted = {find_snapshot(situation, name).name for name in intention.snapshots}
     if intention.subtree:
         wanted |= {below for name in intention.snapshots for below in situation.tree.descendants(name)}
-    names = tuple(name for name in situation.tree.snapshots if name in wanted)
+    names = tuple(name for name in situation.tree.snapshots if name in wanted.difference(intention.leaves_out))
+    if not names:
+        raise SnapTreeError("All of these snapshots are left out.", hint="Say which to delete all the same.")
     draft = Draft(Action.DELETE, situation)
     forecast = add_deletions(draft, names, batch=names, by_own_jobs=intention.by_own_jobs)
     return draft.plan(names, forecast, None)

@@ -67,12 +67,14 @@ class Revert:
 class Delete:
     """Delete snapshots and merge what they hold; `subtree` adds everything that descends from them.
 
-    `by_own_jobs` asks for merges that can be slowed down and stopped, which libvirt's own can't.
+    Those that `leaves_out` names stay, asked for or not. `by_own_jobs` asks for merges that can be slowed down and
+    stopped, which libvirt's own can't.
     """
 
     snapshots: tuple[str, ...]
     subtree: bool = False
     by_own_jobs: bool = False
+    leaves_out: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

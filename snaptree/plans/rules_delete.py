@@ -360,14 +360,14 @@ RULES = (
         "pinned",
         lambda marks: marks.pinned,
         "pinned",
-        "unpin it (snaptree unpin {vm_arg} NAME)",
+        "unpin it (by Unpin in the window, or snaptree unpin {vm_arg} NAME)",
         "someone wanted it kept",
     ),
     *_rules_of_mark(
         "known-good",
         lambda marks: marks.known_good,
         "marked as known good",
-        "take its mark off (snaptree known-good {vm_arg} NAME --no)",
+        "take its mark off (by Not Known Good in the window, or snaptree known-good {vm_arg} NAME --no)",
         "someone found the machine working there",
     ),
     Rule(

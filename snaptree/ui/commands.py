@@ -113,13 +113,15 @@ class Commands(QObject):
             return False
         undo = operation.plan.undo
         assert undo is not None
-        verb, button = ("Delete", "&Delete All") if undo.loses_something else ("Take back", "&Take All Back")
-        named = f"“{in_sentence(name_of(operation.plan.group))}”"
+        which = words.count(len(together), "machine")
+        title, button = f"Take back the revert of {which}", "&Take All Back"
+        if undo.loses_something:
+            title, button = f"Delete “{in_sentence(name_of(operation.plan.group))}” of {which} again", "&Delete All"
         self._open(
             PlanDialog(
                 GroupPlanner(self._estate[uri], undoes=together),
                 TakeBack(undo),
-                title=f"{verb} {named} of {words.count(len(together), 'machine')} again",
+                title=title,
                 verb=button,
                 parent=self._window,
             )
@@ -159,9 +161,21 @@ class Commands(QObject):
     def delete(self, machine: Machine, snapshots: tuple[str, ...]) -> None:
         """Delete after a preview: that can't be undone."""
         name = in_sentence(machine.domain.name)
-        which = f"“{in_sentence(snapshots[0])}”" if len(snapshots) == 1 else words.count(len(snapshots), "snapshot")
         below = _descendants(machine.tree, snapshots)
+        marked = _marked(machine.tree, (*snapshots, *below))
         choices = []
+
+        def leave_out(intention: Intention, ticked: bool) -> Intention:
+            assert isinstance(intention, Delete)
+            return replace(intention, leaves_out=marked if ticked else ())
+
+        def titled(intention: Intention) -> str:
+            assert isinstance(intention, Delete)
+            every = (*intention.snapshots, *(below if intention.subtree else ()))
+            gone = [each for each in every if each not in intention.leaves_out]
+            which = f"“{in_sentence(gone[0])}”" if len(gone) == 1 else words.count(len(gone), "snapshot")
+            return f"Delete {which} of {name}"
+
         if below:
             verb = "descends" if len(below) == 1 else "descend"
             choice = Choice(
@@ -171,6 +185,10 @@ class Commands(QObject):
                 explanation="\n".join(below),
             )
             choices.append(choice)
+        if marked and len((*snapshots, *below)) > 1:
+            choices.append(
+                Choice("Leave out what is pinned or known good", False, leave_out, explanation="\n".join(marked))
+            )
         if machine.tree is not None and any(
             name in machine.tree and machine.tree[name].kind is not SnapshotKind.INTERNAL
             for name in (*snapshots, *below)
@@ -180,9 +198,10 @@ class Commands(QObject):
             PlanDialog(
                 self._planner(machine),
                 Delete(snapshots),
-                title=f"Delete {which} of {name}",
+                title=titled(Delete(snapshots)),
                 verb="&Delete",
                 choices=choices,
+                titled=titled,
                 parent=self._window,
             )
         )
@@ -460,3 +479,9 @@ def _descendants(tree: SnapshotTree | None, names: tuple[str, ...]) -> list[str]
         return []
     below = {descendant for name in names if name in tree for descendant in tree.descendants(name)}
     return [name for name in tree.snapshots if name in below and name not in names]
+
+
+def _marked(tree: SnapshotTree | None, names: tuple[str, ...]) -> tuple[str, ...]:
+    """Those that somebody wants to be kept."""
+    marks = {} if tree is None else {name: tree[name].annotations for name in names if name in tree}
+    return tuple(name for name, each in marks.items() if each.pinned is not None or each.known_good is not None)

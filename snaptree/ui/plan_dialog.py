@@ -58,12 +58,13 @@ class PlanDialog(QDialog):
         order: MachineOrder | None = None,
         plan: Plan | None = None,
         why: str = "",
+        titled: Callable[[Intention], str] | None = None,
         parent: QWidget | None = None,
     ) -> None:
         """`plan` is one made already for this intention. `verb` is our own text for the button that runs it.
 
         `order` is what the planner goes by: when it changes, a new plan is made. `why` says why this is asked at all,
-        where it mostly is not.
+        where it mostly is not. `titled` gives the title for what is chosen, if it depends on that.
         """
         super().__init__(parent)
         self.setAttribute(Qt.WidgetAttribute.WA_DeleteOnClose)
@@ -77,9 +78,10 @@ class PlanDialog(QDialog):
         layout = QVBoxLayout(self)
         layout.setContentsMargins(16, 16, 16, 12)
         layout.setSpacing(12)
-        heading = PlainLabel(title, self)
-        heading.setObjectName("heading")
-        layout.addWidget(heading)
+        self._titled = titled
+        self.heading = PlainLabel(title, self)
+        self.heading.setObjectName("heading")
+        layout.addWidget(self.heading)
         if why:
             layout.addWidget(Notice("warning", why, "That is why you are asked.", self))
         for choice in choices:
@@ -139,6 +141,10 @@ class PlanDialog(QDialog):
 
     def _change(self, intention: Intention) -> None:
         self._intention = intention
+        if self._titled is not None:
+            title = self._titled(intention)
+            self.heading.set_text(title)
+            self.setWindowTitle(window_title(title))
         self._make_plan()
 
     def _make_plan(self) -> None:

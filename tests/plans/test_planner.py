@@ -615,3 +615,10 @@ def test_deep_trees_are_planned_too() -> None:
         machine.external(f"s{number}")
     plan = make_plan(Delete(("s10", "s90", "s170")), machine.build())
     assert steps(plan) == ["merge s10", "merge s90", "merge s170"]
+
+
+def test_what_is_left_out_of_a_delete_stays() -> None:
+    situation = a_machine().external("a").external("b").external("c").build()
+    assert make_plan(Delete(("a",), subtree=True, leaves_out=("b",)), situation).snapshots == ("a", "c")
+    with pytest.raises(SnapTreeError, match="left out"):
+        make_plan(Delete(("a",), leaves_out=("a",)), situation)
