@@ -391,6 +391,11 @@ class Finding:
     reason: str
     remedy: str = ""
 
+    @property
+    def says_finality(self) -> bool:
+        """Whether it says that this can't be undone."""
+        return "can't be undone" in self.reason
+
 
 _NOT_FORECAST = unknown("not forecast yet")
 
@@ -485,4 +490,4 @@ class Plan:
     @property
     def warns_of_finality(self) -> bool:
         """Whether a warning says already that this can't be undone."""
-        return any("can't be undone" in warning.reason for warning in self.warnings)
+        return any(warning.says_finality for warning in self.warnings)

@@ -106,15 +106,18 @@ class PlanView(QScrollArea):
         self._show(page, layout)
 
     def show_plan(self, plan: Plan | GroupPlan) -> None:
-        """Show the plan: what speaks against it first, what it does, what it costs, whether it can be undone."""
+        """Show the plan: what speaks against it first, if it is final, what it does and costs, how to undo it."""
         page, layout = self._new_page()
         for refusal in plan.refusals:
             layout.addWidget(_finding("error", refusal, page))
-        if not isinstance(plan, GroupPlan):
-            for warning in plan.warnings:
-                layout.addWidget(_finding("warning", warning, page))
         members = plan.members if isinstance(plan, GroupPlan) else (plan,)
-        if parts := [part for part in members if part.steps]:
+        parts = [part for part in members if part.steps]
+        if parts and plan.undo is None and not plan.warns_of_finality:
+            layout.addWidget(Notice("warning", "This can't be undone.", "", page))
+        if not isinstance(plan, GroupPlan):
+            for warning in sorted(plan.warnings, key=lambda each: not each.says_finality):
+                layout.addWidget(_finding("warning", warning, page))
+        if parts:
             for part in parts:
                 of = "" if part is plan else f" to {in_sentence(part.domain)}"
                 layout.addWidget(SectionTitle(f"What will happen{of}", page))
@@ -130,8 +133,6 @@ class PlanView(QScrollArea):
             layout.addLayout(_forecast(plan.forecast, page))
             if plan.undo is not None:
                 layout.addWidget(Notice("info", "This can be undone.", plan.undo.text, page))
-            elif not plan.warns_of_finality:
-                layout.addWidget(Notice("warning", "This can't be undone.", "", page))
         elif not plan.refusals and not plan.warnings:
             layout.addWidget(PlainLabel("There is nothing to do.", page))
         self._show(page, layout)

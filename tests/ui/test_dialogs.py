@@ -127,6 +127,17 @@ def test_finality_is_said_once(parent: QWidget) -> None:
         dialog.close()
 
 
+def test_finality_is_said_before_what_may_be_out_of_sight(parent: QWidget) -> None:
+    said = "web-01 can't go back to “s1”; this can't be undone."
+    for more in ((), (Finding("rule", said),)):
+        answers = Answers()
+        dialog = preview(answers, parent)
+        answers.answer(replace(DELETE, warnings=(Finding("slow", "It takes long."), *more)))
+        shown = texts(dialog.view)
+        assert shown.index("can't be undone") < shown.index("It takes long.") < shown.index("What will happen")
+        dialog.close()
+
+
 def test_what_cannot_be_undone_needs_more_than_enter(parent: QWidget) -> None:
     answers = Answers()
     dialog = preview(answers, parent)
