@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 _REST_MS = 300
 """Plans are made when the fields have rested this long."""
-_LISTED = 5
+_LISTED = 10
 """Machines that are seen at once."""
 _HOLDS = {
     "Disks, file systems frozen where the guest agent can": (Capture.DISKS, Freeze.IF_POSSIBLE),

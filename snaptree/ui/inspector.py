@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
 from PySide6.QtCore import Qt, Signal
@@ -132,8 +133,9 @@ class Inspector(QScrollArea):
         self.findings.cure_wanted.connect(self.cure_wanted)
         buttons = QHBoxLayout()
         buttons.setSpacing(6)
-        for action in (actions.take, actions.revert, actions.delete):
-            buttons.addWidget(_button(action, page))
+        first = [_button(action, page) for action in (actions.take, actions.revert, actions.delete)]
+        for button in first:
+            buttons.addWidget(button)
         self.drop_memory = _button(actions.drop_memory, page)
         self.picture = Picture(page)
         self.look, self.unlook = _button(actions.look, page), _button(actions.unlook, page)
@@ -162,6 +164,10 @@ class Inspector(QScrollArea):
         layout.addStretch(1)
         self._page = page
         self.setWidget(page)
+        self.setFocusPolicy(Qt.FocusPolicy.NoFocus)  # what is in it has the focus, and shows that
+        below = (self.look, self.unlook, self.drop_memory, self.note, self.changed.button, self.layers)
+        for before, after in pairwise((*first, *below)):
+            QWidget.setTabOrder(before, after)
 
     def show_host(self, host: HostEntry | None, title: str, total_disk: Figure) -> None:
         """Show a host, or nothing."""

@@ -12,6 +12,7 @@ from PySide6.QtWidgets import (
     QAbstractItemView,
     QFrame,
     QListView,
+    QStyle,
     QStyledItemDelegate,
     QStyleOptionViewItem,
     QWidget,
@@ -325,6 +326,10 @@ class _LayerDelegate(QStyledItemDelegate):
             _paint_legend(painter, option.rect, colours)
         else:
             self._paint_layer(painter, option.rect.adjusted(0, 0, 0, -_GAP), row, colours)
+        if option.state & QStyle.StateFlag.State_HasFocus:
+            painter.fillRect(
+                QRect(option.rect.left(), option.rect.top(), 3, option.rect.height() - _GAP), colours.accent
+            )
         painter.restore()
 
     def _paint_layer(self, painter: QPainter, rect: QRect, layer: Layer, colours: Colours) -> None:

@@ -87,6 +87,7 @@ class TakeDialog(QDialog):
         self.template_button.clicked.connect(self._ask_for_template)
         self.name_problem = PlainLabel("", self)
         self.name_problem.setObjectName("problem")
+        self.name_problem.setMinimumHeight(self.fontMetrics().lineSpacing())  # so that nothing moves when there is one
         self.note = QPlainTextEdit(self)
         self.note.setPlaceholderText("Why this snapshot? (optional)")
         self.note.setTabChangesFocus(True)
@@ -132,9 +133,7 @@ class TakeDialog(QDialog):
         label.setBuddy(self.name)
         form.addRow(label, name)
         form.addRow("", self.name_problem)
-        form.setRowVisible(self.name_problem, False)
         form.addRow("N&ote", self.note)
-        self._fields = form
         return form
 
     def _columns(self) -> QHBoxLayout:
@@ -198,6 +197,7 @@ class TakeDialog(QDialog):
         if self.name.text() == self._suggested != suggestion:
             self._suggested = suggestion
             self.name.setText(suggestion)
+            self.name.selectAll()  # whoever types has another in mind
 
     def _ask_for_template(self) -> None:
         dialog = TemplateDialog(self._settings.name_template, self._fields_of_name(), self)
@@ -208,6 +208,7 @@ class TakeDialog(QDialog):
         self._settings.name_template = template
         self._suggested = self._suggestion(template)
         self.name.setText(self._suggested)
+        self.name.selectAll()
 
     def _problem_with_name(self) -> str:
         name = self.name.text().strip()
@@ -224,7 +225,6 @@ class TakeDialog(QDialog):
         self.take_button.setEnabled(False)
         problem = self._problem_with_name()
         self.name_problem.set_text(problem)
-        self._fields.setRowVisible(self.name_problem, bool(problem))
         if problem:
             self._rest.stop()
             self.view.show_nothing()

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from PySide6.QtCore import Qt
-from PySide6.QtWidgets import QLabel, QWidget
+from PySide6.QtCore import QPoint, Qt
+from PySide6.QtTest import QTest
+from PySide6.QtWidgets import QLabel, QToolButton, QWidget
 from pytestqt.qtbot import QtBot
 
 from snaptree.model.estate import DiskChain, DomainLayers, Image
@@ -261,3 +262,23 @@ def test_what_is_selected_anew_is_shown_from_its_beginning(qtbot: QtBot, inspect
     assert bar.value() > 0, "news of the same one"
     inspector.show_selection(Selection(shown, ("s2",)))
     assert bar.value() == 0
+
+
+def test_tab_goes_through_the_inspector_from_top_to_bottom(inspector: Inspector) -> None:
+    shown = machine(chain(3), "s3")
+    show(inspector, Selection(shown, ("s1",)))
+    page = inspector.widget()
+    assert page is not None
+    first = next(each for each in inspector.findChildren(QToolButton) if each.isEnabled() and each.isVisible())
+    first.setFocus()
+    reached: list[int] = []
+    for _ in range(20):
+        focused = inspector.focusWidget()
+        assert focused is not None
+        place = focused.mapTo(page, QPoint(0, 0)).y()
+        if reached and place < reached[-1]:
+            break
+        reached.append(place)
+        QTest.keyClick(focused, Qt.Key.Key_Tab)
+    assert inspector.layers.y() in reached
+    assert inspector.focusPolicy() is Qt.FocusPolicy.NoFocus, "nothing would show that it had it"
