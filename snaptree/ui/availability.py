@@ -141,7 +141,7 @@ def _changes_already(selection: Selection) -> Finding | None:
     if not selection.under_way:
         return None
     return Finding(
-        "under-way", f"This is still to be done: {selection.under_way}.", "Wait for that, or cancel it below."
+        "under-way", f"This is still to be done: {selection.under_way}.", "Wait for that: it is shown below."
     )
 
 
