@@ -8,6 +8,7 @@ from snaptree.model.estate import SnapshotKind
 from snaptree.plans.plan import Action
 from snaptree.plans.rule import QEMU, TEST, Case, Evidence, Rule, Verdict, actions, first, found
 from snaptree.plans.rules_plan import by_the_planner
+from snaptree.plans.rules_revert import left_half_deleted
 from snaptree.plans.situation import Known
 from snaptree.plans.wording import plain, quoted
 
@@ -51,6 +52,17 @@ RULES = (
         source="lab on 9.0, 11.3 and 12.8: after a rename the revert fails, and a delete leaves the data in the image",
         needs=Known.TREE,
         drivers=_ANY_DRIVER,
+    ),
+    Rule(
+        id="rename-half-deleted",
+        actions=actions(Action.RENAME),
+        verdict=Verdict.REFUSE,
+        condition=left_half_deleted,
+        reason="A delete of {snapshot} was cut short when it had begun to overwrite its layer, and was left like that."
+        " It is known by its name that what it holds is a mixture: under another, it would pass for a good one.",
+        remedy="Delete {snapshot}: that completes it.",
+        source="the journal knows by name what was left half deleted",
+        needs=Known.TREE,
     ),
     Rule(
         id="two-names",

@@ -118,7 +118,8 @@ def _bitmaps(case: Case) -> Evidence | None:
     return None
 
 
-def _left_half_deleted(case: Case) -> Evidence | None:
+def left_half_deleted(case: Case) -> Evidence | None:
+    """Whether what the snapshot holds is a mixture, as only the journal knows."""
     return found() if case.name in case.situation.half_deleted else None
 
 
@@ -374,7 +375,7 @@ RULES = (
         id="left-half-deleted",
         actions=_REVERT_OR_LOOK,
         verdict=Verdict.REFUSE,
-        condition=_left_half_deleted,
+        condition=left_half_deleted,
         reason="A delete of {snapshot} was cut short when it had begun to overwrite its layer, and was left like that:"
         " what it holds is a mixture.",
         remedy="Delete {snapshot}: that completes it.",

@@ -18,7 +18,7 @@ from snaptree.hosts.recovery import block_job, with_operations
 from snaptree.hosts.running import run_plan
 from snaptree.hosts.situation import read_situation
 from snaptree.hosts.snapshot_xml import take_xml
-from snaptree.plans.intention import Capture, Delete, Intention, Recover, Revert, Take, TakeBack
+from snaptree.plans.intention import Capture, Delete, Intention, Recover, Rename, Revert, Take, TakeBack
 from snaptree.plans.operation import Operation, OperationState, last_undoable
 from snaptree.plans.plan import Action, DeleteSnapshot, EndOrphanedMerge, MergeWay, Plan, RecordLayers, TakeSnapshot
 from snaptree.plans.planner import make_plan
@@ -503,6 +503,7 @@ def test_what_was_overwritten_is_not_reverted_to(daemon: LibvirtDaemon, journal:
     assert run_plan(machine.connection, leave, journal=journal).error is None
     assert machine.contents()["two"] != before["two"] or moment is Moment.MERGING
     assert "left-half-deleted" in rules(ask(machine, journal, Revert("two")))
+    assert "rename-half-deleted" in rules(ask(machine, journal, Rename("two", "good-old")))
     assert run_plan(machine.connection, ask(machine, journal, Delete(("two",))), journal=journal).error is None
     assert unchanged(before, machine.contents(), "two")
 

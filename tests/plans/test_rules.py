@@ -705,6 +705,13 @@ REVERT = [
         a_machine().external("a").having(half_deleted=frozenset({"b"})),
     ),
     Row(
+        "rename-half-deleted",
+        Rename("a", "good-old"),
+        a_machine().external("a").having(half_deleted=frozenset({"a"})),
+        ("“a”", "mixture"),
+        a_machine().external("a").having(half_deleted=frozenset({"b"})),
+    ),
+    Row(
         "half-deleted",
         Revert("b"),
         a_machine().external("a").external("b").snapshot("a", delete_in_progress=True),
