@@ -23,6 +23,16 @@ NO_SAFETY_SNAPSHOT = Rule(
     source="a revert discards the layers in use",
     drivers=_ANY_DRIVER,
 )
+ANOTHER_KIND = Rule(
+    id="another-kind",
+    actions=actions(Action.TAKE),
+    verdict=Verdict.WARN,
+    condition=by_the_planner,
+    reason="{snapshot} is taken {kind}, for one {refused}, as the last one is, can't be taken: {problem}",
+    remedy="",
+    source="whoever names no kind of snapshot expects that of the last one",
+    drivers=_ANY_DRIVER,
+)
 MANAGED_SAVE_DROPPED = Rule(
     id="managed-save-dropped",
     actions=actions(Action.REVERT),
@@ -116,6 +126,7 @@ GROUP_IS_TORN = Rule(
 
 RULES = (
     NO_SAFETY_SNAPSHOT,
+    ANOTHER_KIND,
     MANAGED_SAVE_DROPPED,
     MACHINE_IS_STOPPED,
     UNDO_KEEPS_SNAPSHOT,

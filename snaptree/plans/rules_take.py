@@ -18,7 +18,7 @@ from snaptree.plans.naming import file_name_is_too_long, name_problem
 from snaptree.plans.plan import Action, Freeze
 from snaptree.plans.rule import QEMU, TEST, Case, Evidence, Rule, Verdict, actions, first, found
 from snaptree.plans.situation import Disk, Known
-from snaptree.plans.wording import files_named, listed, plain, quoted, snapshots_named
+from snaptree.plans.wording import files_named, listed, machines_named, plain, quoted, snapshots_named
 
 _TAKE = actions(Action.TAKE)
 _NAMING = actions(Action.TAKE, Action.RENAME)
@@ -191,6 +191,19 @@ def _internal_leaves_out(case: Case) -> Evidence | None:
     if not case.takes_internal or not left_out or _nothing_to_hold(case) is not None:
         return None
     return found(disks=listed(plain(disk.target) for disk in left_out))
+
+
+def _on_a_base(how: DiskSnapshot) -> Callable[[Case], Evidence | None]:
+    """A condition that finds disks held in this way whose images other machines read too."""
+
+    def find(case: Case) -> Evidence | None:
+        machines = {disk.path: case.facts.dependants.get(case.facts.key(disk.path or "")) for disk in _held(case, how)}
+        bases = {path: names for path, names in machines.items() if path and names}
+        if not bases:
+            return None
+        return found(files=files_named(bases), machines=machines_named(frozenset().union(*bases.values())))
+
+    return find
 
 
 def _uefi_internal(case: Case) -> Evidence | None:
@@ -501,6 +514,26 @@ RULES = (
         reason="An internal snapshot must hold every disk that the guest can write to. Left out: {disks}.",
         remedy="Leave no disk out, or take an external snapshot.",
         source="libvirt: 'internal and full system snapshots require all disks to be selected for snapshot'",
+    ),
+    Rule(
+        id="internal-in-a-base",
+        actions=_TAKE,
+        verdict=Verdict.REFUSE,
+        condition=_on_a_base(DiskSnapshot.INTERNAL),
+        reason="An internal snapshot is written into {files}, which disks of {machines} stand on as well: QEMU refuses"
+        " that while one of them runs, and a revert to it would damage them.",
+        remedy="Take it on new layers (disks only, or disks and memory): they leave {files} as it is.",
+        source="lab on 9.0, 11.3 and 12.8: 'Failed to get \"write\" lock', and clones corrupted by a revert",
+    ),
+    Rule(
+        id="layers-on-a-base",
+        actions=_TAKE,
+        verdict=Verdict.WARN,
+        condition=_on_a_base(DiskSnapshot.EXTERNAL),
+        reason="Disks of {machines} stand on {files} as well. That stays as it is: from {snapshot} on, {vm} writes to"
+        " new layers.",
+        remedy="",
+        source="a layer that a snapshot froze takes no more writes",
     ),
     Rule(
         id="uefi-internal",

@@ -34,7 +34,8 @@ from snaptree.plans.plan import (
     ThawFileSystems,
     Undo,
 )
-from snaptree.plans.rule import QEMU, Case
+from snaptree.plans.rule import QEMU, Case, Evidence, found
+from snaptree.plans.rules_plan import ANOTHER_KIND
 from snaptree.plans.rules_take import EMPTY_OVERLAY_BYTES
 from snaptree.plans.situation import Situation
 from snaptree.plans.wording import plain, quoted
@@ -43,7 +44,9 @@ from snaptree.plans.wording import plain, quoted
 def plan_take(intention: Take, situation: Situation) -> Plan:
     """Plan one snapshot; deleting it again is the undo, where libvirt could do that."""
     draft = Draft(Action.TAKE, situation)
-    step = take_step(intention, situation)
+    step, instead_of = _choose(intention, situation)
+    if instead_of is not None:
+        draft.warn(ANOTHER_KIND.say(draft.case(step), instead_of))
     if step.consistency is Consistency.FILESYSTEM:
         draft.add_unjudged(FreezeFileSystems(required=step.quiesce is Freeze.REQUIRED))
     wants_memory = intention.capture is Capture.DISKS_AND_MEMORY
@@ -93,8 +96,13 @@ def take_step(intention: Take, situation: Situation) -> TakeSnapshot:
 
     The RAM is saved whenever there is any: only then does a revert give the machine back as it was.
     """
+    return _choose(intention, situation)[0]
+
+
+def _choose(intention: Take, situation: Situation) -> tuple[TakeSnapshot, Evidence | None]:
+    """The step; and if it is of another kind than the current snapshot, what is so and why."""
     if intention.capture is not Capture.BEST:
-        return _step(intention, situation, intention.capture)
+        return _step(intention, situation, intention.capture), None
     facts = Facts(situation)
     external = Capture.DISKS_AND_MEMORY if situation.domain.state.is_active else Capture.DISKS
     if intention.quiesce is not Freeze.NO:
@@ -103,10 +111,14 @@ def take_step(intention: Take, situation: Situation) -> TakeSnapshot:
     if _prefers_internal(intention, situation, facts):
         order.reverse()
     steps = [_step(intention, situation, capture) for capture in order]
-    for step in steps:
-        if not rules.refusals(Case(situation, facts, Action.TAKE, step.name, step, places=places_of(intention))):
-            return step
-    return steps[0]
+    usual, other = (Case(situation, facts, Action.TAKE, step.name, step, places=places_of(intention)) for step in steps)
+    if not (problems := rules.refusals(usual)) or rules.refusals(other):
+        return steps[0], None
+    if situation.tree.current is None:
+        return steps[1], None
+    kinds = {True: "inside the images", False: "on new layers"}
+    kind, refused = kinds[other.takes_internal], kinds[usual.takes_internal]
+    return steps[1], found(kind=kind, refused=refused, problem=problems[0].reason)
 
 
 def _prefers_internal(intention: Take, situation: Situation, facts: Facts) -> bool:

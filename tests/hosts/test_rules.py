@@ -888,6 +888,27 @@ def test_a_machine_that_is_off_has_no_memory_to_save(host: EmbeddedHost) -> None
         machine.virsh_take("x", memory=memory)
 
 
+def test_a_base_that_clones_run_on_is_frozen_and_not_written_to(host: EmbeddedHost) -> None:
+    """libvirt tries to write into it, which QEMU's locks forbid as long as a clone runs, and no longer."""
+    machine = off(host)
+    machine.write(1)
+    with_snapshot(machine, "inner")
+    clone = host.make_machine(backing=machine.active_layers()["vda"])
+    clone.write(2, offset=MIB)
+    assert "internal-in-a-base" in machine.spoken(inside())
+    with pytest.raises(libvirt.libvirtError, match="lock"):
+        machine.virsh_take("x")
+    before, of_clone = machine.contents(), clone.contents()
+    assert {"another-kind", "layers-on-a-base"} <= machine.spoken(Take("x"))
+    machine.change(Take("x"))
+    machine.handle.create()
+    machine.write(3)
+    after = machine.contents()
+    assert after["x"] == before[NOW] != after[NOW]
+    assert after["inner"] == before["inner"]
+    assert clone.contents() == of_clone
+
+
 def test_a_disk_left_out_is_not_in_the_snapshot(host: EmbeddedHost) -> None:
     machine = two_disks(host)
     assert "disk-left-out" in machine.spoken(Take("x", capture=Capture.DISKS, excluded_disks=("vdb",)))

@@ -113,6 +113,10 @@ def test_disks_that_differ_by_their_suffix_get_files_of_their_own() -> None:
     assert len(set(overlays.values())) == 2
 
 
+A_BASE: dict[str, Any] = {"dependants": MappingProxyType({"/images/vda.qcow2": frozenset({"clone"})})}
+"""A clone stands on the machine's disk."""
+
+
 @pytest.mark.parametrize(
     ("machine", "kind"),
     [
@@ -125,13 +129,23 @@ def test_disks_that_differ_by_their_suffix_get_files_of_their_own() -> None:
         (a_machine(disk(format="raw")), "external"),
         (a_machine(disk("vda"), disk("vdb", format="raw")).internal("a"), "external"),
         (a_machine(state=RUNNING, has_pflash=True, nvram_format="raw"), "external"),
-        (a_machine(dependants=MappingProxyType({"/images/vda.qcow2": frozenset({"clone"})})), "external"),
+        (a_machine(**A_BASE), "external"),
+        (a_machine().internal("a").having(**A_BASE), "external"),
         (a_machine(disk(type="network", path=None)), "internal"),
     ],
 )
 def test_the_best_kind_follows_the_tree_and_what_the_machine_allows(machine: SituationBuilder, kind: str) -> None:
     step = take_step(Take("new"), machine.build())
     assert (DiskSnapshot.EXTERNAL in step.disks.values()) == (kind == "external")
+
+
+def test_another_kind_than_the_last_one_is_never_taken_without_a_word() -> None:
+    plan = make_plan(Take("b"), a_machine().internal("a").having(**A_BASE).build())
+    assert plan.warnings[0].rule == "another-kind"
+    for words in ("“b” is taken on new layers", "inside the images", "clone"):
+        assert words in plan.warnings[0].reason
+    for machine in (a_machine(**A_BASE), a_machine(disk(format="raw")), a_machine().internal("a")):
+        assert "another-kind" not in {finding.rule for finding in make_plan(Take("b"), machine.build()).warnings}
 
 
 def test_the_best_snapshot_of_a_running_machine_saves_its_memory() -> None:

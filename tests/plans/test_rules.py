@@ -404,6 +404,20 @@ TAKE = [
         a_machine(disk("vda"), disk("vdb", read_only=True)),
     ),
     Row(
+        "internal-in-a-base",
+        internal(),
+        a_machine(dependants=MappingProxyType({BASE: frozenset({"clone-02", "clone-01"})})),
+        (BASE, "clone-01 and clone-02"),
+        a_machine(dependants=MappingProxyType({BASE: frozenset({"clone-01"})})).external("a"),
+    ),
+    Row(
+        "layers-on-a-base",
+        external(),
+        a_machine(dependants=MappingProxyType({BASE: frozenset({"clone-01"})})),
+        (BASE, "clone-01", "stays as it is"),
+        a_machine(dependants=MappingProxyType({BASE: frozenset({"clone-01"})})).external("a"),
+    ),
+    Row(
         "uefi-internal",
         internal(),
         a_machine(version=DEBIAN_12, has_pflash=True),
