@@ -98,6 +98,14 @@ _normal = lru_cache(maxsize=1 << 16)(posixpath.normpath)
 """The same paths are asked for again in each of the situations that a plan of many steps goes through."""
 
 
+def is_part_of_memory(disk: Disk) -> bool:
+    """Whether saved RAM holds what a guest knows of this disk's file systems, so that both are of one moment or lost.
+
+    Floppies are never held, and nobody's file systems lie there.
+    """
+    return takes_writes(disk) and disk.device != "floppy"
+
+
 @dataclass(frozen=True, eq=False)
 class Facts:
     """Everything derived from one situation, each worked out when first asked for. Images are canonical paths."""

@@ -230,6 +230,8 @@ def _how_taken(step: TakeSnapshot) -> str:
             what = "disks and memory, while the guest runs on" if step.live else "disks and memory"
         case Consistency.FILESYSTEM:
             what = "disks only, file systems frozen"
+        case Consistency.CRASH if step.memory is not MemorySnapshot.NO:
+            what = "memory, without all disks that it belongs to"
         case Consistency.CRASH:
             what = "disks only, as after a power cut"
         case _:

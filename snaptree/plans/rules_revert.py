@@ -5,15 +5,16 @@ from __future__ import annotations
 import posixpath
 
 from snaptree.model.costs import domain_costs
-from snaptree.model.estate import DiskSnapshot, DomainState, MemorySnapshot
+from snaptree.model.estate import Consistency, DiskSnapshot, DomainState, MemorySnapshot
 from snaptree.plans.facts import (
     LIBVIRT_9_9,
     disk_of,
     is_external,
+    is_part_of_memory,
     memory_file_of,
     takes_writes,
 )
-from snaptree.plans.plan import Action, StateAfter
+from snaptree.plans.plan import Action, ForkAtSnapshot, RevertToSnapshot, StateAfter
 from snaptree.plans.rule import QEMU, TEST, Case, Evidence, Rule, Verdict, actions, found
 from snaptree.plans.rules_names import images_inside
 from snaptree.plans.rules_take import EMPTY_OVERLAY_BYTES
@@ -161,6 +162,19 @@ def _memory_not_used(case: Case) -> Evidence | None:
     if case.snapshot is None or case.state_after is not StateAfter.OFF:
         return None
     return found() if case.snapshot.memory is not MemorySnapshot.NO else None
+
+
+def _memory_of_another_time(case: Case) -> Evidence | None:
+    """Once reverted to, libvirt records a disk that was left out as held: what was noted when it was taken tells."""
+    if not isinstance(case.step, RevertToSnapshot | ForkAtSnapshot) or case.external is None:
+        return None
+    if case.state_after is StateAfter.OFF or case.external.memory is MemorySnapshot.NO:
+        return None
+    belongs = {disk.target for disk in _recorded_disks(case) if is_part_of_memory(disk)}
+    left_out = [disk.target for disk in case.external.disks if disk.how is DiskSnapshot.NO and disk.target in belongs]
+    if not left_out and case.external.annotations.consistency is not Consistency.CRASH:
+        return None
+    return found(disks=listed(plain(target) for target in left_out) or "a disk of the guest")
 
 
 def _starts_anew(case: Case) -> Evidence | None:
@@ -319,6 +333,17 @@ RULES = (
         reason="The saved memory of {snapshot}, {file}, is missing. libvirt would stop {vm} before it notices.",
         remedy="Bring the file back from a backup, or choose another snapshot.",
         source="lab on 11.3 and 12.8: refused with the machine already killed",
+    ),
+    Rule(
+        id="memory-of-another-time",
+        actions=_REVERT,
+        verdict=Verdict.REFUSE,
+        condition=_memory_of_another_time,
+        reason="The memory of {snapshot} was saved without {disks}. Brought back, it would meet a disk of another time,"
+        " and the guest would ruin the file systems there.",
+        remedy="Revert to the disks alone, and let {vm} be off (the state Off, or snaptree revert {vm_arg}"
+        " {snapshot_arg} --off); started then, it is as after a power cut.",
+        source="lab on 9.0, 11.3 and 12.8: RAM comes back as it was, and the disk that was left out as it is now",
     ),
     Rule(
         id="not-in-image",

@@ -11,6 +11,7 @@ from snaptree.plans.facts import (
     LIBVIRT_10_9,
     internal_images,
     is_external,
+    is_part_of_memory,
     is_same_snapshot,
     takes_writes,
 )
@@ -353,12 +354,30 @@ def _no_memory_to_save(case: Case) -> Evidence | None:
 
 def _excluded(case: Case) -> Evidence | None:
     left_out = _left_out(case)
-    if not left_out or not case.takes_external:
+    if not left_out or not case.takes_external or _memory_without_disk(case) is not None:
         return None
     return found(disks=listed(plain(disk.target) for disk in left_out))
 
 
+def _memory_without_disk(case: Case) -> Evidence | None:
+    if case.take is None or case.take.memory is not MemorySnapshot.EXTERNAL:
+        return None
+    left_out = [disk for disk in _left_out(case) if is_part_of_memory(disk)]
+    return found(disks=listed(plain(disk.target) for disk in left_out)) if left_out else None
+
+
 RULES = (
+    Rule(
+        id="memory-without-disk",
+        actions=_TAKE,
+        verdict=Verdict.WARN,
+        condition=_memory_without_disk,
+        reason="Do not count on the memory of {snapshot}: it is saved without {disks}. Brought back, it would meet a"
+        " disk of another time, and the guest would ruin the file systems there. So a revert with this memory is"
+        " refused; without it, {vm} starts as after a power cut, and {disks} stays as it is.",
+        remedy="Leave no disk out, or take the disks only.",
+        source="lab on 9.0, 11.3 and 12.8: RAM comes back as it was, and the disk that was left out as it is now",
+    ),
     Rule(
         id="nothing-to-take",
         actions=_TAKE,

@@ -12,7 +12,7 @@ from snaptree.model.figures import NOTHING, Confidence, Figure, total
 from snaptree.model.growth import growth_of
 from snaptree.plans import rules
 from snaptree.plans.draft import Draft
-from snaptree.plans.facts import Facts, is_external, takes_writes
+from snaptree.plans.facts import Facts, is_external, is_part_of_memory, takes_writes
 from snaptree.plans.intention import Capture, Take, places_of, plain_path
 from snaptree.plans.naming import (
     DEFAULT_TEMPLATE,
@@ -176,7 +176,7 @@ def _step(intention: Take, situation: Situation, capture: Capture) -> TakeSnapsh
         disks=MappingProxyType(hows),
         overlays=MappingProxyType(overlays),
         quiesce=intention.quiesce,
-        consistency=_consistency(situation, intention.quiesce, saves_memory=saves_memory),
+        consistency=_consistency(situation, intention, saves_memory=saves_memory),
         expected_current=situation.tree.current,
         safety=intention.safety,
         memory_bytes=situation.memory_bytes if saves_memory else 0,
@@ -204,9 +204,12 @@ def _apart(overlays: dict[str, str]) -> dict[str, str]:
     }
 
 
-def _consistency(situation: Situation, quiesce: Freeze, *, saves_memory: bool) -> Consistency:
+def _consistency(situation: Situation, intention: Take, *, saves_memory: bool) -> Consistency:
     if saves_memory:
-        return Consistency.MEMORY
+        # A guest that goes on with a disk of another time damages it: of use are the disks that were held.
+        left_out = any(disk.target in intention.excluded_disks for disk in situation.disks if is_part_of_memory(disk))
+        return Consistency.CRASH if left_out else Consistency.MEMORY
+    quiesce = intention.quiesce
     if not situation.domain.state.is_active:
         return Consistency.OFFLINE
     if quiesce is not Freeze.NO and situation.domain.state is DomainState.RUNNING and situation.has_agent:

@@ -916,6 +916,29 @@ def test_a_disk_left_out_is_not_in_the_snapshot(host: EmbeddedHost) -> None:
     assert machine.contents()["x"].keys() == {"vda"}
 
 
+def test_memory_that_would_meet_a_disk_of_another_time(host: EmbeddedHost) -> None:
+    """libvirt lets it; what is of use are the disks that were held."""
+    machine = two_disks(host)
+    machine.write(1)
+    take = Take("x", capture=Capture.DISKS_AND_MEMORY, excluded_disks=("vdb",))
+    assert machine.plan(take).warnings[0].rule == "memory-without-disk"
+    machine.change(take)
+    assert machine.tree()["x"].consistency is Consistency.CRASH
+    held = machine.contents()[NOW]["vda"]
+    machine.write(2)
+    machine.write(3, target="vdb")
+    since = machine.contents()[NOW]["vdb"]
+    assert "memory-of-another-time" in {finding.rule for finding in machine.plan(Revert("x")).refusals}
+    if host.connection.host.external_snapshots:
+        virsh_revert(machine, "x")
+        assert machine.is_running, "with the memory of then"
+        assert machine.contents()[NOW] == {"vda": held, "vdb": since}
+        assert "memory-of-another-time" in machine.spoken(bare("x")), "though libvirt now takes vdb to be held"
+    machine.change(Revert("x", state_after=StateAfter.OFF))
+    assert not machine.is_running
+    assert machine.contents()[NOW] == {"vda": held, "vdb": since}
+
+
 def test_the_variables_of_uefi_stay_as_they_are(host: EmbeddedHost) -> None:
     machine = with_uefi(host, running=False)
     variables = machine.directory / "variables.fd"

@@ -10,6 +10,7 @@ import pytest
 
 from snaptree.model.estate import (
     Annotations,
+    Consistency,
     DiskSnapshot,
     DomainState,
     InternalSnapshot,
@@ -562,6 +563,13 @@ TAKE = [
     Row("internal-on-external", internal(), a_machine().external("a"), ("“a”", "“new”"), a_machine().internal("a")),
     Row("no-memory-to-save", with_memory(), a_machine(), ("web-01",), a_machine(state=RUNNING)),
     Row(
+        "memory-without-disk",
+        Take(name="a", capture=Capture.DISKS_AND_MEMORY, excluded_disks=("vdb",)),
+        a_machine(disk("vda"), disk("vdb"), state=RUNNING),
+        ("vdb", "“a”", "refused"),
+        a_machine(disk("vda"), disk("vdb", device="floppy"), state=RUNNING),
+    ),
+    Row(
         "disk-left-out",
         Take(name="a", capture=Capture.DISKS, excluded_disks=("vdb",)),
         a_machine(disk("vda"), disk("vdb")),
@@ -571,6 +579,25 @@ TAKE = [
 ]
 
 REVERT = [
+    Row(
+        "memory-of-another-time",
+        Revert("a"),
+        a_machine(disk("vda"), disk("vdb"), state=RUNNING).external("a", memory=True, excluded=("vdb",)),
+        ("vdb", "“a”", "--off"),
+        a_machine(disk("vda"), disk("vdb"), state=RUNNING).external("a", memory=True),
+    ),
+    Row(
+        "memory-of-another-time",
+        Revert("a", state_after=StateAfter.RUNNING),
+        a_machine(state=RUNNING)
+        .external("a", memory=True)
+        .snapshot("a", annotations=Annotations(consistency=Consistency.CRASH)),
+        ("a disk of the guest", "“a”"),
+        a_machine(state=RUNNING)
+        .external("a", memory=True)
+        .snapshot("a", annotations=Annotations(consistency=Consistency.CRASH)),
+        Revert("a", state_after=StateAfter.OFF),
+    ),
     Row(
         "external-revert-unsupported",
         Revert("a"),
