@@ -351,17 +351,23 @@ class _Merge:
             return  # also if it ended before it could be stopped
         if is_stopping and outcome is _Outcome.BEFORE:
             raise CancelledError(
-                f"Stopped while merging on disk {self._step.target}: its layers are as they were.",
+                f"Stopped while merging on disk {self._step.target}: {self._what_is_left()}.",
                 details=self._what_is_half_done(),
             )
         said = job.what_qemu_said()
         reason = f": {said.rstrip('.')}" if said else ""
-        as_before = "All layers are as they were. " if outcome is _Outcome.BEFORE else "No file was removed. "
+        left = self._what_is_left() if outcome is _Outcome.BEFORE else "no file was removed"
         raise SnapTreeError(
             f"QEMU gave up merging on disk {self._step.target}{reason}.",
-            hint=f"{as_before}{hint_for(said) or 'Look into the log of QEMU on the host, then try again.'}",
+            hint=f"{left[:1].upper()}{left[1:]}. {hint_for(said) or 'Look into the log of QEMU on the host, then try again.'}",
             details=self._what_is_half_done(),
         )
+
+    def _what_is_left(self) -> str:
+        """What becomes of a job that does not come to its end, as a clause."""
+        if self._step.way is MergeWay.PULL:
+            return "all layers show what they showed"
+        return f"{self._step.merged} may be overwritten in part, and all that stands on it shows what it showed"
 
     def _what_is_half_done(self) -> str:
         """A pull adds to an image what it shows anyway; a commit changes what the lowest layer shows on its own."""

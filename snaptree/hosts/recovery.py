@@ -378,7 +378,7 @@ def _find_merge(connection: Connection, domain: Any, step: MergeLayers, *, begun
     if is_unnoticed(connection, domain, step):
         return _changed(f"QEMU merged {files_named(step.layers)} to the end, {_NOT_KNOWN} {_SHUT_DOWN}")
     if is_stranded(connection, domain, step):
-        return _changed("the machine does not run any more, in which layers were merged; they are as they were")
+        return _changed("the machine does not run any more, in which layers were merged; all of them are still there")
     return StepFound(StepState.HALF_WAY, "it may be merged in part, and all that it merges is still there")
 
 

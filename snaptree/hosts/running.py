@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable
@@ -70,8 +71,9 @@ from snaptree.plans.plan import (
     ThawFileSystems,
 )
 from snaptree.plans.plan_json import describe_step, steps_in_words
-from snaptree.plans.recovery import is_torn
+from snaptree.plans.recovery import half_deleted, is_torn
 from snaptree.plans.rule import QEMU
+from snaptree.plans.wording import plain, snapshots_named
 
 POLL_SECONDS = 0.1
 
@@ -243,6 +245,8 @@ class Run:
             state = OperationState.INTERRUPTED
         if error is not None and not isinstance(error, CancelledError):
             error = _with_what_was_done(error, plan, self._operation.steps_done)
+        if error is not None and state is OperationState.INTERRUPTED:
+            error = _with_what_is_left(error, self._operation)
         if gone := _deleted_by(plan.steps[: self._operation.steps_done]):
             Thumbnails.of(self._connection.uri, plan.domain_uuid).forget(gone)
         self._operation = dataclasses.replace(
@@ -805,11 +809,30 @@ def _named(snapshot: str | None) -> str:
 
 def _with_what_was_done(error: SnapTreeError, plan: Plan, steps_done: int) -> SnapTreeError:
     """Add to an error what a plan had done before it: that stays, and the reader must know of it."""
-    if steps_done == 0:
-        return error
-    hint = f"{error.hint} {_done_before(plan, steps_done)}".strip()
+    return error if steps_done == 0 else _with_hint(error, _done_before(plan, steps_done))
+
+
+def _with_what_is_left(error: SnapTreeError, operation: Operation) -> SnapTreeError:
+    """Add to an error which snapshots are of no use any more, and that the machine waits for somebody to decide."""
+    plan = operation.plan
+    if names := half_deleted(operation):
+        error = _with_hint(
+            error,
+            f"What was being deleted may be a mixture now, of no more use: {snapshots_named(names)}. All other"
+            f" snapshots are whole, and so is what {plain(plan.domain)} stands on.",
+        )
+    if plan.group:
+        return error  # all of it is recovered at once
+    return _with_hint(
+        error,
+        f"Before anything else is done to {plain(plan.domain)}, finish this or leave it as it is: above the tree in the"
+        f" window, or by snaptree recover {shlex.quote(plain(plan.domain))}.",
+    )
+
+
+def _with_hint(error: SnapTreeError, more: str) -> SnapTreeError:
     said = copy(error)
-    said.hint = hint
+    said.hint = f"{error.hint} {more}".strip()
     return said
 
 

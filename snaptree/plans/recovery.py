@@ -108,16 +108,16 @@ def is_torn(plan: Plan, steps_begun: int, steps_done: int) -> bool:
 
 
 def half_deleted(operation: Operation) -> tuple[str, ...]:
-    """Snapshots whose layers an operation had begun to overwrite when it was cut short."""
-    if operation.steps_begun <= operation.steps_done or operation.steps_done >= len(operation.plan.steps):
-        return ()
-    match operation.plan.steps[operation.steps_done]:
-        case DeleteSnapshot(name=name, merges=True):
+    """Snapshots that an operation had begun to overwrite when it was cut short, and that are listed still."""
+    begun, rest = operation.plan.steps[: operation.steps_begun], operation.plan.steps[operation.steps_done :]
+    match rest[: len(begun) - operation.steps_done]:
+        case (DeleteSnapshot(name=name, merges=True),):
             return (name,)
-        case MergeLayers(way=MergeWay.COMMIT):
-            later = operation.plan.steps[operation.steps_done :]
-            return next((step.forgotten for step in later if isinstance(step, RecordLayers)), ())
-    return ()
+    records = [number for number, step in enumerate(begun[: operation.steps_done]) if isinstance(step, RecordLayers)]
+    since = begun[records[-1] + 1 :] if records else begun
+    if not any(isinstance(step, MergeLayers) and step.way is MergeWay.COMMIT for step in since):
+        return ()
+    return next((step.forgotten for step in rest if isinstance(step, RecordLayers)), ())
 
 
 # Finishing

@@ -450,6 +450,9 @@ def test_cancelled_in_the_middle(host: EmbeddedHost, way: MergeWay, live: bool, 
     assert operation.steps_done == 0
     progress = next(one.progress for one in reversed(told) if one.progress is not None)
     assert progress.can_cancel
+    says = str(operation.error)
+    assert ("overwritten in part" in says) == (f"mixture now, of no more use: “{name}”" in says) == (way is COMMIT)
+    assert ("snaptree recover" in says) == (way is COMMIT)
     nothing_lost(machine, before, name if way is COMMIT else None)
     run_well(machine, steps_to_delete(machine, name, way, live=live))
     assert unchanged(before, machine.contents(), name)
@@ -648,7 +651,8 @@ def test_a_full_disk_ends_a_merge_and_loses_nothing(
     assert operation.state is (OperationState.INTERRUPTED if way is COMMIT else OperationState.FAILED)
     assert operation.error is not None
     assert "No space left" in operation.error.summary
-    assert "All layers are as they were" in operation.error.hint
+    left = "may be overwritten in part" if way is COMMIT else "All layers show what they showed"
+    assert left in operation.error.hint
     assert "Free some space" in operation.error.hint
     run_tool(*mount(small_disk, 200, "remount"))
     nothing_lost(machine, before, name if way is COMMIT else None)

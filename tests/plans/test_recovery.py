@@ -201,6 +201,10 @@ def test_merges_that_libvirt_does_not_know_of_are_torn() -> None:
         begun = Operation(1, plan, OperationState.INTERRUPTED, started=1.0, steps_begun=1)
         assert half_deleted(begun) == (("b",) if way is MergeWay.COMMIT else ())
         assert half_deleted(replace(begun, steps_begun=0)) == ()
+        for done in (1, 2):  # merged in full, and libvirt takes it to be where it was
+            half = replace(begun, steps_done=1, steps_begun=done)
+            assert half_deleted(half) == (("b",) if way is MergeWay.COMMIT else ())
+        assert half_deleted(replace(begun, steps_done=2, steps_begun=2)) == ()
 
 
 def test_undo_waits_for_what_was_interrupted() -> None:
