@@ -356,10 +356,11 @@ class _Merge:
             )
         said = job.what_qemu_said()
         reason = f": {said.rstrip('.')}" if said else ""
+        what_to_do = hint_for(said) or "Look into the log of QEMU on the host, then try again."
         left = self._what_is_left() if outcome is _Outcome.BEFORE else "no file was removed"
         raise SnapTreeError(
             f"QEMU gave up merging on disk {self._step.target}{reason}.",
-            hint=f"{left[:1].upper()}{left[1:]}. {hint_for(said) or 'Look into the log of QEMU on the host, then try again.'}",
+            hint=f"{left[:1].upper()}{left[1:]}. {what_to_do}",
             details=self._what_is_half_done(),
         )
 

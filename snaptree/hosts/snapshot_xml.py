@@ -210,6 +210,7 @@ def _annotations(attributes: Mapping[str, str] | None, name: str) -> Annotations
         impact=_impact(attributes),
         group=attributes.get("group", ""),
         schedule=attributes.get("schedule", ""),
+        half_deleted=attributes.get("half-deleted") == "yes",
     )
 
 
@@ -252,6 +253,7 @@ def _annotations_element(annotations: Annotations, name: str) -> ET.Element:
         **_impact_attributes(annotations.impact),
         "group": annotations.group,
         "schedule": annotations.schedule,
+        "half-deleted": "yes" if annotations.half_deleted else "",
     }
     return ET.Element(f"{_NS}snapshot", {key: value for key, value in attributes.items() if value})
 

@@ -131,6 +131,8 @@ class Remarks:
     note: str = ""
     pinned: Mark | None = None
     known_good: Mark | None = None
+    half_deleted: bool = False
+    """As `Annotations.half_deleted`: SnapTree itself says so."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +166,8 @@ class Annotations:
     """What snapshots of several machines have in common that were taken together; empty for one by itself."""
     schedule: str = ""
     """The schedule that took it; empty for one that a person took."""
+    half_deleted: bool = False
+    """A delete of it was cut short when it had begun to overwrite it, and was left like that: it is of no use."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,11 +195,17 @@ class Snapshot:
     @property
     def remarks(self) -> Remarks:
         """What people said about it."""
-        return Remarks(self.description, self.annotations.pinned, self.annotations.known_good)
+        marks = self.annotations
+        return Remarks(self.description, marks.pinned, marks.known_good, marks.half_deleted)
 
     def with_remarks(self, remarks: Remarks) -> Snapshot:
         """The same snapshot, of which this is said."""
-        marks = replace(self.annotations, pinned=remarks.pinned, known_good=remarks.known_good)
+        marks = replace(
+            self.annotations,
+            pinned=remarks.pinned,
+            known_good=remarks.known_good,
+            half_deleted=remarks.half_deleted,
+        )
         return replace(self, description=remarks.note, annotations=marks)
 
     @property

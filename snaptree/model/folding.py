@@ -104,6 +104,7 @@ def is_worth_a_row(snapshot: Snapshot) -> bool:
         snapshot.annotations.pinned is not None
         or snapshot.annotations.known_good is not None
         or snapshot.delete_in_progress
+        or snapshot.annotations.half_deleted
         or bool(snapshot.problem)
     )
 

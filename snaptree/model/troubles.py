@@ -44,6 +44,7 @@ class Kind(StrEnum):
     DEEP_CHAIN = "deep-chain"
     DAMAGED_SNAPSHOT = "damaged-snapshot"
     HALF_DELETED = "half-deleted"
+    MIXTURE = "mixture"
     NO_CURRENT = "no-current"
     # What only advice tells of (`plans/check.py`):
     STALE_SNAPSHOT = "stale-snapshot"
@@ -114,6 +115,9 @@ def troubles_of_tree(tree: SnapshotTree, *, is_complete: bool) -> Iterator[Troub
         if snapshot.problem:
             text = f"Snapshot {quoted(snapshot.name)}: {plain(snapshot.problem)}"
             yield Trouble(Severity.WARNING, text, Kind.DAMAGED_SNAPSHOT, snapshot.name)
+        if snapshot.annotations.half_deleted:
+            text = f"Snapshot {quoted(snapshot.name)} was left half deleted: what it holds is a mixture."
+            yield Trouble(Severity.WARNING, text, Kind.MIXTURE, snapshot.name)
         if snapshot.delete_in_progress:
             text = f"A delete below snapshot {quoted(snapshot.name)} was interrupted."
             yield Trouble(Severity.WARNING, text, Kind.HALF_DELETED, snapshot.name)

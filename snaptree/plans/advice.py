@@ -75,6 +75,7 @@ WHY: Final[Mapping[Kind, str]] = MappingProxyType(
         Kind.DEEP_CHAIN: "Each layer slows the guest's reads. libvirt 10.8 to 11 starts no machine on more than 25.",
         Kind.DAMAGED_SNAPSHOT: "Nobody can say what a revert or a delete would lose.",
         Kind.HALF_DELETED: "Until that is completed, libvirt deletes nothing else there.",
+        Kind.MIXTURE: "Nobody can go back to it, though it is listed as if.",
         Kind.NO_CURRENT: "libvirt's own deletes crash its daemon in this state, or remove a layer in use.",
         Kind.STALE_SNAPSHOT: "Nobody can go back to it, though it is listed as if.",
         Kind.OLD_SNAPSHOTS: "What guests overwrote since is kept on the disk for that.",
@@ -91,6 +92,7 @@ REMEDIES: Final[Mapping[Kind, str]] = MappingProxyType(
         Kind.UNREADABLE_IMAGE: "Look at it with qemu-img check, or let SnapTree read it.",
         Kind.DAMAGED_SNAPSHOT: "Look at it with virsh snapshot-dumpxml.",
         Kind.HALF_DELETED: "Delete what is below it again.",
+        Kind.MIXTURE: "Delete it: that completes it.",
         Kind.NO_CURRENT: "Redefine the snapshot that the disks descend from as current: virsh snapshot-create"
         " --redefine --current, with the XML of snapshot-dumpxml --security-info.",
     }

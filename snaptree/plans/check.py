@@ -182,6 +182,9 @@ class _Check:
         if trouble.kind is Kind.HALF_DELETED and (children := self._tree.children(trouble.about)):
             cure, _ = self._first([Delete(tuple(children))])
             return advice_on(trouble, cure)
+        if trouble.kind is Kind.MIXTURE:
+            cure, _ = self._first([Delete((trouble.about,))])
+            return advice_on(trouble, cure)
         return advice_on(trouble)
 
     @property

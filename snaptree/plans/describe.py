@@ -43,10 +43,11 @@ def plan_describe(intention: Describe, situation: Situation) -> Plan:
 
 
 def _said(intention: Describe, before: Remarks, situation: Situation) -> Remarks:
-    return Remarks(
-        before.note if intention.note is None else clean_note(intention.note),
-        _mark(before.pinned, intention.pinned, situation),
-        _mark(before.known_good, intention.known_good, situation),
+    return replace(
+        before,
+        note=before.note if intention.note is None else clean_note(intention.note),
+        pinned=_mark(before.pinned, intention.pinned, situation),
+        known_good=_mark(before.known_good, intention.known_good, situation),
     )
 
 

@@ -168,6 +168,8 @@ def _phrases(step: DescribeSnapshot) -> Iterator[str]:
         yield "unpin {names}" if after.pinned is None else "pin {names}"
     if before.known_good != after.known_good:
         yield "take the mark “known good” off {names}" if after.known_good is None else "mark {names} as known good"
+    if before.half_deleted != after.half_deleted:
+        yield "mark {names} as half deleted" if after.half_deleted else "take the mark “half deleted” off {names}"
     if before.note != after.note:
         yield (
             "change the note of {names}"
@@ -591,7 +593,8 @@ def _describe_from_record(record: Mapping[str, Any]) -> DescribeSnapshot:
 
 
 def _remarks(record: Mapping[str, Any]) -> Remarks:
-    return Remarks(record["note"], _mark(record["pinned"]), _mark(record["known_good"]))
+    marks = _mark(record["pinned"]), _mark(record["known_good"])
+    return Remarks(record["note"], *marks, record.get("half_deleted", False))
 
 
 def _mark(record: Mapping[str, Any] | None) -> Mark | None:

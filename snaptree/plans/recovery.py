@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from types import MappingProxyType
 
@@ -275,18 +275,29 @@ def _leave(operation: Operation, situation: Situation) -> Plan:
         ready.append(rest.pop(0))
     if ready:
         draft.warn(FINISHED_ALREADY.say(_case(draft, ready[0]), {"steps": _in_words(ready)}))
+    is_merged = any(isinstance(step, MergeLayers) for step in ready)
     if rest and found.state in (StepState.HALF_WAY, StepState.CHANGED):
         step = rest.pop(0)
-        words = {"step": describe_step(step), "problem": found.says, "remedy": _if_left(step)}
+        words = {"step": describe_step(step), "problem": found.says, "remedy": _if_left(step, is_merged)}
         draft.warn(HALF_DONE.say(_case(draft, step), words))
     if rest:
-        remedy = " ".join(dict.fromkeys(filter(None, map(_if_left_undone, rest))))
+        remedy = " ".join(dict.fromkeys(filter(None, (_if_left_undone(step, is_merged) for step in rest))))
         draft.warn(LEFT_UNDONE.say(_case(draft, rest[0]), {"steps": _in_words(rest), "remedy": remedy}))
+    draft.add_unjudged(*_marks_of_mixtures(operation, situation))
     return draft.plan(plan.snapshots, Forecast(NOTHING, NOTHING, NOTHING, 0.0), None)
 
 
-def _if_left(step: Step) -> str:
-    """What it means to leave a step half done."""
+def _marks_of_mixtures(operation: Operation, situation: Situation) -> Iterator[DescribeSnapshot]:
+    """Steps by which everybody learns what is of no use any more. Of its own deletes libvirt has marks itself."""
+    if not any(isinstance(step, MergeLayers) for step in operation.plan.steps[: operation.steps_begun]):
+        return
+    for name in half_deleted(operation):
+        if (snapshot := situation.tree.snapshots.get(name)) is not None and not snapshot.annotations.half_deleted:
+            yield DescribeSnapshot(name, snapshot.remarks, replace(snapshot.remarks, half_deleted=True))
+
+
+def _if_left(step: Step, is_merged: bool) -> str:
+    """What it means to leave a step half done. `is_merged`: there are merges of which libvirt does not know yet."""
     match step:
         case TakeSnapshot():
             files = [plain(path) for path in (*step.overlays.values(), step.memory_file) if path is not None]
@@ -309,9 +320,10 @@ def _if_left(step: Step) -> str:
         case MergeLayers(way=MergeWay.PULL):
             return f"All snapshots show what they showed; {plain(step.merged)} may take more room than before."
         case MergeLayers():
+            others = "" if is_merged else " All other snapshots are what they were."
             return (
-                f"What is to be deleted may be overwritten in part on disk {plain(step.target)}: do not revert to it."
-                " All other snapshots are what they were."
+                f"What is to be deleted may be overwritten in part on disk {plain(step.target)}: it is of no use any"
+                f" more.{others}"
             )
         case RenameSnapshot():
             return (
@@ -319,12 +331,12 @@ def _if_left(step: Step) -> str:
                 " it once more finishes that; until then virsh must delete neither."
             )
         case _:
-            return _if_left_undone(step)
+            return _if_left_undone(step, is_merged)
 
 
-def _if_left_undone(step: Step) -> str:
+def _if_left_undone(step: Step, is_merged: bool) -> str:
     match step:
-        case RecordLayers():
+        case RecordLayers() if is_merged:
             return "libvirt still takes the content of merged layers to be where it was: do not revert to snapshots."
         case RemoveLeftover():
             return f"{plain(step.path)} stays, though nothing needs it."

@@ -58,10 +58,10 @@ RULES = (
         actions=actions(Action.RENAME),
         verdict=Verdict.REFUSE,
         condition=left_half_deleted,
-        reason="A delete of {snapshot} was cut short when it had begun to overwrite its layer, and was left like that."
-        " It is known by its name that what it holds is a mixture: under another, it would pass for a good one.",
+        reason="A delete of {snapshot} was cut short when it had begun to overwrite its layer, and was left like that:"
+        " what it holds is a mixture, which under another name would pass for something else.",
         remedy="Delete {snapshot}: that completes it.",
-        source="the journal knows by name what was left half deleted",
+        source="what is left half deleted is of no use, whatever it is called",
         needs=Known.TREE,
     ),
     Rule(

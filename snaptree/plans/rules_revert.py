@@ -120,8 +120,9 @@ def _bitmaps(case: Case) -> Evidence | None:
 
 
 def left_half_deleted(case: Case) -> Evidence | None:
-    """Whether what the snapshot holds is a mixture, as only the journal knows."""
-    return found() if case.name in case.situation.half_deleted else None
+    """Whether what the snapshot holds is a mixture: it is marked so, or the journal says it."""
+    is_marked = case.snapshot is not None and case.snapshot.annotations.half_deleted
+    return found() if is_marked or case.name in case.situation.half_deleted else None
 
 
 def _half_deleted(case: Case) -> Evidence | None:

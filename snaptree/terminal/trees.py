@@ -51,6 +51,7 @@ def _snapshot_json(snapshot: Snapshot, reading: DomainReading) -> dict[str, Any]
         "impact": impact_json(snapshot.annotations.impact),
         **_mark_json("pinned", snapshot.annotations.pinned),
         **_mark_json("known_good", snapshot.annotations.known_good),
+        "half_deleted": snapshot.annotations.half_deleted,
         "taken_by": snapshot.annotations.taken_by or None,
         "group": snapshot.annotations.group or None,
         "schedule": snapshot.annotations.schedule or None,
@@ -128,6 +129,8 @@ def _marks(snapshot: Snapshot, usual: SnapshotKind | None, layers: DomainLayers,
     """What is worth knowing of a snapshot besides its figures, in the words of the window's badges."""
     if snapshot.problem:
         yield "damaged"
+    if snapshot.annotations.half_deleted:
+        yield "half deleted"
     if snapshot.delete_in_progress:
         yield "delete interrupted"
     if any((image := layers.images.get(disk.frozen or "")) and image.is_missing for disk in snapshot.disks):

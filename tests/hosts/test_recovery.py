@@ -500,9 +500,13 @@ def test_what_was_overwritten_is_not_reverted_to(daemon: LibvirtDaemon, journal:
     run_and_kill(daemon.uri, plan_of(machine, steps), journal.path, moment, 0)
     leave = ask(machine, journal, Recover(leave=True))
     assert {"half-done", "left-undone"} <= rules(leave)
+    says = " ".join(finding.remedy for finding in leave.warnings)
+    assert "All other snapshots are what they were" in says
+    assert "do not revert to snapshots" not in says, "libvirt has nothing to learn of yet"
     assert run_plan(machine.connection, leave, journal=journal).error is None
     assert machine.contents()["two"] != before["two"] or moment is Moment.MERGING
-    assert "left-half-deleted" in rules(ask(machine, journal, Revert("two")))
+    assert machine.tree()["two"].annotations.half_deleted, "so that others learn of it too"
+    assert "left-half-deleted" in rules(machine.plan(Revert("two")))
     assert "rename-half-deleted" in rules(ask(machine, journal, Rename("two", "good-old")))
     assert run_plan(machine.connection, ask(machine, journal, Delete(("two",))), journal=journal).error is None
     assert unchanged(before, machine.contents(), "two")

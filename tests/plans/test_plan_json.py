@@ -67,7 +67,7 @@ def _mappings(values: st.SearchStrategy[_Value]) -> st.SearchStrategy[Mapping[st
 
 _findings = st.builds(Finding, _texts, _texts, _texts)
 _marks = st.none() | st.builds(Mark, _texts, st.integers(0, 2**40))
-_remarks = st.builds(Remarks, _texts, _marks, _marks)
+_remarks = st.builds(Remarks, _texts, _marks, _marks, st.booleans())
 _describes = st.builds(DescribeSnapshot, _texts, _remarks, _remarks)
 _steps: st.SearchStrategy[Step] = st.one_of(
     st.builds(
@@ -283,6 +283,8 @@ def test_documents_of_real_plans() -> None:
         (DescribeSnapshot("a", Remarks(pinned=Mark()), Remarks()), "Unpin “a”"),
         (DescribeSnapshot("a", Remarks(), Remarks(known_good=Mark())), "Mark “a” as known good"),
         (DescribeSnapshot("a", Remarks(known_good=Mark()), Remarks()), "Take the mark “known good” off “a”"),
+        (DescribeSnapshot("a", Remarks(), Remarks(half_deleted=True)), "Mark “a” as half deleted"),
+        (DescribeSnapshot("a", Remarks(half_deleted=True), Remarks()), "Take the mark “half deleted” off “a”"),
         (DescribeSnapshot("a", Remarks(), Remarks("x")), "Write a note on “a”"),
         (DescribeSnapshot("a", Remarks("x"), Remarks("y", Mark())), "Pin “a” and change the note of “a”"),
         (DescribeSnapshot("a", Remarks("x"), Remarks()), "Remove the note of “a”"),

@@ -746,6 +746,13 @@ REVERT = [
         a_machine().external("a").having(half_deleted=frozenset({"b"})),
     ),
     Row(
+        "left-half-deleted",
+        Revert("a"),
+        a_machine().external("a").snapshot("a", annotations=Annotations(half_deleted=True)),
+        ("“a”", "mixture"),
+        a_machine().external("a"),
+    ),
+    Row(
         "rename-half-deleted",
         Rename("a", "good-old"),
         a_machine().external("a").having(half_deleted=frozenset({"a"})),
