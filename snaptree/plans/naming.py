@@ -29,8 +29,12 @@ _BAD_CHARACTER = re.compile(r"[^A-Za-z0-9_-]")
 _BAD_IN_MACHINE = re.compile(r"[^A-Za-z0-9_.-]")
 _ROOM_FOR_NUMBER = 5
 _IMAGE_SUFFIXES = (".qcow2", ".qcow", ".qed", ".img", ".raw", ".vmdk", ".vdi", ".vhd", ".vhdx")
+_ROOM_BEHIND_LAYER = 14
+"""Bytes that may be appended to a new layer's name: a number, the disk's name, `.mem`."""
 _SECONDS_SUFFIX = re.compile(r"\.\d{9,11}")
 """What libvirt appends to the overlays that a revert makes: seconds since 1970."""
+_DATED_SUFFIX = re.compile(r"\.[A-Za-z0-9_-]*\d{4}-\d\d-\d\d-\d{6}[A-Za-z0-9_-]*")
+"""What templates for names make: a snapshot of which libvirt knows no more may have left it in a layer's name."""
 
 
 def name_problem(name: str, *, internal: bool = False) -> str:
@@ -112,13 +116,26 @@ def free_name(base: str, is_free: Callable[[str], bool]) -> str:
     return name
 
 
-def overlay_path(active_layer: str, name: str, snapshot_names: Collection[str] = (), layers_in: str = "") -> str:
+def overlay_path(
+    active_layer: str,
+    name: str,
+    snapshot_names: Collection[str] = (),
+    layers_in: str = "",
+    *,
+    frozen: Collection[str] = (),
+    layers: Collection[str] = (),
+) -> str:
     """Where the overlay of a new snapshot goes: `disk.qcow2` -> `disk.NAME`, beside the active layer or in `layers_in`.
 
-    What an earlier snapshot (one of `snapshot_names`) or a revert appended is replaced, so that names stay short.
+    What earlier snapshots or a revert appended is replaced, so that names stay short: it is known by `snapshot_names`,
+    by dates, and by the layers of this disk that snapshots have `frozen`. What a file system would refuse is cut. No
+    new layer is named like one of the machine's own `layers`.
     """
     directory, base = posixpath.split(active_layer)
-    return posixpath.join(layers_in or directory, f"{_stem(base, snapshot_names)}.{name}")
+    stem = _stem(base, snapshot_names, frozen)
+    room = max(1, LONGEST_FILE_NAME - _ROOM_BEHIND_LAYER - len(f".{name}"))
+    path = posixpath.join(layers_in or directory, f"{stem.encode()[:room].decode(errors='ignore')}.{name}")
+    return free_name(path, lambda each: each not in layers)
 
 
 def revert_overlay_path(frozen_layer: str, now: int) -> str:
@@ -177,11 +194,18 @@ def file_name_is_too_long(path: str) -> bool:
     return len(posixpath.basename(path).encode()) > LONGEST_FILE_NAME
 
 
-def _stem(base: str, snapshot_names: Collection[str]) -> str:
-    if match := _SECONDS_SUFFIX.fullmatch(posixpath.splitext(base)[1]):
-        return base[: -len(match[0])]
-    for suffix in _IMAGE_SUFFIXES:
-        if base.lower().endswith(suffix) and base.lower() != suffix:
-            return base[: -len(suffix)]
+def _stem(base: str, snapshot_names: Collection[str], frozen: Collection[str]) -> str:
+    """A layer's name without all that was appended to it."""
+    shorter = _without_ending(base, snapshot_names)
+    if shorter != base:
+        return _stem(shorter, snapshot_names, frozen)
+    stems = {_stem(posixpath.basename(path), snapshot_names, ()) for path in frozen}
+    return min((stem for stem in stems if base.startswith(f"{stem}.")), key=len, default=base)
+
+
+def _without_ending(base: str, snapshot_names: Collection[str]) -> str:
+    rest, suffix = posixpath.splitext(base)
+    if _SECONDS_SUFFIX.fullmatch(suffix) or _DATED_SUFFIX.fullmatch(suffix) or suffix.lower() in _IMAGE_SUFFIXES:
+        return rest
     endings = [f".{name}" for name in snapshot_names if base.endswith(f".{name}") and base != f".{name}"]
     return base[: -len(max(endings, key=len))] if endings else base

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import posixpath
+from collections.abc import Collection
 from dataclasses import replace
 from types import MappingProxyType
 
@@ -147,8 +148,18 @@ def _step(intention: Take, situation: Situation, capture: Capture) -> TakeSnapsh
 
     layers_in, memory_in = plain_path(intention.layers_in), plain_path(intention.memory_in)
 
-    def overlays_named(name: str) -> dict[str, str]:
-        return _apart({target: overlay_path(path, name, snapshot_names, layers_in) for target, path in places.items()})
+    frozen = {
+        target: {disk.frozen for each in situation.tree for disk in each.disks if disk.target == target and disk.frozen}
+        for target in places
+    }
+
+    def overlays_named(name: str, layers: Collection[str] = ()) -> dict[str, str]:
+        return _apart(
+            {
+                target: overlay_path(path, name, snapshot_names, layers_in, frozen=frozen[target], layers=layers)
+                for target, path in places.items()
+            }
+        )
 
     def is_free(name: str) -> bool:
         paths = overlays_named(name).values()
@@ -161,7 +172,7 @@ def _step(intention: Take, situation: Situation, capture: Capture) -> TakeSnapsh
         kind = _word_for(intention, how, saves_memory=saves_memory)
         fields = NameFields(situation.domain.name, situation.now, situation.user, kind)
         name = suggest_name(template, fields, situation.tree.snapshots.keys(), is_free)
-    overlays = overlays_named(name)
+    overlays = overlays_named(name, situation.layers.images)
     memory = MemorySnapshot.NO
     if saves_memory:
         memory = MemorySnapshot.INTERNAL if how is DiskSnapshot.INTERNAL else MemorySnapshot.EXTERNAL

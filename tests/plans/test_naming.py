@@ -99,10 +99,27 @@ def test_whatever_a_machine_and_its_user_are_called_a_template_makes_a_name(vm: 
         ("/images/web-01.1700000000", (), "/images/web-01.new"),
         ("/images/.qcow2", (), "/images/.qcow2.new"),
         ("/images/web-01.v2", ("v1",), "/images/web-01.v2.new"),
+        ("/images/web-01.qcow2.snapshot-2026-12-01-120000", (), "/images/web-01.new"),
+        ("/images/web-01.snapshot-2026-12-01-120000-2.amina-2026-12-01-120001", (), "/images/web-01.new"),
+        ("/images/web-01.1700000000.daily-3.1700000001", ("daily-3",), "/images/web-01.new"),
     ],
 )
 def test_overlays_lie_beside_the_active_layer(active: str, taken: tuple[str, ...], overlay: str) -> None:
     assert overlay_path(active, "new", taken) == overlay
+
+
+def test_layers_of_snapshots_that_are_no_more_lend_no_names() -> None:
+    frozen = ("/images/web-01.qcow2", "/images/web-01.custom")
+    assert overlay_path("/images/web-01.other", "new", frozen=frozen) == "/images/web-01.new"
+    assert overlay_path("/images/web-02.other", "new", frozen=frozen) == "/images/web-02.other.new"
+    assert overlay_path("/images/web-01.new", "new", layers=["/images/web-01.new.new"]) == "/images/web-01.new.new-2"
+
+
+@given(st.text(min_size=1).filter(lambda text: "/" not in text), st.text("ab-", min_size=1, max_size=LONGEST_NAME))
+def test_no_layer_has_a_name_that_a_file_system_refuses(base: str, name: str) -> None:
+    longest = overlay_path(f"/images/{base * 9}", name, layers=[overlay_path(f"/images/{base * 9}", name)])
+    assert longest.endswith(f".{name}-2")
+    assert not file_name_is_too_long(memory_path(f"{longest}.vda"))
 
 
 def test_other_files() -> None:
