@@ -27,9 +27,11 @@ NONE = "—"
 
 
 def figure(figure: Figure) -> str:
-    """A figure with its confidence: `1.25 GiB`, `≤ 1.25 GiB`, `~1.25 GiB`, or `?`."""
+    """A figure with its confidence: `1.25 GiB`, `≤ 1.25 GiB`, `~1.25 GiB`, `about −1.25 GiB`, or `?`."""
     if figure.bytes is None:
         return UNKNOWN
+    if figure.bytes < 0 and figure.confidence is Confidence.LIVE:
+        return f"about {size(figure.bytes)}"  # two waves side by side are read as one
     sign = {Confidence.UPPER_BOUND: "≤ ", Confidence.LIVE: "~"}.get(figure.confidence, "")
     return f"{sign}{size(figure.bytes)}"
 

@@ -1,4 +1,4 @@
-"""Text that somebody else chose, made safe for a sentence: it stays one line, and obeys nothing."""
+"""Words for sentences: text that somebody else chose stays one line and obeys nothing, bytes have units."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from snaptree.plans.facts import LIBVIRT_9_9, internal_images, is_external
 from snaptree.plans.plan import Action
 from snaptree.plans.rule import QEMU, TEST, Case, Evidence, Rule, Verdict, actions, first, found
 from snaptree.plans.situation import Known
-from snaptree.plans.wording import files_named, plain, quoted, snapshots_named
+from snaptree.plans.wording import files_named, plain, quoted, size, snapshots_named
 
 _DELETE = actions(Action.DELETE)
 _OWN_JOBS = "SnapTree merges the layers by block jobs of its own."
@@ -180,8 +180,8 @@ def _may_fill_disk(case: Case) -> Evidence | None:
             return found(
                 directory=plain(directory),
                 base=plain(merge.into),
-                grows=f"{grows / 2**20:.0f} MiB",
-                free=f"{free / 2**20:.0f} MiB",
+                grows=size(grows),
+                free=size(free),
             )
     return None
 

@@ -9,7 +9,7 @@ from snaptree.plans.plan import Action, MergeWay
 from snaptree.plans.rule import Case, Evidence, Rule, Verdict, actions, first, found
 from snaptree.plans.rules_depth import MOST_LAYERS_TO_START, NESTING_SINCE, NESTING_UNTIL
 from snaptree.plans.situation import Situation
-from snaptree.plans.wording import files_named, machines_named, plain, snapshots_named
+from snaptree.plans.wording import files_named, machines_named, plain, size, snapshots_named
 
 _DELETE = actions(Action.DELETE)
 
@@ -132,8 +132,8 @@ def lacks_room(situation: Situation, file: str, grows: int) -> Evidence | None:
     return found(
         directory=plain(directory),
         file=plain(file),
-        grows=f"{grows / 2**20:.0f} MiB",
-        free=f"{free / 2**20:.0f} MiB",
+        grows=size(grows),
+        free=size(free),
     )
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import posixpath
 from collections.abc import Callable, Iterable, Iterator
 
+from snaptree.model.costs import domain_costs
 from snaptree.model.estate import Consistency, DiskSnapshot, DomainState, MemorySnapshot
+from snaptree.model.growth import Growth, growth_of
 from snaptree.plans.facts import (
     LIBVIRT_9_3,
     LIBVIRT_10_9,
@@ -19,7 +21,7 @@ from snaptree.plans.naming import file_name_is_too_long, name_problem
 from snaptree.plans.plan import Action, Freeze
 from snaptree.plans.rule import QEMU, TEST, Case, Evidence, Rule, Verdict, actions, first, found
 from snaptree.plans.situation import Disk, Known
-from snaptree.plans.wording import files_named, listed, machines_named, plain, quoted, snapshots_named
+from snaptree.plans.wording import files_named, listed, machines_named, plain, quoted, size, snapshots_named
 
 _TAKE = actions(Action.TAKE)
 _NAMING = actions(Action.TAKE, Action.RENAME)
@@ -28,6 +30,10 @@ _ANY_DRIVER = frozenset({QEMU, TEST})
 DEEPEST_CHAIN = 200
 """libvirt does not start a machine whose disk stands on more layers (QEMU_DOMAIN_STORAGE_SOURCE_MAX_DEPTH)."""
 LONG_CHAIN = 25
+LITTLE_ROOM = 2**30
+"""Bytes free for the layers of a guest that runs, below which they are few."""
+LITTLE_OF_DISKS = 0.05
+"""For small disks fewer are enough: this part of what they show."""
 EMPTY_OVERLAY_BYTES = 256 * 1024
 """A new qcow2 layer's header and tables; 192 KiB measured with QEMU 7.2 and 10.0."""
 
@@ -162,7 +168,27 @@ def _no_space_for_layers(case: Case) -> Evidence | None:
     for directory in dict.fromkeys(layers):
         free, needed = case.situation.free_bytes.get(directory), layers.count(directory) * EMPTY_OVERLAY_BYTES
         if free is not None and free < needed:
-            return found(directory=plain(directory), free=f"{free >> 10} KiB", needed=f"{needed >> 10} KiB")
+            return found(directory=plain(directory), free=size(free), needed=size(needed))
+    return None
+
+
+def _soon_full(case: Case) -> Evidence | None:
+    """Less than what a guest that runs writes in a day, or than a small part of its disks; never more than those."""
+    if case.take is None or not case.is_active:
+        return None
+    growth: Growth | None = None
+    for directory in _directories(case.take.overlays.values()):
+        free = case.situation.free_bytes.get(directory)
+        held = [disk for disk in _held(case, DiskSnapshot.EXTERNAL) if disk.target in case.take.overlays]
+        images = [case.facts.image(disk.path or "") for disk in held]
+        most = sum(image.virtual_size or 0 for image in images if image is not None)
+        if free is None or free >= most:
+            continue
+        growth = growth or growth_of(case.tree, domain_costs(case.tree, case.layers), case.situation.now)
+        day = 0 if growth is None else growth.bytes_per_day
+        if free < max(day, min(most * LITTLE_OF_DISKS, LITTLE_ROOM)):
+            what = f"wrote {size(day)} a day of late" if free < day else f"has disks of {size(most)}"
+            return found(directory=plain(directory), free=size(free), what=what)
     return None
 
 
@@ -170,7 +196,7 @@ def _may_not_end(case: Case) -> Evidence | None:
     written, saved = case.situation.dirty_rate, case.situation.speed.saving_rate
     if case.take is None or not case.take.live or written is None or saved is None or written < saved:
         return None
-    return found(written=f"{written / 2**20:.0f} MiB", saved=f"{saved / 2**20:.0f} MiB")
+    return found(written=size(written), saved=size(saved))
 
 
 def _nothing_to_hold(case: Case) -> Evidence | None:
@@ -299,8 +325,8 @@ def _no_space_for_memory(case: Case) -> Evidence | None:
         return None
     return found(
         directory=plain(directory),
-        free=f"{free / 2**20:.0f} MiB",
-        memory=f"{case.situation.memory_bytes / 2**20:.0f} MiB",
+        free=size(free),
+        memory=size(case.situation.memory_bytes),
         otherwise="" if case.take.safety else ", or take a snapshot of the disks only",
     )
 
@@ -476,6 +502,16 @@ RULES = (
         condition=_no_space_for_layers,
         reason="{directory} has {free} free, and the new layers take {needed} there at once.",
         remedy="Make room, or put the layers somewhere else.",
+        source="QEMU stops a guest, or fails its writes, when a layer can't grow",
+    ),
+    Rule(
+        id="little-room-for-layers",
+        actions=_TAKE,
+        verdict=Verdict.WARN,
+        condition=_soon_full,
+        reason="{directory} has {free} free, and {vm} {what}: from now on all that it writes takes room there. When it"
+        " is full, the guest stops, or its writes fail.",
+        remedy="Make room there, or put the layers somewhere else.",
         source="QEMU stops a guest, or fails its writes, when a layer can't grow",
     ),
     Rule(

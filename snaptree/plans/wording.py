@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from snaptree.model.text import plain as plain
 from snaptree.model.text import quoted as quoted
+from snaptree.model.text import size as size
 
 MOST_NAMED = 3
 """How many of a list are named before "and 4 more"."""

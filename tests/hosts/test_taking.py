@@ -16,7 +16,7 @@ from snaptree.plans.intention import Capture, Delete, Revert, Take, places_of
 from snaptree.plans.planner import make_plan
 from tests.hosts.test_faults import fill
 from tests.kit.daemon import LibvirtDaemon
-from tests.kit.machines import NOW, EmbeddedHost, Machine, RealHost
+from tests.kit.machines import MIB, NOW, EmbeddedHost, Machine, RealHost, run_tool
 from tests.kit.relay import far_away
 
 pytestmark = pytest.mark.qemu
@@ -81,6 +81,28 @@ def test_disks_of_the_same_file_name_get_layers_apart(host: EmbeddedHost) -> Non
     assert machine.contents()["x"] == machine.contents()[NOW]
 
 
+def test_names_of_layers_do_not_grow(host: EmbeddedHost) -> None:
+    """A delete that merges upwards leaves the name of what it deleted in that of the layer."""
+    machine = host.make_machine(running=False)
+    image = machine.active_layers()["vda"]
+    long = image.rename(image.with_name("d" * 240 + ".qcow2"))
+    text = machine.handle.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)
+    host.connection.handle.defineXML(text.replace(str(image), str(long)))
+    for number in range(4):
+        machine.write(number)
+        machine.change(Take(capture=Capture.DISKS))
+        (name,) = machine.tree().snapshots
+        layer = machine.active_layers()["vda"]
+        assert len(layer.name) < 240
+        assert layer.name.endswith(f".{name}")
+        assert layer.name.count("snapshot-") == 1
+        before = machine.contents()
+        # As a delete that merges upwards leaves it.
+        run_tool("qemu-img", "rebase", "-q", "-f", "qcow2", "-b", "", str(layer))
+        machine.handle.snapshotLookupByName(name).delete(libvirt.VIR_DOMAIN_SNAPSHOT_DELETE_METADATA_ONLY)
+        assert machine.contents()[NOW] == before[NOW]
+
+
 @pytest.mark.parametrize("running", [True, False])
 def test_a_directory_that_is_not_there_is_noticed_before_anything_is_done(host: EmbeddedHost, running: bool) -> None:
     machine = host.make_machine(running=running)
@@ -127,6 +149,20 @@ def test_layers_need_some_room_at_once(host: EmbeddedHost, small_disk: Path) -> 
     filler.unlink()
     assert run_plan(host.connection, plan).error is None
     assert machine.contents() == before | {"x": before[NOW]}
+
+
+def test_a_layer_that_cannot_grow_ends_what_the_guest_writes(host: EmbeddedHost, small_disk: Path) -> None:
+    machine = host.make_machine()
+    before = machine.contents()
+    take = Take("x", capture=Capture.DISKS, layers_in=str(small_disk))
+    assert "little-room-for-layers" not in machine.spoken(take)
+    filler = fill(small_disk)
+    assert "little-room-for-layers" in machine.spoken(take)
+    machine.change(take)
+    machine.write(1, length=MIB)
+    assert machine.active_layers()["vda"].stat().st_blocks * 512 < MIB, "there was no room for it"
+    filler.unlink()
+    assert machine.contents()["x"] == before[NOW]
 
 
 @pytest.mark.daemon

@@ -358,22 +358,41 @@ TAKE = [
         "no-space-for-layers",
         external(),
         a_machine(disk("vda"), disk("vdb"), free_bytes=MappingProxyType({"/images": 300 << 10})),
-        ("/images", "300 KiB", "512 KiB"),
+        ("/images", "300.0 KiB", "512.0 KiB"),
         a_machine(free_bytes=MappingProxyType({"/images": 300 << 10})),
+    ),
+    Row(
+        "little-room-for-layers",
+        external(),
+        a_machine(state=RUNNING, free_bytes=MappingProxyType({"/images": 51 * MIB})),
+        ("/images", "51.0 MiB", "1.0 GiB", "stops"),
+        a_machine(state=RUNNING, free_bytes=MappingProxyType({"/images": 52 * MIB})),
+    ),
+    Row(
+        "little-room-for-layers",
+        external(),
+        a_machine(state=RUNNING)
+        .external("a")
+        .having(now=NOW + 3600, free_bytes=MappingProxyType({"/images": 239 * MIB})),
+        ("wrote 240.0 MiB a day",),
+        a_machine(state=RUNNING)
+        .external("a")
+        .having(now=NOW + 3600, free_bytes=MappingProxyType({"/images": 240 * MIB})),
     ),
     Row(
         "live-may-not-end",
         Take(name="new", capture=Capture.DISKS_AND_MEMORY, live=True),
         saving_10_mib_a_second(dirty_rate=20 * MIB),
-        ("20 MiB", "10 MiB", "web-01"),
+        ("20.0 MiB", "10.0 MiB", "web-01"),
         saving_10_mib_a_second(dirty_rate=9 * MIB),
     ),
     Row(
         "file-name-too-long",
-        external("a" * 50),
+        external("a" * 250),
+        a_machine(),
+        ("a" * 250,),
         a_machine(disk(path="/images/" + "b" * 220 + ".qcow2")),
-        ("b" * 220,),
-        a_machine(disk(path="/images/" + "b" * 120 + ".qcow2")),
+        external("a" * 100),
     ),
     Row(
         "nothing-to-hold",
@@ -533,7 +552,7 @@ TAKE = [
         "no-space-for-memory",
         with_memory(),
         a_machine(state=RUNNING, free_bytes=MappingProxyType({"/images": 511 * MIB})),
-        ("/images", "511 MiB", "512 MiB"),
+        ("/images", "511.0 MiB", "512.0 MiB"),
         a_machine(state=RUNNING, free_bytes=MappingProxyType({"/images": 512 * MIB})),
     ),
     Row(
@@ -976,7 +995,7 @@ DELETE = [
         "merge-may-fill-disk",
         delete("a"),
         a_machine().external("a").having(free_bytes=MappingProxyType({"/images": 9 * MIB})),
-        ("/images", BASE, "10 MiB", "9 MiB"),
+        ("/images", BASE, "10.0 MiB", "9.0 MiB"),
         a_machine().external("a").having(free_bytes=MappingProxyType({"/images": 10 * MIB})),
     ),
 ]
