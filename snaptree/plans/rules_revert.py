@@ -222,8 +222,16 @@ def _added_since(case: Case) -> Evidence | None:
         return None
     return found(
         disks=listed(plain(disk.target) for disk in added),
-        files=files_named(disk.path for disk in added if disk.path),
+        files=files_named(_left_of(case, disk) for disk in added),
     )
+
+
+def _left_of(case: Case, disk: Disk) -> str:
+    """The file that is there still when a disk is no more: a layer that only was in use goes."""
+    path = disk.path or ""
+    active, *below = case.facts.chains.get(disk.target) or (path,)
+    goes = case.forks or active in case.unlinks
+    return below[0] if goes and below and below[0] in case.facts.frozen_by else path
 
 
 def _checkpoints_break(case: Case) -> Evidence | None:
