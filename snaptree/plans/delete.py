@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from snaptree.model.costs import cost_of_deleting
@@ -20,6 +20,7 @@ from snaptree.plans.rule import QEMU
 from snaptree.plans.rules_merge import MERGE_LACKS_ROOM, lacks_room
 from snaptree.plans.rules_plan import LEFTOVER_STAYS
 from snaptree.plans.situation import Situation
+from snaptree.plans.speed import A_MOMENT
 from snaptree.plans.wording import files_named, machines_named, plain
 
 
@@ -82,8 +83,15 @@ def add_deletions(
         copies=copies,
         frees=total([cost.frees if cost.frees.is_known else total(costs.frees), *emptied]),
         peak_extra=most_room(layer_tree, parts),
-        seconds=start.speed.seconds(len(names), copies),
+        seconds=start.speed.seconds(slow, copies) if (slow := _taking_time(start, parts)) else A_MOMENT,
     )
+
+
+def _taking_time(start: Situation, parts: Iterable[Batch]) -> int:
+    """How many snapshots take longer to delete than it takes to remove files."""
+    merged = {name for part in parts if part.merges for name in part.names}
+    inside = {name for part in parts for name in part.names if not is_external(start.tree[name])}
+    return len(merged | inside)
 
 
 def _remove_emptied(draft: Draft, names: tuple[str, ...]) -> list[Figure]:
