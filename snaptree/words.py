@@ -76,7 +76,7 @@ def mark_in_full(mark: Mark) -> str:
 
 
 def _by_and_when(mark: Mark, when: str) -> str:
-    return ", ".join([*([f"by {mark.by}"] if mark.by else []), *([when] if mark.at else [])]) or "nobody knows by whom"
+    return ", ".join([*([f"by {mark.by}"] if mark.by else []), *([when] if mark.at else [])]) or "not recorded by whom"
 
 
 def _day(at: float) -> str:

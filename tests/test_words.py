@@ -68,7 +68,7 @@ def test_marks_say_who_and_when() -> None:
     assert re.fullmatch(r"by amina, \d+ Nov 2026", words.mark(mark))
     assert re.fullmatch(r"by amina, \d+ Nov 2026, \d\d:\d\d:\d\d \S+", words.mark_in_full(mark))
     assert words.mark(Mark("amina")) == "by amina"
-    assert words.mark(Mark()) == "nobody knows by whom"
+    assert words.mark(Mark()) == "not recorded by whom"
 
 
 @pytest.mark.parametrize(

@@ -106,8 +106,9 @@ def result(operation: Operation) -> str:
 
 
 def _came_to(operation: Operation) -> str:
-    impact = "" if operation.impact is None else f": {words.impact(operation.impact)}"
-    return f"{impact}. {operation.remark}" if operation.remark else impact
+    impact = operation.impact if operation.plan.action is Action.TAKE else None
+    did = "" if impact is None else f": {words.impact(impact)}"
+    return f"{did}. {operation.remark}" if operation.remark else did
 
 
 def _settled(operation: Operation) -> str:

@@ -79,8 +79,9 @@ def _costs(forecast: Forecast) -> list[tuple[str, str]]:
 
 def print_result(out: Console, operation: Operation) -> None:
     """Print that it is done, and what came of it that nobody could know before."""
-    impact = "" if operation.impact is None else f" It {words.impact(operation.impact)}."
-    out.print(f"Done.{impact}")
+    # That of a safety snapshot is no news beside the revert itself.
+    impact = operation.impact if operation.plan.action is Action.TAKE else None
+    out.print("Done." if impact is None else f"Done. It {words.impact(impact)}.")
     if operation.remark:
         out.print(plain(operation.remark), style="yellow", soft_wrap=False)
 
