@@ -43,9 +43,12 @@ def name_problem(name: str, *, internal: bool = False) -> str:
         return "A snapshot needs a name."
     if len(name) > LONGEST_NAME:
         return f"A snapshot's name can have {LONGEST_NAME} characters; this one has {len(name)}."
+    if strange := [found[0] for found in _FIELD.finditer(name) if found[1] not in FIELDS]:
+        there = ", ".join(f"{{{field}}}" for field in FIELDS)
+        return f"{quoted(strange[0])} can't be filled in: there are {there}."
     if bad := _BAD_CHARACTER.search(name):
         character = "a space" if bad[0] == " " else quoted(bad[0])
-        return f"{quoted(name)} has {character} in it: use letters from a to z, digits, dashes and underscores."
+        return f"{quoted(name)} has {character} in it: use letters (a to z, A to Z), digits, dashes and underscores."
     if name[0] in "-_":
         return f"{quoted(name)} does not begin with a letter or a digit."
     if internal and name.isdigit():
@@ -87,10 +90,6 @@ def is_template(name: str) -> bool:
 
 def template_problem(template: str) -> str:
     """Why this makes no names; empty if it does. One sentence."""
-    strange = [found[0] for found in _FIELD.finditer(template) if found[1] not in FIELDS]
-    if strange:
-        there = ", ".join(f"{{{field}}}" for field in FIELDS)
-        return f"{quoted(strange[0])} can't be filled in: there are {there}."
     return name_problem(fill_template(template, NameFields("vm", 0, "user", "kind")))
 
 
@@ -157,8 +156,8 @@ def machine_name_problem(name: str) -> str:
         return f"A machine's name can have {LONGEST_NAME} characters; this one has {len(name)}."
     if _BAD_IN_MACHINE.search(name) or not name or name[0] in "-_.":
         return (
-            f"{quoted(name)} is no name for a machine: use letters from a to z, digits, dashes, underscores and dots,"
-            " a letter or digit first."
+            f"{quoted(name)} is no name for a machine: use letters (a to z, A to Z), digits, dashes, underscores and"
+            " dots, a letter or digit first."
         )
     return ""
 

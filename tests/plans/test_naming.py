@@ -41,6 +41,11 @@ def test_names_that_break_something(name: str) -> None:
     assert "\n" not in problem
 
 
+def test_a_field_that_nobody_can_fill_is_said_to_be_one() -> None:
+    assert "“{foo}” can't be filled in: there are {vm}," in name_problem("a-{foo}")
+    assert "has “{” in it" in name_problem("a-{vm}")
+
+
 def test_only_inside_an_image_a_number_is_no_name() -> None:
     assert name_problem("17") == ""
     assert "number" in name_problem("17", internal=True)
