@@ -33,6 +33,16 @@ ANOTHER_KIND = Rule(
     source="whoever names no kind of snapshot expects that of the last one",
     drivers=_ANY_DRIVER,
 )
+NO_UNDO_OF_TAKE = Rule(
+    id="no-undo-of-take",
+    actions=actions(Action.TAKE),
+    verdict=Verdict.WARN,
+    condition=by_the_planner,
+    reason="Taking {snapshot} can't be undone, as deleting it again would be refused: {problem}",
+    remedy="",
+    source="the undo of a take deletes the snapshot, where libvirt could do that",
+    drivers=_ANY_DRIVER,
+)
 MANAGED_SAVE_DROPPED = Rule(
     id="managed-save-dropped",
     actions=actions(Action.REVERT),
@@ -127,6 +137,7 @@ GROUP_IS_TORN = Rule(
 RULES = (
     NO_SAFETY_SNAPSHOT,
     ANOTHER_KIND,
+    NO_UNDO_OF_TAKE,
     MANAGED_SAVE_DROPPED,
     MACHINE_IS_STOPPED,
     UNDO_KEEPS_SNAPSHOT,

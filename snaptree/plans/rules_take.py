@@ -807,8 +807,8 @@ RULES = (
         actions=_TAKE,
         verdict=Verdict.WARN,
         condition=_external_on_internal,
-        reason="Inside {files}: {internal}. Once {snapshot} has frozen that layer, going back to {internal} would"
-        " overwrite {snapshot} and is refused, and libvirt can't delete {snapshot} before {internal} is gone.",
+        reason="Inside {files}: {internal}. Once {snapshot} has frozen that layer, a revert to what is inside would"
+        " overwrite {snapshot} and is refused, and libvirt can't delete {snapshot} as long as anything is inside.",
         remedy="Take an internal snapshot instead, as the tree has them so far.",
         source="lab: internal, then external: revert to the internal one gives the external one the wrong content",
     ),

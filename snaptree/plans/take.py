@@ -36,7 +36,7 @@ from snaptree.plans.plan import (
     Undo,
 )
 from snaptree.plans.rule import QEMU, Case, Evidence, found
-from snaptree.plans.rules_plan import ANOTHER_KIND
+from snaptree.plans.rules_plan import ANOTHER_KIND, NO_UNDO_OF_TAKE
 from snaptree.plans.rules_take import EMPTY_OVERLAY_BYTES
 from snaptree.plans.situation import Situation
 from snaptree.plans.wording import plain, quoted
@@ -57,7 +57,9 @@ def plan_take(intention: Take, situation: Situation) -> Plan:
     undo = None
     if not draft.is_refused:
         delete = draft.case(DeleteSnapshot(step.name, (), merges=bool(step.overlays)), batch=(step.name,))
-        if not rules.refusals(delete):
+        if problems := rules.refusals(delete):
+            draft.warn(NO_UNDO_OF_TAKE.say(delete, {"problem": problems[0].reason}))
+        else:
             undo = Undo(
                 f"Delete {quoted(step.name)} again; {plain(situation.domain.name)} keeps what it did since.",
                 delete=(step.name,),
@@ -203,7 +205,7 @@ def _word_for(intention: Take, how: DiskSnapshot, *, saves_memory: bool) -> str:
         return "internal"
     if saves_memory:
         return "live" if intention.live else "memory"
-    return "disks" if intention.quiesce is Freeze.NO else "frozen"
+    return "frozen" if intention.quiesce is Freeze.REQUIRED else "disks"  # what may not be frozen is not called so
 
 
 def _apart(overlays: dict[str, str]) -> dict[str, str]:

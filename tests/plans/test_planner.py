@@ -34,9 +34,9 @@ from snaptree.plans.plan import (
 )
 from snaptree.plans.planner import make_plan
 from snaptree.plans.situation import Situation
-from snaptree.plans.speed import Sample, Speed, Way
+from snaptree.plans.speed import A_MOMENT, Sample, Speed, Way
 from snaptree.plans.take import take_step
-from tests.plans.situations import DEBIAN_12, MIB, NOW, SituationBuilder, a_machine, disk
+from tests.plans.situations import DEBIAN_12, DEBIAN_13, MIB, NOW, SituationBuilder, a_machine, disk
 
 RUNNING = DomainState.RUNNING
 
@@ -148,6 +148,31 @@ def test_another_kind_than_the_last_one_is_never_taken_without_a_word() -> None:
         assert "another-kind" not in {finding.rule for finding in make_plan(Take("b"), machine.build()).warnings}
 
 
+def test_why_a_take_cannot_be_undone_is_said() -> None:
+    plan = make_plan(Take("b", capture=Capture.DISKS), a_machine().internal("a").build())
+    assert plan.undo is None
+    assert plan.warns_of_finality
+    (why,) = (finding for finding in plan.warnings if finding.rule == "no-undo-of-take")
+    assert "“b” can't be undone" in why.reason
+    assert why.reason.endswith(".")
+
+
+@pytest.mark.parametrize("version", [DEBIAN_12, DEBIAN_13])
+def test_what_a_revert_removes_is_not_said_to_stay(version: int) -> None:
+    machine = a_machine(version=version, takes_new_layers=frozenset({"/images"})).external("a")
+    both = (*machine.build().disks, disk("vdb"))
+    plan = make_plan(Revert("a"), machine.having(disks=both).chain("vdb", "/images/vdb.qcow2").build())
+    assert not plan.is_refused
+    (said,) = (finding.reason for finding in plan.warnings if "Added after" in finding.reason)
+    assert "the file /images/vdb.qcow2 stays" in said
+
+
+def test_a_delete_that_only_removes_files_takes_a_moment() -> None:
+    machine = a_machine(speed=Speed(1.2, 1e6)).external("a").external("b").external("c").revert("a").build()
+    assert make_plan(Delete(("b",), subtree=True), machine).forecast.seconds == pytest.approx(A_MOMENT)
+    assert make_plan(Delete(("b",)), machine).forecast.seconds != pytest.approx(A_MOMENT)
+
+
 def test_the_best_snapshot_of_a_running_machine_saves_its_memory() -> None:
     assert the_take(make_plan(Take("a"), a_machine(state=RUNNING).build())).memory is MemorySnapshot.INTERNAL
     running = a_machine().external("a").state(RUNNING).build()
@@ -222,15 +247,17 @@ def test_who_wants_files_elsewhere_gets_a_kind_that_has_files() -> None:
     ("take", "kind"),
     [
         (Take(capture=Capture.DISKS), "disks"),
-        (Take(capture=Capture.DISKS, quiesce=Freeze.IF_POSSIBLE), "frozen"),
+        (Take(capture=Capture.DISKS, quiesce=Freeze.REQUIRED), "frozen"),
+        (Take(capture=Capture.DISKS, quiesce=Freeze.IF_POSSIBLE), "disks"),
         (Take(capture=Capture.DISKS_AND_MEMORY), "memory"),
         (Take(capture=Capture.DISKS_AND_MEMORY, live=True), "live"),
         (Take(capture=Capture.INTERNAL), "internal"),
     ],
 )
 def test_a_name_may_be_a_template(take: Take, kind: str) -> None:
-    situation = a_machine(state=RUNNING, user="amina").build()
-    assert the_take(make_plan(replace(take, name="{vm}-{user}-{kind}"), situation)).name == f"web-01-amina-{kind}"
+    """What may not be frozen is not called frozen."""
+    situation = a_machine(state=RUNNING, user="amina", has_agent=True).build()
+    assert take_step(replace(take, name="{vm}-{user}-{kind}"), situation).name == f"web-01-amina-{kind}"
     (refusal,) = make_plan(replace(take, name="{vm}-{what}"), situation).refusals
     assert refusal.rule == "name-not-allowed"
 
