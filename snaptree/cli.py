@@ -87,6 +87,10 @@ def _stopped_by_signals() -> Iterator[None]:
 # Arguments
 
 
+_NO_OPTION = "\0"
+"""Before what begins with a dash and stands after `--`, while it is parsed: no argument can have it in it."""
+
+
 class _CommandParser(argparse.ArgumentParser):
     """The parser of one command: options stand anywhere among its names, and what it does not know is its own error."""
 
@@ -97,17 +101,31 @@ class _CommandParser(argparse.ArgumentParser):
         # argparse comes back here from within the call below; it can't mix where commands have commands.
         if self._is_mixing or self._subparsers is not None:
             return super().parse_known_args(args, namespace)
+        args = list(args)
         if "--" in args:  # mixing loses it, and takes names that begin with a dash for options
-            options, unknown = super().parse_known_args(args, namespace)
-        else:
-            self._is_mixing = True
-            try:
-                options, unknown = self.parse_known_intermixed_args(args, namespace)
-            finally:
-                self._is_mixing = False
+            end = args.index("--")
+            args[end:] = [f"{_NO_OPTION}{arg}" if arg.startswith("-") else arg for arg in args[end + 1 :]]
+        self._is_mixing = True
+        try:
+            options, unknown = self.parse_known_intermixed_args(args, namespace)
+        finally:
+            self._is_mixing = False
+        for key, value in vars(options).items():
+            if isinstance(value, str):
+                setattr(options, key, value.removeprefix(_NO_OPTION))
+            elif isinstance(value, list):
+                setattr(
+                    options, key, [each.removeprefix(_NO_OPTION) if isinstance(each, str) else each for each in value]
+                )
         if unknown:
             self.error(f"unrecognized arguments: {' '.join(unknown)}")
         return options, unknown
+
+
+def _not_empty(name: str) -> str:
+    if not name:
+        raise argparse.ArgumentTypeError("it is empty: leave it out for the default")
+    return name
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -169,7 +187,7 @@ def _parser() -> argparse.ArgumentParser:
         "name",
         metavar="NAME",
         nargs="?",
-        default="",
+        type=_not_empty,
         help="may have {vm}, {date}, {time}, {user} and {kind} in it; by default snapshot-{date}-{time}",
     )
     kind = take.add_mutually_exclusive_group()
@@ -616,7 +634,7 @@ def _take(options: argparse.Namespace) -> int:
     elif options.disk_only or quiesce is not Freeze.NO:
         capture = Capture.DISKS
     intention = Take(
-        options.name,
+        options.name or "",
         options.note,
         capture,
         quiesce=quiesce,

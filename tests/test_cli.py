@@ -410,6 +410,8 @@ def test_a_terminal_asks(terminal: Terminal, answer: str, taken: bool) -> None:
         (("frobnicate",), 2, "frobnicate"),
         (("take", "web-01", "a/b", "-y"), 3, "a/b"),
         (("take", "web-01", "x", "--memory", "--internal"), 2, "not allowed with"),
+        (("take", "web-01", "-n", "--", "--yes"), 3, "“--yes” does not begin with a letter"),
+        (("take", "web-01", "", "-n"), 2, "it is empty"),
     ],
 )
 def test_wrong_input_says_what_is_wrong(terminal: Terminal, arguments: tuple[str, ...], status: int, says: str) -> None:
@@ -426,6 +428,7 @@ def test_wrong_input_says_what_is_wrong(terminal: Terminal, arguments: tuple[str
         ("take", "fresh-01", "--disk-only", "anywhere", "-n"),
         ("take", "--disk-only", "fresh-01", "-n", "anywhere"),
         ("take", "-n", "--disk-only", "--", "fresh-01", "anywhere"),
+        ("take", "fresh-01", "-n", "--disk-only", "--", "anywhere"),
     ],
 )
 def test_options_stand_anywhere_among_names(terminal: Terminal, arguments: tuple[str, ...]) -> None:

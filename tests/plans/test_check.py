@@ -106,6 +106,13 @@ def test_a_deep_chain_is_made_shorter_by_what_schedules_took_if_that_is_enough(
     assert wanted(advice) == Prune(Policy({Period.LAST: 5}, maximum_depth=8, scope=scope))
 
 
+def test_what_was_left_half_deleted_is_deleted() -> None:
+    first, *rest = chain(3)
+    advice = only(observed([replace(first, annotations=Annotations(half_deleted=True)), *rest]), Kind.MIXTURE)
+    assert "mixture" in advice.text
+    assert wanted(advice) == Delete((first.name,))
+
+
 def test_a_chain_of_what_is_to_stay_has_no_cure_but_words() -> None:
     advice = only(observed(marked(chain(12), PINNED)), Kind.DEEP_CHAIN, Thresholds(max_depth=8))
     assert advice.cure is None
