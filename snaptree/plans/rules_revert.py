@@ -352,7 +352,7 @@ RULES = (
         " and the guest would ruin the file systems there.",
         remedy="Revert to the disks alone, and let {vm} be off (the state Off, or snaptree revert {vm_arg}"
         " {snapshot_arg} --off); started then, it is as after a power cut.",
-        source="lab on 9.0, 11.3 and 12.8: RAM comes back as it was, and the disk that was left out as it is now",
+        source="lab on 11.3: RAM comes back as it was, and the disk that was left out as it is now",
     ),
     Rule(
         id="not-in-image",

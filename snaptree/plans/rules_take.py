@@ -402,7 +402,7 @@ RULES = (
         " disk of another time, and the guest would ruin the file systems there. So a revert with this memory is"
         " refused; without it, {vm} starts as after a power cut, and {disks} stays as it is.",
         remedy="Leave no disk out, or take the disks only.",
-        source="lab on 9.0, 11.3 and 12.8: RAM comes back as it was, and the disk that was left out as it is now",
+        source="lab on 11.3: RAM comes back as it was, and the disk that was left out as it is now",
     ),
     Rule(
         id="nothing-to-take",
@@ -578,7 +578,7 @@ RULES = (
         reason="An internal snapshot is written into {files}, which disks of {machines} stand on as well: QEMU refuses"
         " that while one of them runs, and a revert to it would damage them.",
         remedy="Take it on new layers (disks only, or disks and memory): they leave {files} as it is.",
-        source="lab on 9.0, 11.3 and 12.8: 'Failed to get \"write\" lock', and clones corrupted by a revert",
+        source="lab on 9.0 and 11.3: 'Failed to get \"write\" lock'; a revert changes what stands on the image",
     ),
     Rule(
         id="layers-on-a-base",
