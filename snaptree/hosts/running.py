@@ -70,7 +70,7 @@ from snaptree.plans.plan import (
     TakeSnapshot,
     ThawFileSystems,
 )
-from snaptree.plans.plan_json import describe_step, steps_in_words
+from snaptree.plans.plan_words import describe_step, steps_in_words
 from snaptree.plans.recovery import half_deleted, is_torn
 from snaptree.plans.rule import QEMU
 from snaptree.plans.wording import plain, snapshots_named

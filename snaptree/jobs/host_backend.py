@@ -47,7 +47,7 @@ from snaptree.plans.hours import Hours
 from snaptree.plans.intention import Intention, Prune, Recover, Take, only_describes, places_of, take_back
 from snaptree.plans.operation import Operation, OperationState, Pause, Progress, Settled, undoes_look
 from snaptree.plans.plan import Action, Plan
-from snaptree.plans.plan_json import describe_step
+from snaptree.plans.plan_words import describe_step
 from snaptree.plans.planner import make_plan, needs_analysis
 from snaptree.plans.prune_many import PlannedPrune, no_more_than, plan_prunes, unreadable
 from snaptree.plans.situation import Situation

@@ -13,7 +13,7 @@ from snaptree.plans import rules
 from snaptree.plans.draft import Draft, find_snapshot
 from snaptree.plans.intention import Describe, Rename
 from snaptree.plans.plan import Action, DescribeSnapshot, Forecast, Plan, RenameSnapshot, Undo
-from snaptree.plans.plan_json import describe_remarks
+from snaptree.plans.plan_words import describe_remarks
 from snaptree.plans.rules_describe import SAID_OTHERWISE_SINCE
 from snaptree.plans.situation import Situation
 from snaptree.plans.wording import quoted, snapshots_named

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
 from types import MappingProxyType
-from typing import TYPE_CHECKING
 
 from snaptree.model.estate import Consistency, DiskSnapshot, MemorySnapshot, Remarks
 from snaptree.model.figures import Figure, unknown
 from snaptree.model.merging import MergeWay as MergeWay
 from snaptree.model.settings import SettingChange
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 
 class Action(StrEnum):

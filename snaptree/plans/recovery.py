@@ -37,7 +37,7 @@ from snaptree.plans.plan import (
     Step,
     TakeSnapshot,
 )
-from snaptree.plans.plan_json import describe_step, steps_in_words
+from snaptree.plans.plan_words import describe_step, steps_in_words
 from snaptree.plans.rule import Case, action_of
 from snaptree.plans.rules_plan import CANNOT_FINISH, FINISHED_ALREADY, GROUP_IS_TORN, HALF_DONE, LEFT_UNDONE
 from snaptree.plans.situation import Situation

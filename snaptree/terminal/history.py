@@ -10,7 +10,7 @@ from rich.console import Console
 from snaptree import words
 from snaptree.plans.operation import Operation, OperationState, last_undoable
 from snaptree.plans.plan import Action
-from snaptree.plans.plan_json import describe_plan
+from snaptree.plans.plan_words import describe_plan
 from snaptree.terminal.console import iso_time, plain
 from snaptree.terminal.plans import error_json, impact_json
 from snaptree.terminal.table import Column, Cut, add_row, print_table

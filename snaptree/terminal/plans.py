@@ -13,7 +13,8 @@ from snaptree.model.estate import Impact
 from snaptree.plans.group import GroupPlan
 from snaptree.plans.operation import Operation
 from snaptree.plans.plan import Action, Forecast, Plan
-from snaptree.plans.plan_json import plan_to_json, steps_in_words
+from snaptree.plans.plan_json import plan_to_json
+from snaptree.plans.plan_words import steps_in_words
 from snaptree.terminal.console import plain
 
 

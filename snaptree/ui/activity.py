@@ -21,7 +21,7 @@ from PySide6.QtWidgets import (
 from snaptree import words
 from snaptree.plans.operation import OperationState, Pause, last_undoable
 from snaptree.plans.plan import Action
-from snaptree.plans.plan_json import describe_plan, describe_step
+from snaptree.plans.plan_words import describe_plan, describe_step
 from snaptree.ui import icons
 from snaptree.ui.labels import ElidedLabel, PlainLabel
 from snaptree.ui.text import in_sentence, tooltip

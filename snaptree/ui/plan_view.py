@@ -21,7 +21,7 @@ from snaptree.model.errors import SnapTreeError
 from snaptree.model.figures import Confidence, Figure
 from snaptree.plans.group import GroupPlan
 from snaptree.plans.plan import Plan
-from snaptree.plans.plan_json import steps_in_words
+from snaptree.plans.plan_words import steps_in_words
 from snaptree.ui import icons
 from snaptree.ui.labels import PlainLabel, PlainLines, SectionTitle
 from snaptree.ui.text import in_sentence, tooltip

@@ -46,7 +46,8 @@ from snaptree.plans.plan import (
     ThawFileSystems,
     Undo,
 )
-from snaptree.plans.plan_json import describe_step, plan_from_record, plan_to_json, plan_to_record, steps_in_words
+from snaptree.plans.plan_json import plan_from_record, plan_to_json, plan_to_record
+from snaptree.plans.plan_words import describe_step, steps_in_words
 from snaptree.plans.planner import make_plan
 from tests.plans.situations import a_machine
 

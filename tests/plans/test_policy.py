@@ -40,7 +40,7 @@ def policy(*, within: str = "", minimum_age: str = "", keep_forks: bool = True, 
 def taken(moments: Iterable[dt.datetime], annotations: Annotations = BY_SCHEDULE) -> list[Snapshot]:
     """A line of snapshots, the oldest first."""
     line: list[Snapshot] = []
-    for number, moment in enumerate(sorted(moments)):
+    for number, moment in enumerate(sorted(moments, key=dt.datetime.timestamp)):  # clocks are put back, too
         parent = line[-1].name if line else None
         created = int(moment.timestamp())
         line.append(Snapshot(f"s{number}", parent, created, DomainState.OFF, annotations=annotations))
