@@ -440,6 +440,12 @@ def _is_same_machine(one: Shown, other: Shown) -> bool:
     return one.machine is not None and other.machine is not None and one.machine.id == other.machine.id
 
 
+_HALF_DELETED = (
+    "Its deletion was cut short and left: its layer is partly overwritten with what came later, and is no state that"
+    " ever was. Delete it."
+)
+
+
 def _badges(snapshot: Snapshot, machine: Machine) -> tuple[Badge, ...]:
     badges = []
     marks = snapshot.annotations
@@ -455,6 +461,8 @@ def _badges(snapshot: Snapshot, machine: Machine) -> tuple[Badge, ...]:
                 icon="warning",
             )
         )
+    if marks.half_deleted:
+        badges.append(Badge("half deleted", _HALF_DELETED, Tone.ERROR, stays=True, icon="error"))
     missing = _missing_layers(snapshot, machine)
     if missing:
         badges.append(Badge("image missing", "\n".join(missing), Tone.ERROR, stays=True, icon="error"))

@@ -87,6 +87,18 @@ def kind_of(plan: Plan) -> Kind | None:
     return Kind.FROZEN if step.consistency is Consistency.FILESYSTEM else Kind.DISKS
 
 
+def _otherwise(kind: Kind, plan: Plan) -> str:
+    """What a choice comes to here, where it is not what it is chosen for; empty where it is."""
+    step = next((step for step in plan.steps if isinstance(step, TakeSnapshot)), None)
+    if step is None or step.consistency is not Consistency.CRASH or kind is Kind.DISKS:
+        return ""
+    if kind is Kind.FROZEN:
+        return "They can't be frozen now: a revert is like switching it on after a power cut (crash-consistent)."
+    return (
+        "Not all disks that the memory belongs to are in it, so it is not brought back: a revert is of the disks only."
+    )
+
+
 def why_not(plan: Plan) -> str:
     """Why a choice is none here, in sentences; empty if it is one."""
     against = [*plan.refusals, *(warning for warning in plan.warnings if warning.rule == _SAID_AS_REFUSAL)]
@@ -174,7 +186,7 @@ class TakeChoices(QWidget):
             reason = why_not(plan)
             button, meaning, forecast = self.buttons[kind], self._meanings[kind], self._forecasts[kind]
             button.setEnabled(not reason or button.isChecked())
-            meaning.set_text(f"Not now: {reason}" if reason else self._meaning(kind))
+            meaning.set_text(f"Not now: {reason}" if reason else _otherwise(kind, plan) or self._meaning(kind))
             meaning.setForegroundRole(forecast.foregroundRole() if reason else self.foregroundRole())
             forecast.setVisible(not reason)
             rate = dirty_rate if kind is Kind.LIVE else None

@@ -204,6 +204,7 @@ def test_badges_say_what_is_out_of_the_ordinary(model: SnapshotModel) -> None:
         snapshot("inside", "marked", days=0.4, internal=True),
         snapshot("off", "inside", days=0.3, state=DomainState.OFF),
         snapshot("torn", "off", days=0.2, problem="no <disks>"),
+        snapshot("mixture", "torn", days=0.1, annotations=Annotations(half_deleted=True)),
     ]
     model.show(Shown(machine(snapshots)))
     texts = {name: [badge.text for badge in model.badges(row)] for row, name in enumerate(rows(model))}
@@ -212,6 +213,7 @@ def test_badges_say_what_is_out_of_the_ordinary(model: SnapshotModel) -> None:
     assert texts["inside"] == ["internal"]
     assert texts["off"] == ["offline"]
     assert texts["torn"] == ["damaged"]
+    assert texts["mixture"] == ["half deleted"]
 
 
 def test_a_missing_image_is_named(model: SnapshotModel) -> None:

@@ -8,9 +8,13 @@ import pytest
 from PySide6.QtWidgets import QWidget
 from pytestqt.qtbot import QtBot
 
+from snaptree.model.estate import DomainState
 from snaptree.model.figures import Confidence, Figure
-from snaptree.plans.plan import Action, Finding, Forecast, Plan
+from snaptree.plans.intention import Capture, Take
+from snaptree.plans.plan import Action, Finding, Forecast, Freeze, Plan
+from snaptree.plans.planner import make_plan
 from snaptree.ui.take_choices import Kind, TakeChoices, forecast_line, why_not
+from tests.plans.situations import a_machine, disk
 from tests.ui.values import MIB, URI
 
 FORECAST = Forecast(
@@ -72,3 +76,21 @@ def test_what_can_be_again_is_offered_again(qtbot: QtBot) -> None:
     choices.show_plans({Kind.INTERNAL: REFUSED}, None)
     assert inside.isEnabled(), "what is chosen stays in reach"
     assert choices.kind is Kind.INTERNAL
+
+
+@pytest.mark.parametrize(
+    ("kind", "take", "says"),
+    [
+        (Kind.FROZEN, Take(capture=Capture.DISKS, quiesce=Freeze.IF_POSSIBLE), "They can't be frozen now"),
+        (Kind.MEMORY, Take(capture=Capture.DISKS_AND_MEMORY, excluded_disks=("vdb",)), "it is not brought back"),
+        (Kind.MEMORY, Take(capture=Capture.DISKS_AND_MEMORY), "A revert goes on exactly where the guest is now"),
+        (Kind.DISKS, Take(capture=Capture.DISKS), "A revert is like switching it on after a power cut"),
+    ],
+)
+def test_what_a_choice_means_is_what_it_comes_to_here(qtbot: QtBot, kind: Kind, take: Take, says: str) -> None:
+    parent = QWidget()
+    qtbot.addWidget(parent)
+    choices = TakeChoices(parent, is_active=True)
+    running = a_machine(disk("vda"), disk("vdb"), state=DomainState.RUNNING).build()
+    choices.show_plans({kind: make_plan(take, running)}, None)
+    assert says in choices.buttons[kind].accessibleDescription()
