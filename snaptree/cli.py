@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from snaptree.model.merging import Elsewhere
     from snaptree.plans.intention import Intention
     from snaptree.plans.operation import Operation
+    from snaptree.plans.plan import StateAfter
     from snaptree.terminal.groups import MakeGroup
     from snaptree.terminal.reading import DomainReading
 
@@ -218,15 +219,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     back.add_argument("vms", metavar="VM", nargs="*", help="in this order; by default all that have one, by name")
     back.add_argument("--no-safety", action="store_true", help="take no safety snapshots: the present states are lost")
+    _add_states_after(back)
 
     revert = command("revert", "go back to a snapshot, after a safety snapshot of the present", _revert, changes=True)
     revert.add_argument("vm", metavar="VM")
     revert.add_argument("snapshot", metavar="SNAPSHOT")
     revert.add_argument("--no-safety", action="store_true", help="take no safety snapshot: the present state is lost")
-    after = revert.add_mutually_exclusive_group()
-    after.add_argument("--running", action="store_true", help="run afterwards, whatever the snapshot's state")
-    after.add_argument("--paused", action="store_true", help="be paused afterwards")
-    after.add_argument("--off", action="store_true", help="be off afterwards; the guest does not run meanwhile")
+    _add_states_after(revert)
     revert.add_argument(
         "--drop-managed-save",
         action="store_true",
@@ -353,6 +352,20 @@ def _add_schedule_commands(parser: Any, common: argparse.ArgumentParser) -> None
     notify = ("failure", "always", "never")
     add.add_argument("--notify", metavar="WHEN", choices=notify, help=f"tell the desktop: {', '.join(notify)}")
     add_keep_options(add)
+
+
+def _add_states_after(parser: Any) -> None:
+    after = parser.add_mutually_exclusive_group()
+    after.add_argument("--running", action="store_true", help="run afterwards, whatever the snapshot's state")
+    after.add_argument("--paused", action="store_true", help="be paused afterwards")
+    after.add_argument("--off", action="store_true", help="be off afterwards; the guest does not run meanwhile")
+
+
+def _state_after(options: argparse.Namespace) -> StateAfter:
+    from snaptree.plans.plan import StateAfter
+
+    chosen = {StateAfter.RUNNING: options.running, StateAfter.PAUSED: options.paused, StateAfter.OFF: options.off}
+    return next((state for state, is_chosen in chosen.items() if is_chosen), StateAfter.AS_CAPTURED)
 
 
 def _add_freeze_options(parser: Any) -> None:
@@ -678,22 +691,20 @@ def _revert_group(options: argparse.Namespace) -> int:
             with suppress(VanishedError):
                 trees[uuid] = read_tree(connection, uuid)
         group, members = find_group(options.name, trees)
-        intention = Revert("", take_safety_snapshot=not options.no_safety)
+        intention = Revert("", take_safety_snapshot=not options.no_safety, state_after=_state_after(options))
         uuids = uuids if options.vms else members
         return _change_together(options, connection, uuids, partial(plan_group_revert, group, intention))
 
 
 def _revert(options: argparse.Namespace) -> int:
     from snaptree.plans.intention import Revert
-    from snaptree.plans.plan import StateAfter
 
-    chosen = {StateAfter.RUNNING: options.running, StateAfter.PAUSED: options.paused, StateAfter.OFF: options.off}
     return _change(
         options,
         Revert(
             options.snapshot,
             take_safety_snapshot=not options.no_safety,
-            state_after=next((state for state, is_chosen in chosen.items() if is_chosen), StateAfter.AS_CAPTURED),
+            state_after=_state_after(options),
             drop_managed_save=options.drop_managed_save,
         ),
     )

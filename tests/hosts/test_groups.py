@@ -306,7 +306,8 @@ def test_commands_take_and_revert_groups(
         machine.write(number + 10)
     later = contents(pair)
     wait_for_the_next_second()
-    assert main([*here, "revert-group", "-y", "together"]) == 0
+    assert main([*here, "revert-group", "-y", "together", "--running"]) == 0
+    assert all(machine.is_running for machine in pair)
     assert [machine.contents()[NOW] for machine in pair] == [each["together"] for each in later]
     wait_for_the_next_second()
     assert main([*here, "undo", "-y", both[0]]) == 0

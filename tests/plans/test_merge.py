@@ -42,7 +42,7 @@ def carried_out(plan: Plan, situation: Situation) -> Situation:
 
 def forked(**machine: object) -> SituationBuilder:
     """a -> b (not in use), a -> c (current): vda.a and the revert's overlay stand on the base, vda.c on the latter."""
-    return a_machine(**machine).external("a").external("b").revert("a").external("c")  # type: ignore[arg-type]
+    return a_machine(**machine).external("a").external("b").revert("a").external("c")  # type: ignore[arg-type]  # keywords of several types
 
 
 def test_a_fork_point_is_pulled_into_all_but_the_last_of_its_branches() -> None:

@@ -135,7 +135,7 @@ def test_a_revert_is_finished_with_its_undo() -> None:
 
 def merged_by_us(**machine: object) -> SituationBuilder:
     """a, b and c in use, of which the first two are being merged into one by us."""
-    return a_machine(**machine).external("a").external("b").external("c")  # type: ignore[arg-type]
+    return a_machine(**machine).external("a").external("b").external("c")  # type: ignore[arg-type]  # keywords of several types
 
 
 def test_what_is_left_to_finish_has_a_forecast_of_its_own() -> None:
