@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import signal
 import threading
 from pathlib import Path
+from typing import Any
 
 import libvirt
+import libvirt_qemu
 import pytest
 
 from snaptree.hosts.connection import Connection
@@ -20,7 +23,16 @@ from snaptree.hosts.situation import read_situation
 from snaptree.hosts.snapshot_xml import take_xml
 from snaptree.plans.intention import Capture, Delete, Intention, Recover, Rename, Revert, Take, TakeBack
 from snaptree.plans.operation import Operation, OperationState, last_undoable
-from snaptree.plans.plan import Action, DeleteSnapshot, EndOrphanedMerge, MergeWay, Plan, RecordLayers, TakeSnapshot
+from snaptree.plans.plan import (
+    Action,
+    DeleteSnapshot,
+    EndOrphanedMerge,
+    MergeLayers,
+    MergeWay,
+    Plan,
+    RecordLayers,
+    TakeSnapshot,
+)
 from snaptree.plans.planner import make_plan
 from tests.hosts.test_merging import grow, plan_of, steps_to_delete
 from tests.kit.crashing import Moment, run_and_kill
@@ -457,6 +469,46 @@ def test_a_merge_whose_program_was_killed_is_gone_on_with(
     assert unchanged(before, machine.contents(), "two")
     assert list(machine.tree().snapshots) == ["one", "three"]
     assert not helpers(daemon.connection)
+    machine.check_images()
+
+
+def commit_behind_libvirts_back(machine: Machine, step: MergeLayers) -> None:
+    """Let QEMU merge, and libvirt know nothing of it: as if its daemon had been dead all the time."""
+
+    def ask_qemu(command: str, **arguments: str) -> Any:
+        asked = json.dumps({"execute": command, "arguments": arguments})
+        answer = json.loads(libvirt_qemu.qemuMonitorCommand(machine.handle, asked, 0))
+        assert "return" in answer, answer
+        return answer["return"]
+
+    nodes = {each["file"]: each["node-name"] for each in ask_qemu("query-named-block-nodes") if each["drv"] == "qcow2"}
+    active, (top, base) = str(machine.active_layers()[step.target]), step.layers
+    ask_qemu(
+        "block-commit",
+        **{"job-id": "merge", "device": nodes[active], "top-node": nodes[top], "base-node": nodes[base]},
+        **{"backing-file": base},
+    )
+    while ask_qemu("query-jobs"):
+        pass
+
+
+def test_a_merge_that_libvirt_never_heard_of_is_finished_when_the_machine_is_off(
+    daemon: LibvirtDaemon, journal: Journal
+) -> None:
+    machine = daemon.make_machine()
+    grow(machine, "one", "two", "three")
+    before = machine.contents()
+    steps = steps_to_delete(machine, "two", MergeWay.COMMIT, live=True)
+    run_and_kill(daemon.uri, plan_of(machine, steps), journal.path, Moment.BEGUN, 0)
+    assert isinstance(steps[0], MergeLayers)
+    commit_behind_libvirts_back(machine, steps[0])
+    refused = ask(machine, journal, Recover())
+    assert rules(refused) == {"cannot-finish"}
+    assert "shut it down" in refused.refusals[0].reason
+    machine.handle.destroy()
+    recover(machine, journal)
+    assert unchanged(before, machine.contents(), "two")
+    assert list(machine.tree().snapshots) == ["one", "three"]
     machine.check_images()
 
 
