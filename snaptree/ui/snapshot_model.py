@@ -227,7 +227,7 @@ class SnapshotModel(QAbstractTableModel):
             case _:
                 return None if cost.memory == NOTHING else cost.memory
 
-    def is_struck_out(self, row: int) -> bool:  # noqa: ARG002  of previews
+    def is_struck_out(self, row: int) -> bool:  # noqa: ARG002  for those that preview
         """Whether the name of a row is struck through: it is about to go."""
         return False
 

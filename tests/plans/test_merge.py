@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from types import MappingProxyType
+from typing import Any
 
 import pytest
 
@@ -40,9 +41,9 @@ def carried_out(plan: Plan, situation: Situation) -> Situation:
     return situation
 
 
-def forked(**machine: object) -> SituationBuilder:
+def forked(**machine: Any) -> SituationBuilder:
     """a -> b (not in use), a -> c (current): vda.a and the revert's overlay stand on the base, vda.c on the latter."""
-    return a_machine(**machine).external("a").external("b").revert("a").external("c")  # type: ignore[arg-type]  # keywords of several types
+    return a_machine(**machine).external("a").external("b").revert("a").external("c")
 
 
 def test_a_fork_point_is_pulled_into_all_but_the_last_of_its_branches() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -133,9 +134,9 @@ def test_a_revert_is_finished_with_its_undo() -> None:
     assert plan.undo is not None
 
 
-def merged_by_us(**machine: object) -> SituationBuilder:
+def merged_by_us(**machine: Any) -> SituationBuilder:
     """a, b and c in use, of which the first two are being merged into one by us."""
-    return a_machine(**machine).external("a").external("b").external("c")  # type: ignore[arg-type]  # keywords of several types
+    return a_machine(**machine).external("a").external("b").external("c")
 
 
 def test_what_is_left_to_finish_has_a_forecast_of_its_own() -> None:
