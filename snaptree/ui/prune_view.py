@@ -136,7 +136,7 @@ class PruneView(SnapshotView):
         self.clicked.connect(self._box_clicked)
         self.setAccessibleName("What goes and what stays")
 
-    def new_model(self, thumbnails: ThumbnailLibrary | None) -> PruneModel:  # noqa: ARG002  no pictures here
+    def new_model(self, thumbnails: ThumbnailLibrary | None) -> PruneModel:  # noqa: ARG002  the sheet shows no pictures
         """Rows with decisions."""
         self.decided = PruneModel(self)
         return self.decided

@@ -223,7 +223,7 @@ class SnapshotDelegate(QStyledItemDelegate):
         self,
         editor: QWidget,
         model: QAbstractItemModel,  # noqa: ARG002  Qt's own signature
-        index: QModelIndex | QPersistentModelIndex,  # noqa: ARG002  as above
+        index: QModelIndex | QPersistentModelIndex,  # noqa: ARG002  Qt's own signature
     ) -> None:
         """Tell what was written, if it is anything new."""
         edited, self._edited = self._edited, None
