@@ -129,6 +129,12 @@ class Connection:
         connection.open()
         return connection
 
+    def reader(self) -> Connection:
+        """One to the same host for looking only, opened (blocking) without asking anybody. Raises SnapTreeError."""
+        connection = Connection(self.uri, read_only=True)
+        connection.open()
+        return connection
+
     def close(self) -> None:
         """Let go of the connection; safe to call twice."""
         handle, self._handle = self._handle, None

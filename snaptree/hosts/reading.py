@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
 from typing import Any
 
 import libvirt
 from natsort import natsorted
 
-from snaptree.hosts.connection import Connection
+from snaptree.hosts.connection import Connection, is_embedded
 from snaptree.hosts.errors import explain, explained
 from snaptree.hosts.helper_machine import may_be_helper
 from snaptree.hosts.snapshot_xml import read_snapshot
-from snaptree.model.errors import CancelledError
+from snaptree.model.errors import CancelledError, SnapTreeError
 from snaptree.model.estate import Domain, DomainState, Snapshot
 from snaptree.model.tree import SnapshotTree
 
@@ -28,10 +31,12 @@ _STATES = {
     libvirt.VIR_DOMAIN_PMSUSPENDED: DomainState.SUSPENDED,
 }
 
-# Near, a few threads keep the daemon busy: with more of them libvirt's client spends its time handing its socket over.
-# Far away the link is what takes long, and one connection serves 64 requests at once.
+# Near, a few threads keep the daemon busy, each best with a connection of its own: on one, libvirt's client spends its
+# time handing the socket from thread to thread. Far away the link is what takes long, and one connection serves 64
+# requests at once.
 _IN_FLIGHT_NEAR = 3
 _CHUNK_NEAR = 16
+_WORTH_A_CONNECTION = 100
 _IN_FLIGHT_FAR = 64
 FIRST_PART_SECONDS = 0.1
 
@@ -114,7 +119,7 @@ def read_tree(
         current = current_name(domain)
     snapshots: list[Snapshot] = []
     next_part_at, next_part_size = time.monotonic() + FIRST_PART_SECONDS, 0
-    for chunk in _read_all(connection, handles, texts, cancelled):
+    for chunk in _read_all(connection, uuid, handles, texts, cancelled):
         snapshots += chunk
         if on_part is not None and len(snapshots) >= next_part_size and time.monotonic() >= next_part_at:
             on_part(SnapshotTree.build(snapshots, current))
@@ -141,14 +146,14 @@ def current_name(domain: Any) -> str | None:
 
 
 def _read_all(
-    connection: Connection, handles: list[Any], texts: dict[str, str] | None, cancelled: Callable[[], bool]
+    connection: Connection, uuid: str, handles: list[Any], texts: dict[str, str] | None, cancelled: Callable[[], bool]
 ) -> Iterator[list[Snapshot]]:
     """Snapshots in the order of the handles, some at a time; one that vanished meanwhile is left out."""
 
     def fetch(chunk: Sequence[Any]) -> list[tuple[str, str]]:
         if cancelled():
             raise CancelledError("Reading the snapshots was cancelled.")
-        return [fetched for handle in chunk if (fetched := _fetch(handle)) is not None]
+        return [fetched for handle in chunk if (fetched := links.fetch(handle)) is not None]
 
     def read(chunk: list[tuple[str, str]]) -> list[Snapshot]:
         if texts is not None:
@@ -159,18 +164,56 @@ def _read_all(
     size = _CHUNK_NEAR if near else 1
     chunks = [handles[start : start + size] for start in range(0, len(handles), size)]
     threads = min(_IN_FLIGHT_NEAR if near else _IN_FLIGHT_FAR, len(chunks))
+    links = _Links(connection, uuid, separate=near and len(handles) >= _WORTH_A_CONNECTION)
     if threads < 2:
         yield from map(read, map(fetch, chunks))
         return
-    with ThreadPoolExecutor(threads, thread_name_prefix="snaptree-read") as pool:
+    with links, ThreadPoolExecutor(threads, "snaptree-read", initializer=links.enter) as pool:
         yield from map(read, pool.map(fetch, chunks))
 
 
-def _fetch(handle: Any) -> tuple[str, str] | None:
-    """A snapshot's name and XML, or None if it vanished meanwhile."""
-    try:
-        return handle.getName(), handle.getXMLDesc()
-    except libvirt.libvirtError as error:
-        if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN_SNAPSHOT:
-            return None
-        raise explain(error, "reading a snapshot") from error
+class _Links:
+    """What the threads of one reading fetch through, each by itself.
+
+    The first uses the connection that is there, the others, where that pays, each a short one of its own, which asks
+    nobody (looking needs no password). One that can't be had, or breaks, costs speed only: its thread goes on
+    through the first.
+    """
+
+    def __init__(self, connection: Connection, uuid: str, *, separate: bool) -> None:
+        self._connection = connection
+        self._uuid = uuid
+        self._separate = separate and not is_embedded(connection.uri)
+        self._turns = itertools.count()
+        self._own = threading.local()
+        self._closing = ExitStack()
+
+    def enter(self) -> None:
+        """Give the thread that calls this its link."""
+        if next(self._turns) == 0 or not self._separate:
+            return
+        with suppress(SnapTreeError, libvirt.libvirtError):
+            link = self._connection.reader()
+            self._closing.callback(link.close)
+            listed = link.domain(self._uuid).listAllSnapshots()
+            self._own.handles = {handle.getName(): handle for handle in listed}
+
+    def fetch(self, handle: Any) -> tuple[str, str] | None:
+        """A snapshot's name and XML, or None if it vanished meanwhile."""
+        name = handle.getName()
+        own = getattr(self._own, "handles", None)
+        if own is not None and name in own:
+            with suppress(libvirt.libvirtError):
+                return name, own[name].getXMLDesc()
+        try:
+            return name, handle.getXMLDesc()
+        except libvirt.libvirtError as error:
+            if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN_SNAPSHOT:
+                return None
+            raise explain(error, "reading a snapshot") from error
+
+    def __enter__(self) -> _Links:
+        return self
+
+    def __exit__(self, *_raised: object) -> None:
+        self._closing.close()
