@@ -163,12 +163,10 @@ class LocalFile:
 
     def read_at(self, offset: int, length: int) -> bytes:
         """Up to `length` bytes from `offset`, fewer only at the end. Raises OSError."""
-        parts = []
-        while length > 0 and (part := os.pread(self._descriptor, length, offset)):
-            parts.append(part)
-            offset += len(part)
-            length -= len(part)
-        return b"".join(parts)
+        read = os.pread(self._descriptor, length, offset)
+        while len(read) < length and (more := os.pread(self._descriptor, length - len(read), offset + len(read))):
+            read += more
+        return read
 
 
 @contextmanager

@@ -42,7 +42,7 @@ Tally = NDArray[np.int64]
 """How often each code occurs in a view."""
 
 _WINDOW_UNITS: Final = 1 << 14
-_MOST_WINDOW_UNITS: Final = 1 << 16
+_MOST_WINDOW_UNITS: Final = 1 << 18
 """So few that what is worked on stays in a processor's cache; the more the better where layers hold something."""
 _MOST_VIEW_UNITS: Final = 1 << 24
 """Of all views that are held at once: 32 MiB."""
@@ -468,11 +468,11 @@ def _lay_over(seen: tuple[View, Tally] | None, kinds: Kinds, data: int, zeros: i
         np.copyto(view, kinds + code, where=kinds != TRANSPARENT)
         return view, np.bincount(view, minlength=len(tally))
     if data + zeros:
-        changed = np.flatnonzero(kinds != TRANSPARENT)  # of truth values, numpy finds them several times as fast
+        changed = kinds != TRANSPARENT
         tally -= np.bincount(view[changed], minlength=len(tally))
         tally[2 * depth] += zeros
         tally[2 * depth + 1] += data
-        view[changed] = kinds[changed] + code
+        np.copyto(view, kinds + code if zeros else code + np.uint16(DATA), where=changed)
     return view, tally
 
 

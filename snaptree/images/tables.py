@@ -166,16 +166,19 @@ def read_batch(
     """
     if cancelled():
         raise CancelledError("Reading the image was cancelled.")
-    gap = min(_GAP, _GAP_CLUSTERS * geometry.cluster)
-    breaks = np.flatnonzero(batch[1:] - batch[:-1] > geometry.cluster + gap) + 1
+    cluster = geometry.cluster
+    breaks = np.flatnonzero(batch[1:] - batch[:-1] > cluster + min(_GAP, _GAP_CLUSTERS * cluster)) + 1
     starts = [0, *breaks.tolist()]
-    for start, stop in zip(starts, [*starts[1:], len(batch)], strict=True):
-        begin = int(batch[start])
-        length = int(batch[stop - 1]) - begin + geometry.cluster
+    places = batch.tolist()
+    for start, stop in zip(starts, [*starts[1:], len(places)], strict=True):
+        begin = places[start]
+        length = places[stop - 1] - begin + cluster
         budget.take(max(length, _BLOCK))
         words = _raw_words(source.read_at(begin, length), length // 8)
-        if length == (stop - start) * geometry.cluster:
-            tables[start:stop].reshape(-1)[:] = words  # the bytes are swapped on the way
+        if stop - start == 1:  # the bytes are swapped on the way
+            tables[start] = words
+        elif length == (stop - start) * cluster:
+            tables[start:stop].reshape(-1)[:] = words
         else:
             rows = (batch[start:stop] - begin) >> 3
             tables[start:stop] = np.lib.stride_tricks.sliding_window_view(words, geometry.l2_words)[rows]

@@ -534,6 +534,36 @@ def pile_of(image: Buffer, depth: int, allocated: int | None = None) -> tuple[di
     return dict.fromkeys(names, layer), dict(zip(names, [None, *names], strict=False))
 
 
+_NOWHERE, _OWN, _OF_OTHERS, _BEYOND = 0, 1 << 63 | 2048, 2048, 1 << 63 | 1 << 40
+_ODD = [1 << 63, 1 << 63 | 2049, 2049, 1, 1 << 40, 1 << 62 | 5000, 1 << 63 | 1 << 62, 1 << 56 | 2048]
+
+
+@given(
+    st.sampled_from([[_NOWHERE, _OWN], [_NOWHERE, _OWN, _BEYOND], [_OWN], [_NOWHERE, _OWN, _OF_OTHERS, _BEYOND, *_ODD]])
+    .map(st.sampled_from)
+    .flatmap(lambda words: st.lists(words, min_size=64, max_size=64))
+)
+def test_any_table_is_counted_entry_by_entry(words: list[int]) -> None:
+    """The bits of an entry are in QEMU's docs/interop/qcow2.txt, "Cluster mapping"."""
+    image = hostile(9, 1, lambda index: 0 * index + 1024, 4096)
+    image.content = bytes(image.content).ljust(1024, b"\0") + np.array(words, np.uint64).astype(">u8").tobytes()
+    data = owned = owned_data = anomalies = 0
+    for word in words:
+        offset, is_compressed = word & 0x00FF_FFFF_FFFF_FE00, bool(word & 1 << 62)
+        is_zero = not is_compressed and bool(word & 1)
+        has_place = not is_compressed and offset != 0
+        is_owned, is_data = has_place and word >> 63 == 1, is_compressed or (has_place and not is_zero)
+        data, owned, owned_data = data + is_data, owned + is_owned, owned_data + (is_owned and is_data)
+        anomalies += is_zero + (has_place and offset >= image.size)  # there were no such zeros before version 3
+
+    found = read_overlaps(*pile_of(image, 1))
+    layer = found.layers["0"]
+
+    assert (layer.data, layer.owned, layer.owned_data) == (512 * data, 512 * owned, 512 * owned_data)
+    assert layer.shared_data == 512 * (data - owned_data)
+    assert found.anomalies == anomalies
+
+
 @pytest.mark.parametrize("cluster_bits", [9, 12, 16, 21])
 def test_a_table_that_every_entry_leads_to(cluster_bits: int) -> None:
     image = hostile(cluster_bits, 1 << 22, lambda index: 0 * index + (64 << 20), 1 << 40)
