@@ -68,6 +68,8 @@ THAW_AGAIN_MS = 30_000
 """Between two attempts to thaw what an operation left frozen."""
 ADVICE_AFTER_MS = 500
 """After costs are news: those of several machines come together."""
+ADVICE_AT_LATEST_SECONDS = 30.0
+"""While machines are still being read, those that were are checked no more often than this: it takes their time."""
 ADVICE_AGAIN_MS = 600_000
 """Snapshots grow old, and file systems full."""
 HOURS_EVERY_MS = 10_000
@@ -303,6 +305,8 @@ class HostBackend(QObject):
 
         self._advisor = Advisor()  # the analysing thread's own
         self._advice: HostAdvice | None = None
+        self._advice_due = 0.0
+        """As time.monotonic() gives it: when there is to be some, though not all is read."""
         self._garbage = garbage.collector()
         self._counts_timer = QTimer(self, singleShot=True, interval=COUNTS_EVERY_MS)
         self._counts_timer.timeout.connect(self._tell_domains)
@@ -439,6 +443,7 @@ class HostBackend(QObject):
         self._post(partial(self.credentials_needed.emit, request))
 
     def _connected(self, session: Session) -> None:
+        self._advice_due = time.monotonic() + ADVICE_AT_LATEST_SECONDS
         self._session = session
         self._set_status(Phase.CONNECTED, host=session.host, error=session.why_read_only)
         self._must_read_all = True
@@ -899,6 +904,11 @@ class HostBackend(QObject):
             for uuid, costs in self._costs.items()
             if (domain := self._domains.get(uuid)) is not None and uuid in self._trees
         }
+        waits_for = self._domains.keys() - seen.keys() - self._unread - self._unmeasured
+        if waits_for and time.monotonic() < self._advice_due:
+            self._advise_soon()
+            return
+        self._advice_due = time.monotonic() + ADVICE_AT_LATEST_SECONDS
         is_settled = len(seen) == len(self._domains) and not self._changes and not self._unfinished
 
         def work(_should_stop: ShouldStop) -> HostAdvice:

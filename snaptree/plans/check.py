@@ -15,8 +15,6 @@ from math import ceil
 from types import MappingProxyType
 from typing import Final
 
-from dateutil import tz
-
 from snaptree.model.estate import DiskSnapshot, ImageKey, Snapshot
 from snaptree.model.growth import growth_of
 from snaptree.model.merging import Elsewhere
@@ -36,7 +34,7 @@ from snaptree.plans.facts import Facts
 from snaptree.plans.intention import Delete, Prune
 from snaptree.plans.merge import layer_tree_of
 from snaptree.plans.planner import make_plan
-from snaptree.plans.policy import Period, Policy, Scope, decide
+from snaptree.plans.policy import Period, Policy, Scope, decide, local_zone
 from snaptree.plans.prune import depth_of, pruning_of
 from snaptree.plans.rules_depth import MOST_LAYERS_TO_START, NESTING_SINCE, NESTING_UNTIL
 from snaptree.plans.situation import Situation, glance
@@ -273,7 +271,7 @@ class _Check:
     def _old(self) -> Iterator[Advice]:
         """Snapshots that are kept for too long, if nobody said that they are to be: forks hold others together."""
         limit = self._thresholds.max_age
-        latest = limit.before(dt.datetime.fromtimestamp(self._now, self._zone or tz.gettz() or dt.UTC)).timestamp()
+        latest = limit.before(dt.datetime.fromtimestamp(self._now, self._zone or local_zone())).timestamp()
         if all(snapshot.created > latest for snapshot in self._tree):
             return  # as it mostly is, and calendars take their time
         old = self._goes(Policy(maximum_depth=1, minimum_age=limit, scope=Scope(names=("*",))))

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from fnmatch import fnmatchcase
+from functools import lru_cache
 from types import MappingProxyType
 from typing import Final
 
@@ -176,6 +177,12 @@ class Decision:
         return ", ".join(self.reasons)
 
 
+@lru_cache(maxsize=1)
+def local_zone() -> dt.tzinfo:
+    """Tell this computer's time zone, with all its past and future clock changes, as it was when first asked for."""
+    return tz.gettz() or dt.UTC
+
+
 def decide(
     policy: Policy,
     tree: SnapshotTree,
@@ -189,7 +196,7 @@ def decide(
     `kept` are others that are to be kept, each with the reason. `zone` is whose calendar counts: this computer's by
     default. What `maximum_depth` and `free_at_least` keep depends on what layers hold: `plans/prune.py` knows.
     """
-    zone = zone or tz.gettz() or dt.UTC
+    zone = zone or local_zone()
     reasons: dict[str, list[str]] = {snapshot.name: [] for snapshot in tree}
     in_scope: list[Snapshot] = []
     for snapshot in tree:

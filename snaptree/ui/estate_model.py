@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum, StrEnum
-from time import time
+from math import ceil, inf
+from time import monotonic, time
 from typing import TYPE_CHECKING, Any
 
 from natsort import natsort_keygen
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 _GATHER_MS = 80
 """Changes within this time are shown together: at the start, every machine reports its tree and its costs."""
+_ORDER_SECONDS = 2.0
+"""Machines change places no more often than this, unless somebody wants them in another order."""
 
 
 natural = natsort_keygen()
@@ -102,6 +105,18 @@ def _host_row(entry: HostEntry, search: str, order: Order) -> HostRow:
     return HostRow(entry, tuple(shown), total)
 
 
+def _as_they_were(rows: tuple[HostRow, ...], before: tuple[HostRow, ...]) -> tuple[tuple[HostRow, ...], bool]:
+    """The rows in the order of before, if they are the same machines; and whether that is another order."""
+    if [row.entry.uri for row in rows] != [row.entry.uri for row in before]:
+        return rows, False
+    kept = []
+    for new, old in zip(rows, before, strict=True):
+        machines = {machine.id: machine for machine in new.machines}
+        is_same = new.ids != old.ids and machines.keys() == set(old.ids[1])
+        kept.append(replace(new, machines=tuple(machines[each] for each in old.ids[1])) if is_same else new)
+    return tuple(kept), any(row is not new for row, new in zip(kept, rows, strict=True))
+
+
 _MEASURES: dict[Order, Callable[[Machine], float | None]] = {
     Order.COST: lambda machine: machine.disk.bytes,
     Order.AGE: lambda machine: None if machine.oldest is None else time() - machine.oldest,
@@ -123,6 +138,10 @@ class EstateModel(QAbstractItemModel):
         self._largest = 0
         self._gather = QTimer(self, singleShot=True, interval=_GATHER_MS)
         self._gather.timeout.connect(self._arrange)
+        self._ordered = -inf
+        """When rows were put into their order, as monotonic() gives it."""
+        self._order_again = QTimer(self, singleShot=True)
+        self._order_again.timeout.connect(self._arrange)
         estate.hosts_changed.connect(self._arrange)
         estate.host_changed.connect(self._something_changed)
         estate.machines_changed.connect(self._machines_changed)
@@ -138,7 +157,7 @@ class EstateModel(QAbstractItemModel):
     def order(self, order: Order) -> None:
         self._order = order
         self.headerDataChanged.emit(Qt.Orientation.Horizontal, Column.MEASURE, Column.MEASURE)
-        self._arrange()
+        self._arrange_at_once()
 
     @property
     def search(self) -> str:
@@ -148,7 +167,7 @@ class EstateModel(QAbstractItemModel):
     @search.setter
     def search(self, search: str) -> None:
         self._search = search.strip()
-        self._arrange()
+        self._arrange_at_once()
 
     @property
     def rows(self) -> tuple[HostRow, ...]:
@@ -172,6 +191,11 @@ class EstateModel(QAbstractItemModel):
             return None
         return self._rows[index.internalId() - 1].machines[index.row()]
 
+    def where(self, index: Index) -> MachineId | str | None:
+        """What is at an index: a machine, or a host by its address."""
+        machine, host = self.machine(index), self.host(index)
+        return machine.id if machine is not None else host.uri if host is not None else None
+
     def index_of(self, where: MachineId | str | None) -> QModelIndex:
         """Where a machine is, or a host by its address; invalid if it is not shown."""
         for host_number, host in enumerate(self._rows):
@@ -184,9 +208,17 @@ class EstateModel(QAbstractItemModel):
 
     def index(self, row: int, column: int, parent: Index = QModelIndex()) -> QModelIndex:  # noqa: B008  Qt's own
         """Make an index: id 0 for hosts, the host's row plus one for machines."""
-        if not self.hasIndex(row, column, parent):
+        if 0 <= column < len(Column) and 0 <= row < self.rowCount(parent):
+            return self.createIndex(row, column, parent.row() + 1 if parent.isValid() else 0)
+        return QModelIndex()
+
+    def sibling(self, row: int, column: int, index: Index) -> QModelIndex:
+        """Make the index of another cell with the same parent; Qt's own way there calls Python five times."""
+        if not index.isValid() or not 0 <= column < len(Column):
             return QModelIndex()
-        return self.createIndex(row, column, parent.row() + 1 if parent.isValid() else 0)
+        inside = index.internalId()
+        count = len(self._rows[inside - 1].machines) if inside else len(self._rows)
+        return self.createIndex(row, column, inside) if 0 <= row < count else QModelIndex()
 
     def parent(self, index: Index | None = None) -> Any:
         """The host of a machine; without an index, the QObject's parent."""
@@ -274,10 +306,22 @@ class EstateModel(QAbstractItemModel):
         else:
             self._something_changed(uri)
 
+    def _arrange_at_once(self) -> None:
+        """As somebody wants them now."""
+        self._ordered = -inf
+        self._arrange()
+
     def _arrange(self) -> None:
         """Show what is known now: as new rows if they are others, as new data if they are the same."""
         self._gather.stop()
         rows = arrange(self._estate, self._search, self._order)
+        if (wait := self._ordered + _ORDER_SECONDS - monotonic()) > 0:
+            # Where they are sorted by what is still being measured, rows must not dance below the mouse.
+            rows, is_other_order = _as_they_were(rows, self._rows)
+            if is_other_order:
+                self._order_again.start(ceil(wait * 1000))
+        else:
+            self._ordered = monotonic()
         largest = max((machine.disk.bytes or 0 for host in rows for machine in host.machines), default=0)
         if [row.ids for row in rows] != [row.ids for row in self._rows]:
             self.beginResetModel()

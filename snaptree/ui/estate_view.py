@@ -235,7 +235,7 @@ class EstateList(QTreeView):
         self, painter: QPainter, option: QStyleOptionViewItem, index: QModelIndex | QPersistentModelIndex
     ) -> None:
         """Fill the whole row of what is selected, beside the name too; the style would outline it."""
-        if self._model.index_of(self._wanted) == self._model.sibling(index.row(), 0, index):
+        if self._wanted is not None and self._model.where(index) == self._wanted:
             colours = colours_of(self.palette())
             rect = QRect(0, option.rect.top(), self.viewport().width(), option.rect.height())
             painter.fillRect(rect, colours.selected if self.hasFocus() else colours.selected_elsewhere)
@@ -266,8 +266,7 @@ class EstateList(QTreeView):
     def _current_changed(self, current: QModelIndex, _previous: QModelIndex) -> None:
         if self._is_restoring:
             return
-        machine, host = self._model.machine(current), self._model.host(current)
-        self._wanted = machine.id if machine is not None else host.uri if host is not None else None
+        self._wanted = self._model.where(current)
         self.chosen.emit(self._wanted)
 
     def _remember(self) -> None:

@@ -167,6 +167,11 @@ def snapshot_name(number: int) -> str:
     return f"auto-{number + 1:05}"
 
 
+def snapshot_number(name: str) -> int:
+    """The number of the snapshot that is called so."""
+    return int(name.removeprefix("auto-")) - 1
+
+
 # qcow2, as in QEMU's docs/interop/qcow2.rst: where the header says what, and an entry of the snapshot table.
 _BACKING_OFFSET, _CLUSTER_BITS, _L1_SIZE, _NB_SNAPSHOTS = 8, 20, 36, 60
 _SNAPSHOT_ENTRY = struct.Struct(">QIHHIIQII")

@@ -133,6 +133,25 @@ def test_new_figures_change_data_and_nothing_else(model: EstateModel, report: Re
     assert resets.count() == 0
 
 
+def test_machines_do_not_dance_while_they_are_measured(model: EstateModel, report: Report, qtbot: QtBot) -> None:
+    one, other = sized("one", 5), sized("other", 4)
+    report(one, other)
+    qtbot.waitUntil(lambda: model.largest == 5 * MIB)
+    model.order = Order.COST
+    resets = QSignalSpy(model.modelReset)
+    host = report(one, replace(other, costs=sized("other", 6).costs))
+    qtbot.waitUntil(lambda: model.largest == 6 * MIB)
+    assert names(model) == [["one", "other"]], "its figure is shown at once, its new place a moment later"
+    qtbot.waitUntil(lambda: names(model) == [["other", "one"]])
+    assert resets.count() == 1
+
+    host.costs_changed.emit(one.id.uuid, sized("one", 7).costs)
+    qtbot.waitUntil(lambda: model.largest == 7 * MIB)
+    assert names(model) == [["other", "one"]]
+    model.order = Order.COST
+    assert names(model) == [["one", "other"]], "who asks for an order has it now"
+
+
 def test_a_shared_image_counts_once_in_the_host(model: EstateModel, report: Report, qtbot: QtBot) -> None:
     report(sized("one", 7), sized("two", 7))
     qtbot.waitUntil(lambda: model.rows[0].total.is_known)
