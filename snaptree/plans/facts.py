@@ -519,7 +519,12 @@ class Facts:
 
     def others_above(self, image: str, expected: Iterable[str] = ()) -> frozenset[str]:
         """Images that stand on this one, other than those that may."""
-        return self.above.get(self.key(image), frozenset()) - self.keys(expected)
+        others = set(self.above.get(self.key(image), ()))
+        for path in expected:
+            if not others:
+                break  # mostly at once: plans may name thousands of layers
+            others.discard(self.key(path))
+        return frozenset(others)
 
     @property
     def has_external(self) -> bool:

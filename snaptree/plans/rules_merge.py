@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import posixpath
-from itertools import pairwise
+from itertools import chain, pairwise
 
 from snaptree.plans.plan import Action, MergeWay
 from snaptree.plans.rule import Case, Evidence, Rule, Verdict, actions, first, found
@@ -53,7 +53,7 @@ def _others_on_written(case: Case) -> Evidence | None:
     return first(
         found(file=plain(lower), overlays=files_named(others))
         for upper, lower in pairwise(merged)
-        if (others := case.facts.others_above(lower, {upper, *case.obsolete}))
+        if (others := case.facts.others_above(lower, chain((upper,), case.obsolete)))
     )
 
 
