@@ -902,7 +902,9 @@ class HostBackend(QObject):
         seen = {
             uuid: Observed(session.host, domain, self._trees[uuid].tree, costs.layers, costs.costs, costs.elsewhere)
             for uuid, costs in self._costs.items()
-            if (domain := self._domains.get(uuid)) is not None and uuid in self._trees
+            if (domain := self._domains.get(uuid)) is not None
+            and uuid in self._trees
+            and costs.costs.snapshots.keys() == self._trees[uuid].tree.snapshots.keys()  # else they are soon again
         }
         waits_for = self._domains.keys() - seen.keys() - self._unread - self._unmeasured
         if waits_for and time.monotonic() < self._advice_due:
