@@ -343,6 +343,9 @@ def _add_schedule_commands(parser: Any, common: argparse.ArgumentParser) -> None
     add.add_argument("--when", help="daily, hourly, '*-*-* 02:00' or whatever else systemd.time(7) has")
     kinds = ("best", "disk-only", "memory", "live", "internal")
     add.add_argument("--take", metavar="KIND", choices=kinds, help=f"take a snapshot: {', '.join(kinds)}")
+    add.add_argument(
+        "--together", action="store_true", help="of all of them at one time as a group, or of none: disk-only or memory"
+    )
     _add_freeze_options(add)
     add.add_argument("--snapshot-name", metavar="NAME", help="of what it takes; by default {schedule}-{date}-{time}")
     add.add_argument("--note", metavar="TEXT", help="on each of them")

@@ -236,12 +236,17 @@ def kept_with_groups(machines: Iterable[tuple[SnapshotTree, Mapping[str, Decisio
     }
     return [
         {
-            name: f"its group {quoted(tree[name].annotations.group)} is kept"
+            name: because_of_group(tree[name].annotations.group)
             for name, decision in decisions.items()
             if not decision.keeps and tree[name].annotations.group in kept
         }
         for tree, decisions in found
     ]
+
+
+def because_of_group(group: str) -> str:
+    """Why one that was taken with others stays, whatever is said of it alone."""
+    return f"its group {quoted(group)} is kept"
 
 
 def _whatever_is_said(policy: Policy, snapshot: Snapshot, tree: SnapshotTree) -> Iterator[str]:

@@ -18,6 +18,7 @@ max-growth = "1 GiB"            # a day
 when = "*-*-* 02:00"            # as systemd.time(7) has it
 machines = ["web-*"]
 take = "disk-only"
+together = true                 # all at one time, or none
 quiesce = "if-possible"
 policy = "two-weeks"            # or keep-last and the like; it only prunes what it took
 limit = "50 MiB"                # per second
@@ -48,6 +49,7 @@ from snaptree.plans.schedule import (
     is_named_by,
     names_problem,
     schedule_name_problem,
+    together_problem,
 )
 from snaptree.plans.thresholds import Thresholds
 from snaptree.plans.wording import quoted
@@ -246,6 +248,7 @@ _SCHEDULE: Final[_Readers] = MappingProxyType(
         "connect": _text,
         "machines": _texts,
         "take": _one_of(TakeKind),
+        "together": _flag,
         "quiesce": _one_of(Freeze),
         "name": _text,
         "note": _text,
@@ -255,7 +258,7 @@ _SCHEDULE: Final[_Readers] = MappingProxyType(
         "notify": _one_of(Notify),
     }
 )
-_OF_TAKES: Final = ("quiesce", "name", "note")
+_OF_TAKES: Final = ("together", "quiesce", "name", "note")
 _OF_PRUNES: Final = ("limit", "between")
 _FIELDS: Final = ("keep-forks", "minimum-age", "maximum-depth", "free-at-least")
 _SCOPE: Final = ("names", "tags", "owners", "schedules", "by-hand")
@@ -342,6 +345,10 @@ class _Reader:
         freezes = values.get("quiesce", Freeze.NO) is not Freeze.NO
         if freezes and values.get("take", TakeKind.BEST) not in (TakeKind.BEST, TakeKind.DISK_ONLY):
             self._complain((*place, "quiesce"), 'file systems are frozen for disks only: take = "disk-only".')
+        if values.get("together") and "take" in values:
+            key, problem = together_problem(values["take"], values.get("name", ""), values.get("machines", ()))
+            if problem:
+                self._complain((*place, key), problem)
 
     def _policy_named(
         self, place: tuple[str, str], values: Mapping[str, Any], policies: Mapping[str, NamedPolicy]

@@ -11,6 +11,7 @@ from snaptree.plans.group import GroupPlan
 from snaptree.plans.intention import Prune
 from snaptree.plans.merge import layer_tree_of
 from snaptree.plans.plan import Action, Finding, Forecast, Plan
+from snaptree.plans.policy import because_of_group
 from snaptree.plans.prune import Pruning, forecast_in_turn, plan_pruning, prune_together
 from snaptree.plans.situation import Situation
 
@@ -47,18 +48,39 @@ class PlansInTurn(GroupPlan):
 
 def plan_prunes(wanted: Sequence[tuple[Prune, Situation]]) -> tuple[PlannedPrune, ...]:
     """Plan for each machine, all by the policy of the first: what was taken together is kept together."""
+    return tuple(
+        PlannedPrune(intention, situation, pruning, plan_pruning(intention, situation, pruning))
+        for (intention, situation), pruning in zip(wanted, _decided_together(wanted), strict=True)
+    )
+
+
+def keeping_groups(wanted: Sequence[tuple[Prune, Situation]]) -> tuple[Prune, ...]:
+    """The intentions for who plans each machine anew when its turn comes: what all of them decide now on groups stands.
+
+    The later plan knows that machine alone, and the time that has gone by: what is of a group that is kept now stays,
+    though its own rules may let it go by then.
+    """
+    return tuple(
+        replace(intention, kept=MappingProxyType({**_of_kept_groups(situation, pruning), **intention.kept}))
+        for (intention, situation), pruning in zip(wanted, _decided_together(wanted), strict=True)
+    )
+
+
+def _decided_together(wanted: Sequence[tuple[Prune, Situation]]) -> list[Pruning]:
     if not wanted:
-        return ()
-    policy = wanted[0][0].policy
-    prunings = prune_together(
-        policy,
+        return []
+    return prune_together(
+        wanted[0][0].policy,
         [(layer_tree_of(situation), intention.kept) for intention, situation in wanted],
         max(situation.now for _, situation in wanted),
     )
-    return tuple(
-        PlannedPrune(intention, situation, pruning, plan_pruning(intention, situation, pruning))
-        for (intention, situation), pruning in zip(wanted, prunings, strict=True)
-    )
+
+
+def _of_kept_groups(situation: Situation, pruning: Pruning) -> dict[str, str]:
+    """The snapshots of a machine that were taken with others and stay, each with the reason."""
+    stay = (name for name, decision in pruning.decisions.items() if decision.keeps)
+    groups = {name: situation.tree[name].annotations.group for name in stay}
+    return {name: because_of_group(group) for name, group in groups.items() if group}
 
 
 def in_turn(plans: Iterable[Plan]) -> PlansInTurn:

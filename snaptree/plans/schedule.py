@@ -22,6 +22,8 @@ _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,39}", re.ASCII)
 """It stands in names of snapshots, of systemd's units and of files."""
 _CALENDAR: Final = re.compile(r"[A-Za-z0-9 *:,./~+_-]{1,200}", re.ASCII)
 """What systemd's calendar expressions are written in, time zones included. Source: systemd.time(7)."""
+_WILD: Final = re.compile(r"[*?\[]")
+"""What lets a pattern be more than one name."""
 
 
 class TakeKind(StrEnum):
@@ -64,6 +66,8 @@ class Schedule:
     """Patterns of names; empty for all."""
     take: TakeKind | None = None
     """None: nothing is taken."""
+    together: bool = False
+    """Its machines are taken at one time, as a group: all of them or none."""
     quiesce: Freeze = Freeze.NO
     names: str = DEFAULT_NAMES
     """The template of the snapshots' names, in which {schedule} may stand beside the fields of naming.py."""
@@ -104,6 +108,17 @@ class Schedule:
         # What libvirt merges itself can be neither slowed down nor stopped.
         by_own_jobs = self.limit is not None or self.between is not None
         return Prune(self.policy, by_own_jobs=by_own_jobs, schedule=self.name)
+
+
+def together_problem(take: TakeKind, names: str, machines: tuple[str, ...]) -> tuple[str, str]:
+    """Why machines can't be taken together so: the key of a schedule that is at odds with it, and a sentence."""
+    if take not in (TakeKind.DISK_ONLY, TakeKind.MEMORY):
+        return "take", 'machines are taken together with disks only or with memory: take = "disk-only" or "memory".'
+    if "{vm}" in names:
+        return "name", f"what is taken together has one name: {quoted('{vm}')} can't stand in it."
+    if len(machines) == 1 and not _WILD.search(machines[0]):
+        return "machines", "a group needs two machines at least: name more of them."
+    return "", ""
 
 
 def is_named_by(patterns: tuple[str, ...], domain: str) -> bool:

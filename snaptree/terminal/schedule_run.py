@@ -1,4 +1,4 @@
-"""`snaptree run-schedule`: what a timer starts. It takes, then prunes, one machine after another; nobody is asked."""
+"""`snaptree run-schedule`: what a timer starts. It takes, then prunes; nobody is asked."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from snaptree import words
 from snaptree.hosts.connection import Connection
+from snaptree.hosts.group_running import GroupOutcome, run_group
 from snaptree.hosts.journal import Journal, journal_of, journal_path
 from snaptree.hosts.notifying import notify
 from snaptree.hosts.pruning import are_now
@@ -18,14 +20,18 @@ from snaptree.hosts.reading import list_domains
 from snaptree.hosts.running import run_plan
 from snaptree.hosts.schedule_runs import AlreadyRunningError, LastRun, begun_now, note_run, only_run
 from snaptree.model.errors import CancelledError, SnapTreeError
+from snaptree.plans.group import GroupPlan
+from snaptree.plans.group_planning import plan_group_take
 from snaptree.plans.intention import Prune, Take
 from snaptree.plans.operation import Operation
 from snaptree.plans.plan import Plan
 from snaptree.plans.plan_json import plan_to_json
 from snaptree.plans.planner import make_plan
 from snaptree.plans.prune import Pruning, plan_pruning, pruning_of
+from snaptree.plans.prune_many import keeping_groups
 from snaptree.plans.schedule import Notify, Schedule
 from snaptree.plans.situation import Situation
+from snaptree.plans.wording import listed
 from snaptree.terminal.changing import situation_for, with_progress
 from snaptree.terminal.complaint import complain
 from snaptree.terminal.console import console, iso_time, plain, print_json
@@ -90,6 +96,8 @@ class _Change:
     plan: Plan | None = None
     pruning: Pruning | None = None
     operation: Operation | None = None
+    taken_back: Operation | None = None
+    """What took it back again, because another one of its group failed."""
     error: SnapTreeError | None = None
     """What went wrong."""
     left: str = ""
@@ -112,6 +120,8 @@ class _Change:
             document = plan_to_json(self.plan) if self.operation is None else result_json(self.plan, self.operation)
         if self.pruning is not None:
             document |= pruning_json(self.pruning)
+        if self.taken_back is not None:
+            document["taken_back"] = result_json(self.taken_back.plan, self.taken_back)
         return document | {"left": self.left or None, "error": error_json(self.error)}
 
 
@@ -158,10 +168,10 @@ class _Run:
             with connected() as connections:
                 self._find_machines(connections)
                 # Taken first, all at about the same time: a prune may be long.
-                for machine in self.machines:
-                    self._take(machine)
-                for machine in self.machines:
-                    self._prune(machine)
+                for machines in self._by_connection(connections):
+                    self._take_all(machines)
+                for machines in self._by_connection(connections):
+                    self._prune_all(machines)
         except SnapTreeError as error:
             self.error = error
             complain(error)
@@ -179,39 +189,108 @@ class _Run:
                 hint="See 'snaptree list', and mend the schedule.",
             )
 
-    def _take(self, machine: _Machine) -> None:
+    def _by_connection(self, connections: Sequence[Connection]) -> list[list[_Machine]]:
+        return [[machine for machine in self.machines if machine.connection is each] for each in connections]
+
+    def _take_all(self, machines: Sequence[_Machine]) -> None:
+        """Take a snapshot of each machine of a host."""
         intention = self.schedule.taking
         if intention is None:
             return
+        if self.schedule.together and machines:
+            self._take_together(machines, intention)
+            return
+        for machine in machines:
+            machine.take = self._attempt(machine, "not taken", partial(self._take, machine, intention))
 
-        def act(change: _Change) -> None:
-            situation = self._situation(machine, intention)
-            if situation.layers.looks_at is not None and not self.schedule.machines:
-                change.left = "it was made to look at a snapshot"
-                return
-            change.plan = make_plan(intention, situation)
-            self._run(machine, change)
-            if change.is_done:
-                self.tell(f"{machine.name}: took {change.plan.snapshots[0]}")
+    def _take(self, machine: _Machine, intention: Take, change: _Change) -> None:
+        situation = self._situation_to_take(machine, intention, change)
+        if change.left:
+            return
+        change.plan = make_plan(intention, situation)
+        self._run(machine, change)
+        if change.is_done:
+            self.tell(f"{machine.name}: took {change.plan.snapshots[0]}")
 
-        machine.take = self._attempt(machine, "not taken", act)
+    def _take_together(self, machines: Sequence[_Machine], intention: Take) -> None:
+        """Take all machines of a host at one time, or none of them."""
+        for machine in machines:
+            self._wait_for(machine)  # for each, before one is read: what was read first is old if the last lets us wait
+        members: dict[str, _Change] = {}
+        situations: list[Situation] = []
 
-    def _prune(self, machine: _Machine) -> None:
-        intention = self.schedule.pruning(machine.name)
-        if intention is None:
+        def look(machine: _Machine, change: _Change) -> None:
+            situation = self._situation_to_take(machine, intention, change)
+            if not change.left:
+                situations.append(situation)
+
+        for machine in machines:
+            machine.take = self._attempt(machine, "not taken", partial(look, machine))
+            if not machine.take.left:
+                members[machine.name] = machine.take
+        if members and len(situations) == len(members):
+            try:
+                self._run_group(machines[0].connection, plan_group_take(intention, situations), members)
+            except SnapTreeError as error:
+                for change in members.values():
+                    change.error = change.error or error
+                self._complain(listed(members), "not taken", error)
+        without = listed(name for name, change in members.items() if change.error or change.is_refused)
+        for name, change in members.items():
+            self._say_refusals(name, "not taken", change)
+            if without and not (change.error or change.is_refused):
+                change.left = f"nothing is taken without {without}"
+                self._say_left(name, "not taken", change)
+
+    def _run_group(self, connection: Connection, group: GroupPlan, members: dict[str, _Change]) -> None:
+        """Run plans together, if nothing is against one of them. Raises SnapTreeError if it failed."""
+        for plan, change in zip(group.members, members.values(), strict=True):
+            change.plan = plan
+        if self._is_only_planned(group):
             return
 
-        def act(change: _Change) -> None:
-            situation = self._situation(machine, intention)
-            change.pruning = pruning_of(intention, situation)
-            change.plan = plan_pruning(intention, situation, change.pruning)
-            self.tell(f"{machine.name}: {summary(change.pruning)}")
-            if change.plan.steps and self._is_too_late():
-                change.left = f"it is not between {self.schedule.between}"
-            elif change.plan.steps:
-                self._run(machine, change)
+        def run(**options: Any) -> GroupOutcome:
+            with closing(Journal(journal_path(connection.uri))) as journal:
+                return run_group(connection, group, journal=journal, **options)
 
-        machine.prune = self._attempt(machine, "not pruned", act)
+        outcome = with_progress(group.machines, run, stop=self.stop)
+        back = {operation.plan.domain_uuid: operation for operation in outcome.taken_back}
+        for operation, (name, change) in zip(outcome.members, members.items(), strict=True):
+            change.operation, change.error = operation, operation.error
+            change.taken_back = back.get(operation.plan.domain_uuid)
+            if change.is_done:
+                self.tell(f"{name}: took {group.name}")
+        if outcome.error is not None:
+            raise outcome.error
+
+    def _prune_all(self, machines: Sequence[_Machine]) -> None:
+        """Prune each machine of a host, looked at again when its turn comes: those before may have taken hours."""
+        for machine, intention in self._keeping_groups(machines):
+            machine.prune = self._attempt(machine, "not pruned", partial(self._prune, machine, intention))
+
+    def _keeping_groups(self, machines: Sequence[_Machine]) -> list[tuple[_Machine, Prune]]:
+        """What is wanted of each machine that can be read: what was taken together stays together, or goes."""
+        wanted: list[_Machine] = []
+        read: list[tuple[Prune, Situation]] = []
+
+        def look(machine: _Machine, intention: Prune, _change: _Change) -> None:
+            read.append((intention, self._situation(machine, intention)))
+            wanted.append(machine)
+
+        for machine in machines:
+            if (intention := self.schedule.pruning(machine.name)) is not None:
+                machine.prune = self._attempt(machine, "not pruned", partial(look, machine, intention))
+        return list(zip(wanted, keeping_groups(read), strict=True))
+
+    def _prune(self, machine: _Machine, intention: Prune, change: _Change) -> None:
+        situation = self._situation(machine, intention)
+        change.pruning = pruning_of(intention, situation)
+        change.plan = plan_pruning(intention, situation, change.pruning)
+        self.tell(f"{machine.name}: {summary(change.pruning)}")
+        if change.plan.steps and self._is_too_late():
+            change.left = f"it is not between {self.schedule.between}"
+        elif change.plan.steps:
+            self._run(machine, change)
 
     def _attempt(self, machine: _Machine, failed: str, act: Callable[[_Change], None]) -> _Change:
         """Do something to a machine. What goes wrong is said, and stops no other."""
@@ -222,34 +301,48 @@ class _Run:
             act(change)
         except SnapTreeError as error:
             change.error = error
-        if change.is_refused and change.plan is not None:
-            for refusal in change.plan.refusals:
-                self._complain(machine, failed, SnapTreeError(f"refused: {refusal.reason}", hint=refusal.remedy))
+        self._say_refusals(machine.name, failed, change)
         if change.error is not None:
-            self._complain(machine, failed, change.error)
-        if change.left:
-            self.tell(f"{machine.name}: {failed}: {change.left}")
+            self._complain(machine.name, failed, change.error)
+        self._say_left(machine.name, failed, change)
         return change
 
-    def _complain(self, machine: _Machine, failed: str, error: SnapTreeError) -> None:
-        complain(SnapTreeError(f"{machine.name}: {failed}: {error.summary}", hint=error.hint))
+    def _say_refusals(self, name: str, failed: str, change: _Change) -> None:
+        for refusal in () if change.plan is None else change.plan.refusals:
+            self._complain(name, failed, SnapTreeError(f"refused: {refusal.reason}", hint=refusal.remedy))
+
+    def _say_left(self, name: str, failed: str, change: _Change) -> None:
+        if change.left:
+            self.tell(f"{name}: {failed}: {change.left}")
+
+    def _complain(self, name: str, failed: str, error: SnapTreeError) -> None:
+        complain(SnapTreeError(f"{name}: {failed}: {error.summary}", hint=error.hint))
+
+    def _situation_to_take(self, machine: _Machine, intention: Take, change: _Change) -> Situation:
+        """As `_situation`; notes of a machine that is none of the user's why it is left."""
+        situation = self._situation(machine, intention)
+        if situation.layers.looks_at is not None and not self.schedule.machines:
+            change.left = "it was made to look at a snapshot"
+        return situation
 
     def _situation(self, machine: _Machine, intention: Take | Prune) -> Situation:
         """All that planning has to know, once nobody else changes the machine."""
+        self._wait_for(machine)
+        return situation_for(machine.connection, machine.uuid, intention)
+
+    def _wait_for(self, machine: _Machine) -> None:
+        """Wait as long as another SnapTree changes a machine. If that takes too long, the rules say what it means."""
         until = time.monotonic() + WAIT_SECONDS
         with journal_of(machine.connection.uri) as journal:
             while journal is not None and journal.running_elsewhere(machine.connection.uri, machine.uuid):
                 if time.monotonic() >= until or self.stop.wait(1.0):
-                    break  # the rules say what that means
-        return situation_for(machine.connection, machine.uuid, intention)
+                    break
 
     def _run(self, machine: _Machine, change: _Change) -> None:
         """Run a plan, if nothing is against it."""
         plan = change.plan
         assert plan is not None
-        if self.dry_run and self.print_to is not None:
-            print_plan(self.print_to, plan)
-        if self.dry_run or plan.is_refused:
+        if self._is_only_planned(plan):
             return
         is_prune = change.pruning is not None
 
@@ -265,6 +358,12 @@ class _Run:
         change.error = change.operation.error
         if isinstance(change.error, CancelledError) and not self.stop.is_set():
             change.left, change.error = f"stopped, as it is not between {self.schedule.between} any more", None
+
+    def _is_only_planned(self, plan: Plan | GroupPlan) -> bool:
+        """Whether a plan is not to be run. A dry run prints it."""
+        if self.dry_run and self.print_to is not None:
+            print_plan(self.print_to, plan)
+        return self.dry_run or plan.is_refused
 
     def _is_too_late(self) -> bool:
         """Whether this is no hour for pruning."""

@@ -132,6 +132,7 @@ def _table_of(options: Namespace) -> dict[str, Any]:
         "when": options.when,
         "machines": options.vms,
         "take": options.take,
+        "together": options.together,
         "quiesce": None if options.quiesce == Freeze.NO.value else options.quiesce,
         "name": options.snapshot_name,
         "note": options.note,
@@ -186,6 +187,7 @@ def _schedule_json(schedule: Schedule, state: TimerState) -> dict[str, Any]:
         "connect": schedule.connect,
         "machines": list(schedule.machines),
         "take": None if schedule.take is None else schedule.take.value,
+        "together": schedule.together,
         "quiesce": schedule.quiesce.value,
         "prunes": schedule.policy is not None,
         "limit": schedule.limit,
@@ -208,6 +210,7 @@ def _print_list(out: Console, found: list[tuple[Schedule, TimerState]]) -> None:
     columns = (
         Column("Schedule", turn=4, cut=Cut.MIDDLE, stays=True),
         Column("When", turn=2, cut=Cut.END),
+        Column("Does", turn=1, cut=Cut.END),
         Column("Timer"),
         Column("Next"),
         Column("Last"),
@@ -219,12 +222,19 @@ def _print_list(out: Console, found: list[tuple[Schedule, TimerState]]) -> None:
             columns,
             schedule.name,
             plain(schedule.when),
+            _what_it_does(schedule),
             _TIMERS[state],
             words.UNKNOWN if coming is None else words.moment(coming),
             "never" if last is None else words.moment(last.started),
             "" if last is None else plain(_came_to(last)),
         )
     print_table(out, columns)
+
+
+def _what_it_does(schedule: Schedule) -> str:
+    takes = "takes together" if schedule.together else "takes"
+    done = (takes if schedule.take is not None else "", "prunes" if schedule.policy is not None else "")
+    return ", ".join(filter(None, done))
 
 
 def _came_to(last: LastRun) -> str:
