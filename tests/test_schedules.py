@@ -19,8 +19,10 @@ from snaptree.hosts.journal import Journal, journal_path
 from snaptree.hosts.notifying import notify
 from snaptree.hosts.timers import Manager, check_calendar, next_time, timer_state, units_for, write_units
 from snaptree.model.errors import SnapTreeError
+from snaptree.plans.intention import Describe, Take
 from snaptree.plans.schedule import Schedule, TakeKind
 from snaptree.plans.timer_units import units_of
+from snaptree.terminal import schedule_run
 from tests.kit.machines import EmbeddedHost, Machine, unchanged
 
 Run = Callable[..., tuple[int, str, str]]
@@ -147,8 +149,6 @@ take = "internal"
 def test_it_prunes_at_its_hours_only_and_says_what_stands_in_the_way(
     host: EmbeddedHost, run: Run, write: Write, journal_of_host: Journal
 ) -> None:
-    from snaptree.plans.intention import Take
-
     machine = host.make_machine(name="pruned", running=False)
     for name in ("one", "two"):
         machine.change(Take(name, schedule="tidy"))
@@ -170,6 +170,112 @@ def test_it_prunes_at_its_hours_only_and_says_what_stands_in_the_way(
     assert run("recover", "pruned", "--leave", "-y", "-c", host.uri)[0] == 0
     assert run("run-schedule", "tidy")[0] == 0
     assert list(marked(machine)) == ["two"]
+
+
+TOGETHER = """
+[schedule.nightly]
+HOST
+when = "daily"
+machines = ["app-*"]
+take = "disk-only"
+together = true
+name = "{schedule}-{date}"
+note = "both"
+"""
+
+
+def groups(machines: tuple[Machine, ...]) -> list[dict[str, str]]:
+    """Which group each snapshot belongs to, of each machine."""
+    return [{each.name: each.annotations.group for each in machine.tree()} for machine in machines]
+
+
+@pytest.mark.qemu
+def test_machines_are_taken_together_and_a_group_is_pruned_as_one(
+    host: EmbeddedHost, run: Run, write: Write, journal_of_host: Journal
+) -> None:
+    """The content of everything that stays is as it was."""
+    pair = host.make_machine(name="app-db"), host.make_machine(name="app-web", running=False)
+    db, web = pair
+    write(f"{TOGETHER}keep-last = 1\n")
+    status, out, err = run("run-schedule", "nightly", "--json")
+    document = json.loads(out)
+    assert (status, err, document["says"]) == (0, "", "2 snapshots taken, 0 deleted.")
+    assert [each["take"]["result"]["state"] for each in document["machines"]] == ["done", "done"]
+    first, other = groups(pair)
+    assert first == other, "one name, one group"
+    ((pinned, group),) = first.items()
+    assert group.startswith(f"{pinned}@")
+    for machine in pair:
+        taken = machine.tree()[pinned]
+        assert (taken.annotations.schedule, taken.description) == ("nightly", "both")
+    assert "(schedule “nightly”)" in run("history", "app-web", "-c", host.uri)[1]
+
+    # What refuses one of them refuses all.
+    plan = web.plan(Take("cut-short"))
+    journal_of_host.step_begins(journal_of_host.begin(plan).id, 0, was_active=False)
+    _let_die(journal_of_host)
+    status, out, err = run("run-schedule", "nightly")
+    assert status == 3
+    assert "app-web: not taken: refused:" in err
+    assert "app-db: not taken: nothing is taken without app-web\n" in out
+    assert groups(pair) == [first, first]
+    assert run("recover", "app-web", "--leave", "-y", "-c", host.uri)[0] == 0
+
+    # One of them is pinned, so its partner stays as well; the next group goes from both.
+    web.change(Describe((pinned,), pinned=True))
+    db.write(1)
+    status, out, _ = run("run-schedule", "nightly", "--json")
+    assert status == 0
+    reasons = {each["name"]: each["reasons"] for each in json.loads(out)["machines"][0]["prune"]["decisions"]}
+    assert reasons[pinned] == [f"its group “{group}” is kept"]
+    goes = {machine.name: machine.tree().current for machine in pair}
+    db.write(2)
+    web.write(3)
+    before = [machine.contents() for machine in pair]
+    status, out, err = run("run-schedule", "nightly")
+    assert (status, err) == (0, "")
+    assert "2 snapshots taken, 2 deleted." in out
+    after = [machine.contents() for machine in pair]
+    for machine, was, now in zip(pair, before, after, strict=True):
+        stays = {name: what for name, what in now.items() if name in was}
+        assert unchanged(was, stays, *filter(None, [goes[machine.name]]))
+        assert machine.tree()[pinned].annotations.group == group
+        machine.check_images()
+    assert groups(pair)[0] == groups(pair)[1]
+    assert len(groups(pair)[0]) == 2
+
+
+@pytest.mark.qemu
+def test_what_was_taken_of_one_is_taken_back_if_another_one_fails(
+    host: EmbeddedHost, run: Run, write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pair = host.make_machine(name="app-db", running=False), host.make_machine(name="app-web", running=False)
+    write(TOGETHER)
+    planned = json.loads(run("run-schedule", "nightly", "-n", "--json")[1])
+    (step,) = planned["machines"][1]["take"]["steps"]
+    blocked = Path(step["overlays"]["vda"])
+
+    class Blocking(Journal):
+        """It blocks the second machine's new layer when the first one is taken."""
+
+        def step_is_done(self, operation: int, number: int, *, paused: float | None = None) -> None:
+            super().step_is_done(operation, number, paused=paused)
+            blocked.mkdir(exist_ok=True)
+
+    monkeypatch.setattr(schedule_run, "Journal", Blocking)
+    status, out, err = run("run-schedule", "nightly", "--json")
+    document = json.loads(out)
+    assert status == 1
+    assert document["says"] == "0 snapshots taken, 0 deleted; not all done: app-db, app-web."
+    assert "snaptree: app-db and app-web: not taken: app-web: " in err
+    assert "What was done to app-db was taken back." in err
+    assert [each["take"]["error"] is None for each in document["machines"]] == [False, False]
+    assert document["machines"][0]["take"]["taken_back"]["result"]["state"] == "done"
+    assert groups(pair) == [{}, {}]
+    write(TOGETHER.replace("app-*", "app-w*"))
+    status, _, err = run("run-schedule", "nightly")
+    assert status == 1
+    assert "app-web: not taken: A group needs two machines at least." in err
 
 
 @pytest.fixture
@@ -253,6 +359,7 @@ def test_a_schedule_is_added_listed_and_removed_and_the_file_stays_its_owners(tm
     file.chmod(0o600)
     there = ("--units-in", str(units))
     add = ("schedule", "add", "nightly", "--when", "*-*-* 02:00", "web-*", "db-01", "--take", "disk-only", *there)
+    add += ("--together",)
     more = ("--quiesce-if-possible", "--policy", "weekly", "--limit", "50", "--between", "01:00-05:00")
     status, out, _ = run(*add, *more, "-c", "qemu:///session")
     assert status == 0
@@ -266,6 +373,7 @@ connect = "qemu:///session"
 when = "*-*-* 02:00"
 machines = ["web-*", "db-01"]
 take = "disk-only"
+together = true
 quiesce = "if-possible"
 policy = "weekly"
 limit = "50 MiB"
@@ -277,11 +385,13 @@ between = "01:00-05:00"
     assert "There is a schedule nightly already." in err
     (listed,) = json.loads(run("schedule", "list", "--json", *there)[1])
     assert (listed["schedule"], listed["timer"], listed["last"]) == ("nightly", "written", None)
+    assert listed["together"]
     assert listed["next"].endswith("T02:00:00Z" if next_time("02:00 UTC") == next_time("02:00") else "Z")
 
     # What its owner changes is written anew when asked for.
     file.write_text(text.replace("02:00", "03:00"))
     _, out, err = run("schedule", "list", *there)
+    assert "takes together, prunes" in out
     assert "'snaptree schedule add nightly' writes it anew" in err
     assert run("schedule", "add", "nightly", *there)[0] == 0
     assert "OnCalendar=*-*-* 03:00\n" in (units / "snaptree-nightly.timer").read_text()
@@ -299,6 +409,7 @@ between = "01:00-05:00"
         (("../../x", "--when", "daily", "--take", "best"), "names no schedule"),
         (("a", "--take", "best"), "does not say when"),
         (("a", "--when", "daily"), "neither takes nor prunes"),
+        (("a", "--when", "daily", "--take", "live", "--together"), "machines are taken together with disks only"),
         (("a", "--when", "every now and then", "--take", "best"), "is no time that systemd knows"),
         (("a", "--when", "daily\nUser=root", "--take", "best"), "is no time that systemd knows"),
         (("a", "--when", "daily", "--policy", "none"), "There is no policy “none”"),

@@ -16,9 +16,9 @@ from snaptree.plans.policy_file import table_begun_by
 
 
 def with_table(text: str, place: tuple[str, str], values: Mapping[str, Any]) -> str:
-    """A file's text with one more table at its end.
+    """A file's text with one more table at its end. Names and keys are bare ones.
 
-    Names and keys are bare ones; values are texts, numbers, lists or truths. Raises SnapTreeError if the file has no place for it.
+    Values are texts, numbers, lists, or true or false. Raises SnapTreeError if the file has no place for it.
     """
     lines = [f"[{'.'.join(place)}]", *(f"{key} = {_value(value)}" for key, value in values.items())]
     gap = "" if not text.strip() else "\n" if text.endswith("\n") else "\n\n"

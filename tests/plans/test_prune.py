@@ -17,9 +17,9 @@ from snaptree.plans.intention import Delete, Prune
 from snaptree.plans.merge import layer_tree_of
 from snaptree.plans.plan import Action, Forecast
 from snaptree.plans.planner import make_plan
-from snaptree.plans.policy import Period, Policy, Scope
+from snaptree.plans.policy import Duration, Period, Policy, Scope
 from snaptree.plans.prune import depth_of, forecast_in_turn, forecast_of, prune, prune_together
-from snaptree.plans.prune_many import in_turn, no_more_than, plan_prunes
+from snaptree.plans.prune_many import in_turn, keeping_groups, no_more_than, plan_prunes
 from snaptree.plans.situation import Situation
 from tests.model.overlaps import UNIT
 from tests.model.test_merging import Disk, line
@@ -154,6 +154,38 @@ def test_what_was_taken_together_stays_together_within_limits_too() -> None:
     assert one.goes == other.goes
     assert "s1" not in other.goes
     assert other.decisions["s1"].reason == "its group “s1@1” is kept"
+
+
+def in_groups(situation: Situation, name: str) -> Situation:
+    """A machine of this name, of which each snapshot was taken with those of others that are called the same."""
+    tree = [replace(each, annotations=replace(each.annotations, group=f"{each.name}@1")) for each in situation.tree]
+    return replace(
+        situation,
+        tree=SnapshotTree.build(tree, situation.tree.current),
+        domain=replace(situation.domain, name=name, uuid=name),
+    )
+
+
+def test_who_is_planned_later_keeps_what_all_kept_of_a_group() -> None:
+    web, db = in_groups(nightly("a", "b", "c", pinned=("a",)), "web"), in_groups(nightly("a", "b", "c"), "db")
+    alone = replace(db, tree=nightly("a", "b", "c").tree)
+    wanted = [(Prune(last(1), schedule="nightly"), situation) for situation in (web, db, alone)]
+    one, other, third = keeping_groups(wanted)
+    assert other.kept == {"a": "its group “a@1” is kept", "c": "its group “c@1” is kept"}
+    assert third == wanted[2][0], "what was taken by itself is decided on by itself"
+    assert [
+        make_plan(each, situation).snapshots for each, (_, situation) in zip((one, other), wanted, strict=False)
+    ] == [planned.plan.snapshots for planned in plan_prunes(wanted[:2])]
+    assert keeping_groups([]) == ()
+
+
+def test_a_group_that_was_too_young_is_not_torn_by_the_time_that_goes_by() -> None:
+    policy = replace(last(1), minimum_age=Duration(hours=1))
+    pair = [replace(in_groups(nightly("a", "b"), name), now=NOW + 3599) for name in ("web", "db")]
+    intention = keeping_groups([(Prune(policy), situation) for situation in pair])[1]
+    later = replace(pair[1], now=NOW + 7200)
+    assert make_plan(Prune(policy), later).snapshots == ("a",)
+    assert make_plan(intention, later).snapshots == ()
 
 
 def test_a_preview_forecasts_what_the_plan_does() -> None:

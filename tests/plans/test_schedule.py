@@ -119,6 +119,18 @@ def test_each_kind_is_taken_as_by_hand(kind: str, capture: Capture, live: bool) 
         ('when = "daily"\nkeep-last = 3\nlimit = "0"', "line 4: “limit” is how much to copy per second"),
         ('when = "daily"\nkeep-last = 3\nbetween = "22-6"', "line 4: “22-6” are no hours of the day."),
         ('when = "daily"\ntake = "memory"\nquiesce = "required"', "line 4: file systems are frozen for disks only"),
+        ('when = "daily"\ntake = "memory"\ntogether = 1', "line 4: “together” is true or false."),
+        ('when = "daily"\nkeep-last = 3\ntogether = true', "line 4: “together” is about what it takes"),
+        ('when = "daily"\ntogether = true\ntake = "best"', "line 4: machines are taken together with disks only or"),
+        ('when = "daily"\ntake = "live"\ntogether = true', "line 3: machines are taken together with disks only or"),
+        (
+            'when = "daily"\ntake = "memory"\ntogether = true\nname = "{vm}-{date}"',
+            "line 5: what is taken together has one name: “{vm}” can't stand in it.",
+        ),
+        (
+            'when = "daily"\ntake = "memory"\ntogether = true\nmachines = ["db-01"]',
+            "line 5: a group needs two machines at least",
+        ),
         ('when = "daily"\ntake = "best"\nname = "nightly"', "line 4: “nightly” is the same name each time."),
         ('when = "daily"\ntake = "best"\nname = "{when}-{date}"', "line 4: “{when}” can't be filled in"),
         ('when = "daily"\ntake = "best"\nnotify = "me"', "line 4: “notify” is one of failure, always, never."),
@@ -130,6 +142,13 @@ def test_every_mistake_is_named_by_its_line(lines: str, problem: str) -> None:
     found = [str(problem) for problem in caught.value.problems]
     assert len(found) == 1, found
     assert found[0].startswith(problem)
+
+
+@pytest.mark.parametrize("machines", ['["web", "db"]', '["web-*"]', "[]"])
+def test_machines_are_taken_together_if_the_file_says_so(machines: str) -> None:
+    text = f'[schedule.a]\nwhen = "daily"\ntake = "disk-only"\nmachines = {machines}\n'
+    assert not read_policies(text, "policies.toml").schedule("a").together
+    assert read_policies(f"{text}together = true\n", "policies.toml").schedule("a").together
 
 
 @pytest.mark.parametrize("name", ["", "a b", "a/b", "../a", "-a", "a.b", "a%h", "a\n", "ä", "a" * 41, "a;b", "$x"])
@@ -193,6 +212,7 @@ _VALUES = st.dictionaries(
     st.sampled_from(["when", "note", "machines"]),
     st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
     | st.integers(0, 9)
+    | st.booleans()
     | st.lists(st.text("a*\"'#\\]\n")),
 )
 
