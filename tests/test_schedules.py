@@ -359,8 +359,7 @@ def test_a_schedule_is_added_listed_and_removed_and_the_file_stays_its_owners(tm
     file.chmod(0o600)
     there = ("--units-in", str(units))
     add = ("schedule", "add", "nightly", "--when", "*-*-* 02:00", "web-*", "db-01", "--take", "disk-only", *there)
-    add += ("--together",)
-    more = ("--quiesce-if-possible", "--policy", "weekly", "--limit", "50", "--between", "01:00-05:00")
+    more = ("--together", "--quiesce-if-possible", "--policy", "weekly", "--limit", "50", "--between", "01:00-05:00")
     status, out, _ = run(*add, *more, "-c", "qemu:///session")
     assert status == 0
     assert "systemctl" in out
