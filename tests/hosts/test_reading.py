@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import libvirt
 import pytest
 
 from snaptree.hosts.connection import Connection
@@ -99,35 +101,36 @@ class Breaking:
         return listed
 
 
-def test_one_that_vanishes_meanwhile_is_left_out(many: tuple[LibvirtDaemon, str]) -> None:
-    daemon, uuid = many
-    gone, asked = snapshot_name(COUNT - 1), list[bool]()
+class Once:
+    """Does something before the first snapshot is read; whoever reads waits for that."""
 
-    def delete_the_last() -> bool:
-        if not asked:
-            asked.append(True)
-            daemon.virsh("snapshot-delete", "many", gone, "--metadata")
+    def __init__(self, deed: Callable[[], object]) -> None:
+        self._deed = deed
+        self._lock = threading.Lock()
+        self._is_done = False
+
+    def __call__(self) -> bool:
+        """Be asked whether reading is cancelled, which it is not."""
+        with self._lock:
+            if not self._is_done:
+                self._is_done = True
+                self._deed()
         return False
 
+
+def test_one_that_vanishes_meanwhile_is_left_out(many: tuple[LibvirtDaemon, str]) -> None:
+    daemon, uuid = many
+    gone = snapshot_name(COUNT - 1)
     text = daemon.virsh("snapshot-dumpxml", "many", gone)
-    tree = read_tree(daemon.connection, uuid, cancelled=delete_the_last)
+    delete = Once(lambda: daemon.virsh("snapshot-delete", "many", gone, "--metadata"))
+    tree = read_tree(daemon.connection, uuid, cancelled=delete)
     try:
         assert [snapshot.name for snapshot in tree] == [snapshot_name(number) for number in range(COUNT - 1)]
     finally:
-        domain = daemon.connection.domain(uuid)
-        domain.snapshotCreateXML(text, 1)
+        daemon.connection.domain(uuid).snapshotCreateXML(text, libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_REDEFINE)
 
 
 def test_a_lost_daemon_is_said(many: tuple[LibvirtDaemon, str]) -> None:
     daemon, uuid = many
-    connection = daemon.connection
-    calls = list[bool]()
-
-    def end_the_daemon() -> bool:
-        if not calls:
-            calls.append(True)
-            daemon.kill()
-        return False
-
     with pytest.raises(ConnectionLostError):
-        read_tree(connection, uuid, cancelled=end_the_daemon)
+        read_tree(daemon.connection, uuid, cancelled=Once(daemon.kill))
