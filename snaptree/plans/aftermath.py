@@ -584,7 +584,9 @@ def after_record(situation: Situation, step: RecordLayers) -> Situation:
                 revert_overlays=tuple(step.revert_overlays.get(snapshot.name, dict(snapshot.revert_overlays)).items()),
             )
         )
-    return replace(situation, tree=SnapshotTree.build(survivors, current))
+    # What libvirt has on record of layers below may name some that are gone: those are not written down anew.
+    recorded = {name: _as_recorded(disks) for name, disks in situation.recorded_disks.items() if name not in forgotten}
+    return replace(situation, tree=SnapshotTree.build(survivors, current), recorded_disks=MappingProxyType(recorded))
 
 
 def _moved(disk: SnapshotDisk, step: RecordLayers, overlays: Mapping[str, str]) -> SnapshotDisk:

@@ -50,10 +50,14 @@ def _others_on_written(case: Case) -> Evidence | None:
     if case.merge is None or case.merge.way is not MergeWay.COMMIT:
         return None
     merged = case.merge.layers
+    # The one above the top is told what it stands on from now on; QEMU tells no other.
+    line = [None, *(layer.path for layer in case.merge.stack)]
+    above = line[line.index(merged[0]) - 1] if merged[0] in line else None
     return first(
         found(file=plain(lower), overlays=files_named(others))
-        for upper, lower in pairwise(merged)
-        if (others := case.facts.others_above(lower, chain((upper,), case.obsolete)))
+        for upper, lower in pairwise((above, *merged))
+        if lower is not None
+        and (others := case.facts.others_above(lower, chain(filter(None, (upper,)), case.obsolete)))
     )
 
 
@@ -202,7 +206,7 @@ RULES = (
         actions=_DELETE,
         verdict=Verdict.REFUSE,
         condition=_others_on_written,
-        reason="The merge would write to {file}, the base of {overlays}: what stands on it would change.",
+        reason="The merge would write to {file}, or remove it, the base of {overlays}: what stands on it would change.",
         remedy="Remove {overlays} first if nobody needs that any more.",
         source="lab on 9.0, 11.3 and 12.8: a commit into a shared base corrupts what is off; locks protect running"
         " machines only",

@@ -10,7 +10,7 @@ import random
 from collections.abc import Callable
 
 import pytest
-from hypothesis import event, given, settings
+from hypothesis import event, example, given, settings
 from hypothesis import strategies as st
 
 from snaptree.model.estate import DiskSnapshot, DomainState, MemorySnapshot
@@ -162,8 +162,9 @@ def _intention(
     if kind == "revert":
         return Revert(choose.choice(names), take_safety_snapshot=choose.random() < 0.7)
     if kind == "delete":
-        return Delete(tuple(choose.sample(names, choose.randrange(1, min(4, len(names)) + 1))))
-    return Delete((choose.choice(names),), subtree=True)
+        chosen = tuple(choose.sample(names, choose.randrange(1, min(4, len(names)) + 1)))
+        return Delete(chosen, by_own_jobs=choose.random() < 0.3)
+    return Delete((choose.choice(names),), subtree=True, by_own_jobs=choose.random() < 0.3)
 
 
 # What must hold
@@ -203,6 +204,7 @@ class _Before:
 @pytest.mark.parametrize("version", [DEBIAN_12, DEBIAN_13])
 @settings(max_examples=EXAMPLES)
 @given(seed=st.integers(0, 2**48))
+@example(123805)  # a pull makes a fork of what is merged next; and libvirt's record of a branch is out of date then
 def test_a_plan_that_is_not_refused_loses_nothing(version: int, seed: int) -> None:
     choose = random.Random(seed)
     host, whole_until_lately = _history(choose)
