@@ -6,11 +6,12 @@ steps, batch by batch, so that libvirt's records are right after each: merge, re
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import inf
 from types import MappingProxyType
+from typing import TypeVar
 
 from snaptree.model.estate import ImageKey, Snapshot, SnapshotDisk
 from snaptree.model.figures import NOTHING, Figure, total
@@ -23,6 +24,8 @@ from snaptree.plans.rules_depth import MOST_LAYERS_TO_START, NESTING_SINCE, NEST
 from snaptree.plans.rules_merge import LAYER_STAYS, MERGE_STUCK, REMOVED_LAYER_IS_NEEDED
 from snaptree.plans.situation import Situation, elsewhere
 from snaptree.plans.wording import files_named, machines_named, plain, quoted, snapshots_named
+
+_Item = TypeVar("_Item")
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +79,9 @@ def batches(layer_tree: LayerTree, deletion: Deletion, names: Sequence[str]) -> 
     """Put snapshots together that share a pile of layers: neighbours, and those whose other disks are neighbours."""
     place = {name: number for number, name in enumerate(names)}
     groups: dict[str, tuple[list[str], list[Pile]]] = {name: ([name], []) for name in names}
-    for pile in deletion.piles:
+    first_ones = _first_ones(layer_tree, deletion.piles)
+    piles_in_turn = _in_turn(deletion.piles, lambda pile: first_ones.get(pile, ()))
+    for pile in piles_in_turn:
         # What is inside an image that takes others in has to be deleted before.
         keys = pile.gone.union(*(merge.layers for merge in pile.merges))
         holders = {name for key in keys for name in layer_tree.holders.get(key, ()) if name in place}
@@ -88,10 +93,12 @@ def batches(layer_tree: LayerTree, deletion: Deletion, names: Sequence[str]) -> 
                 together[1].extend(piles)
                 groups |= dict.fromkeys(members, together)
         together[1].append(pile)
+    turns = {pile: number for number, pile in enumerate(piles_in_turn)}
     found = [
-        Batch(tuple(sorted(members, key=place.__getitem__)), tuple(piles))
+        Batch(tuple(sorted(members, key=place.__getitem__)), tuple(sorted(piles, key=turns.__getitem__)))
         for members, piles in {id(group): group for group in groups.values()}.values()
     ]
+    batch_of = {pile: batch for batch in found for pile in batch.piles}
 
     def turn(batch: Batch) -> tuple[int, ...]:
         first, *rest = _order(layer_tree, batch)
@@ -99,7 +106,38 @@ def batches(layer_tree: LayerTree, deletion: Deletion, names: Sequence[str]) -> 
             return min(first, 1), place[batch.names[0]]
         return first, *rest, place[batch.names[0]]
 
-    return sorted(found, key=turn)
+    return _in_turn(
+        sorted(found, key=turn),
+        lambda batch: [batch_of[other] for pile in batch.piles for other in first_ones.get(pile, ())],
+    )
+
+
+def _first_ones(layer_tree: LayerTree, piles: Iterable[Pile]) -> Mapping[Pile, list[Pile]]:
+    """Pile -> those to be merged before it: they commit a layer on which it lets several stand where one stood.
+
+    Of those above a layer that goes, QEMU tells one only what it stands on from then on.
+    """
+    committed = {merge.top: pile for pile in piles for merge in pile.merges if merge.into != merge.top}
+    return {
+        pile: [committed[base]]
+        for pile in piles
+        if len(pile.merges) > 1 and (base := layer_tree.below.get(pile.merges[0].layers[-1])) in committed
+    }
+
+
+def _in_turn(items: Iterable[_Item], first_ones: Callable[[_Item], Iterable[_Item]]) -> list[_Item]:
+    """Keep an order, but put before each item what has to come first."""
+    waiting = [*reversed([*items])]
+    seen: set[_Item] = set()
+    placed: dict[_Item, None] = {}
+    while waiting:
+        item = waiting.pop()
+        if item not in seen:
+            seen.add(item)
+            waiting += [item, *(other for other in first_ones(item) if other not in seen)]
+        else:
+            placed.setdefault(item)
+    return [*placed]
 
 
 def _order(layer_tree: LayerTree, batch: Batch) -> tuple[int, int]:
@@ -174,7 +212,7 @@ class _Writer:
         self._draft = draft
         self._batch = batch
         self._layer_tree = layer_tree
-        self._names = names
+        self._names = frozenset(names)
         self._asked_for = asked_for
         self._going = frozenset(batch.names)
         self._before = draft.facts
@@ -182,20 +220,20 @@ class _Writer:
         self._deleted: set[str] = set()
         self._removed = self._from_the_top_down(key for pile in batch.piles for key in pile.removed)
         merged = {self._before.key(layer_tree.path(key)) for merge in batch.merges for key in merge.layers}
-        self._obsolete = set(self._removed) - merged
+        self._obsolete = frozenset(self._removed.keys() - merged)
         """Files that nobody reads any more, at this point of the plan."""
 
-    def _from_the_top_down(self, keys: Iterable[ImageKey]) -> tuple[str, ...]:
+    def _from_the_top_down(self, keys: Iterable[ImageKey]) -> Mapping[str, None]:
         paths = {self._path(key) for key in keys}
-        return tuple(sorted(paths, key=lambda path: (-self._before.depth(path), path)))
+        return dict.fromkeys(sorted(paths, key=lambda path: (-self._before.depth(path), path)))
 
     def _case(self, step: Step, name: str | None = None) -> Case:
         return self._draft.case(
             step,
             name=name,
             batch=self._asked_for,
-            obsolete=frozenset(self._obsolete),
-            deleting=frozenset(self._names),
+            obsolete=self._obsolete,
+            deleting=self._names,
         )
 
     def refuse_stuck(self, problem: str) -> None:
@@ -382,7 +420,7 @@ class _Writer:
             noted = facts.key(self._now(disk.overlay))
             if noted not in self._removed and facts.below.get(noted) == frozen:
                 return self._now(disk.overlay)
-        standing = facts.above.get(frozen, frozenset()) - set(self._removed)
+        standing = [layer for layer in facts.above.get(frozen, ()) if layer not in self._removed]
         in_use = [layer for layer in facts.chains.get(disk.target, ()) if layer in standing]
         now = None if disk.overlay is None else self._now(disk.overlay)
         return in_use[0] if in_use else min(standing, default=now)
@@ -438,9 +476,9 @@ class _Writer:
         facts, situation = self._draft.facts, self._draft.situation
         if path in facts.live:
             return f"{plain(situation.domain.name)} stands on it."
-        if holders := {*facts.frozen_by.get(path, ()), *facts.internal_in.get(path, ())} - set(self._names):
+        if holders := {*facts.frozen_by.get(path, ()), *facts.internal_in.get(path, ())} - self._names:
             return f"it holds {snapshots_named(sorted(holders))}."
-        if users := set(facts.returned_to.get(path, ())) - set(self._names):
+        if users := set(facts.returned_to.get(path, ())) - self._names:
             return f"a revert to {snapshots_named(sorted(users))}, which left this disk out, goes back to it."
         if overlays := facts.others_above(path).difference(gone):
             return f"{files_named(overlays)} stands on it."

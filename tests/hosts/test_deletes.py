@@ -9,6 +9,7 @@ import libvirt
 import pytest
 
 from snaptree.hosts.journal import Journal
+from snaptree.hosts.layers import analysed
 from snaptree.hosts.running import run_plan
 from snaptree.hosts.situation import read_situation
 from snaptree.plans.intention import Capture, Delete, Revert, Take
@@ -88,6 +89,31 @@ def test_any_selection_is_deleted_and_all_else_stays(
     if not machine.is_running:
         machine.handle.create()
         assert machine.handle.state()[0] == libvirt.VIR_DOMAIN_RUNNING
+
+
+def test_a_layer_goes_before_a_fork_above_it_lets_several_stand_on_it(host: EmbeddedHost) -> None:
+    """The fork needs less room and would come first: then the one beside it would lose its base."""
+    machine = host.make_machine(running=False)
+
+    def write_and_take(name: str, seed: int, offset: int = 0, length: int = MIB // 16) -> None:
+        machine.write(seed, offset=offset, length=length)
+        machine.change(Take(name, capture=Capture.DISKS))
+
+    write_and_take("root", 1, length=3 * MIB)
+    write_and_take("middle", 2, offset=4 * MIB, length=2 * MIB)
+    write_and_take("fork", 3)
+    write_and_take("left", 4)
+    machine.change(Revert("fork", take_safety_snapshot=False, state_after=StateAfter.OFF))
+    write_and_take("right", 5)
+    before = machine.contents()
+    situation = read_situation(machine.connection, machine.uuid)
+    layers = analysed(machine.connection, situation.layers)
+    plan = make_plan(Delete(("root", "fork")), replace(situation, layers=layers))
+    ways = [step.way for step in plan.steps if isinstance(step, MergeLayers)]
+    assert ways == [MergeWay.COMMIT, MergeWay.PULL, MergeWay.PULL], plan.refusals
+    assert run_plan(machine.connection, plan).error is None
+    assert unchanged(before, machine.contents(), "root", "fork")
+    machine.check_images()
 
 
 def test_snapshots_of_two_disks_go_with_all_their_layers(host: EmbeddedHost) -> None:

@@ -203,6 +203,25 @@ def test_where_chains_are_too_deep_the_lowest_go_first() -> None:
     assert set(carried_out(plan, situation).tree.snapshots) == {f"s{number:02}" for number in range(40)} - set(names)
 
 
+@pytest.mark.parametrize("disks", [("vda",), ("vda", "vdb")])
+def test_a_layer_goes_before_a_fork_above_it_lets_several_stand_on_it(disks: tuple[str, ...]) -> None:
+    """Though the fork needs less room: of those above a layer that goes, QEMU tells only one."""
+    machine = a_machine(*map(disk, disks)).external("root").external("middle").external("fork").external("left")
+    machine.revert("fork").external("right")
+    for target in disks:
+        machine.image(f"/images/{target}.root", allocated=exact(50 * MIB))
+        machine.image(f"/images/{target}.middle", allocated=exact(0))
+    situation = machine.build()
+    plan = make_plan(Delete(("root", "fork")), situation)
+    steps = [step for step in plan.steps if isinstance(step, MergeLayers)]
+    assert [(step.target, step.way.value) for step in steps] == [
+        *((target, "commit") for target in disks),
+        *((target, way) for target in disks for way in ("pull", "commit")),
+    ], plan.refusals
+    assert {step.layers[-1] for step in steps[: len(disks)]} == {f"/images/{target}.qcow2" for target in disks}
+    assert set(carried_out(plan, situation).tree.snapshots) == {"middle", "left", "right"}
+
+
 def test_what_others_stand_on_stays() -> None:
     """A clone that is off, and a file that no machine mentions."""
     for machine in (
