@@ -6,7 +6,7 @@ Images are compared by identity (device and inode) where that is known: two path
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import pairwise
@@ -169,7 +169,7 @@ class Facts:
         return below
 
     @cached_property
-    def above(self) -> Mapping[str, frozenset[str]]:
+    def above(self) -> Mapping[str, Set[str]]:
         """Image -> existing images that stand directly on it."""
         above: dict[str, set[str]] = {}
         for image, base in self.below.items():
@@ -179,7 +179,7 @@ class Facts:
             above.setdefault(self.key(base), set()).update(
                 self.key(overlay) for overlay in overlays if not self._is_missing(overlay)
             )
-        return {base: frozenset(overlays) for base, overlays in above.items()}
+        return above
 
     def stack(self, path: str) -> Iterator[str]:
         """An image and everything below it, as far as it is known."""
@@ -408,15 +408,19 @@ class Facts:
         return {image: tuple(snapshots) for image, snapshots in holders.items()}
 
     def written_after(self, name: str, layer: str) -> bool:
-        """Whether a layer that this snapshot stands on was active again later: then it holds something else by now.
+        """Whether a layer that this snapshot stands on was written to later: then it holds something else by now.
 
-        So it was if a snapshot taken later, or a descendant, was taken while that layer was active.
+        So it was if a snapshot taken later, or a descendant, was taken while that layer was active. Or if one that
+        descends from whoever froze it holds it all the same: libvirt's own delete merged down into it.
         """
         tree = self.situation.tree
-        ancestors = {name, *tree.ancestors(name)}
+        line = {name, *tree.ancestors(name)}
+        holders = self._holders.get(layer, ())
+        froze = line.intersection(self.frozen_by.get(layer, ()))
         return any(
-            other.name not in ancestors and (other.created > tree[name].created or name in tree.ancestors(other.name))
-            for other in self._holders.get(layer, ())
+            other.created > tree[name].created or not {name, *froze}.isdisjoint(tree.ancestors(other.name))
+            for other in holders
+            if other.name not in line
         )
 
     @cached_property
