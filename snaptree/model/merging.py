@@ -138,6 +138,10 @@ class LayerTree:
     _counts: dict[LayerMerge, MergeBytes | None] = field(default_factory=dict, init=False, repr=False)
     _alone: dict[str, Deletion] = field(default_factory=dict, init=False, repr=False)
     """What deleting one snapshot does, of those that were asked for: whoever looks for the cheapest asks for all."""
+    _latest: dict[tuple[frozenset[str], frozenset[ImageKey]], Deletion] = field(
+        default_factory=dict, init=False, repr=False
+    )
+    """What was asked last: whoever plans a deletion asks what it costs, how deep what is left will be, and so on."""
 
     @cached_property
     def _paths(self) -> Mapping[ImageKey, str]:
@@ -199,11 +203,15 @@ class LayerTree:
 
     def deleting(self, names: Collection[str], kept: Collection[ImageKey] = ()) -> Deletion:
         """Work out what deleting exactly these snapshots does. `kept` are layers that stay for whatever reason."""
+        asked = frozenset(names), frozenset(kept)
         if len(names) != 1 or kept:
-            return self._deleting(frozenset(names), kept)
+            if asked not in self._latest:
+                self._latest.clear()
+                self._latest[asked] = self._deleting(*asked)
+            return self._latest[asked]
         (name,) = names
         if name not in self._alone:
-            self._alone[name] = self._deleting(frozenset(names), kept)
+            self._alone[name] = self._deleting(*asked)
         return self._alone[name]
 
     def _deleting(self, selected: frozenset[str], kept: Collection[ImageKey]) -> Deletion:

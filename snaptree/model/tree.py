@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
     from snaptree.model.estate import Snapshot
 
-_natural = natsort_keygen()
+_natural = lru_cache(maxsize=1 << 16)(natsort_keygen())
+"""The same names are put in order again whenever a machine is read, and after each step of a plan."""
 
 
 @dataclass(frozen=True)

@@ -570,23 +570,26 @@ def after_record(situation: Situation, step: RecordLayers) -> Situation:
     while current in step.forgotten:
         assert current is not None
         current = tree.parents[current]
-    survivors = []
     forgotten = frozenset(step.forgotten)
-    for snapshot in tree:
-        if snapshot.name in forgotten:
-            continue
-        overlays = step.overlays.get(snapshot.name, {})
-        survivors.append(
-            replace(
-                snapshot,
-                parent=step.parents.get(snapshot.name, tree.parents[snapshot.name]),
-                disks=tuple(_moved(disk, step, overlays) for disk in snapshot.disks),
-                revert_overlays=tuple(step.revert_overlays.get(snapshot.name, dict(snapshot.revert_overlays)).items()),
-            )
-        )
+    survivors = [
+        _as_told(snapshot, tree.parents[snapshot.name], step) for snapshot in tree if snapshot.name not in forgotten
+    ]
     # What libvirt has on record of layers below may name some that are gone: those are not written down anew.
     recorded = {name: _as_recorded(disks) for name, disks in situation.recorded_disks.items() if name not in forgotten}
     return replace(situation, tree=SnapshotTree.build(survivors, current), recorded_disks=MappingProxyType(recorded))
+
+
+def _as_told(snapshot: Snapshot, parent: str | None, step: RecordLayers) -> Snapshot:
+    """What libvirt knows of a snapshot that stays. Mostly nothing else than before: there may be thousands."""
+    name = snapshot.name
+    if name in step.parents or snapshot.parent != parent:
+        snapshot = replace(snapshot, parent=step.parents.get(name, parent))
+    if name in step.overlays or any(disk.frozen in step.moved for disk in snapshot.disks):
+        overlays = step.overlays.get(name, {})
+        snapshot = replace(snapshot, disks=tuple(_moved(disk, step, overlays) for disk in snapshot.disks))
+    if name in step.revert_overlays:
+        snapshot = replace(snapshot, revert_overlays=tuple(step.revert_overlays[name].items()))
+    return snapshot
 
 
 def _moved(disk: SnapshotDisk, step: RecordLayers, overlays: Mapping[str, str]) -> SnapshotDisk:

@@ -59,15 +59,21 @@ class DeleteCosts:
 
 
 def add_deletions(
-    draft: Draft, names: tuple[str, ...], batch: tuple[str, ...] = (), *, by_own_jobs: bool = False
+    draft: Draft,
+    names: tuple[str, ...],
+    batch: tuple[str, ...] = (),
+    *,
+    by_own_jobs: bool = False,
+    layer_tree: LayerTree | None = None,
 ) -> Forecast:
     """Add the steps that delete these snapshots, or every reason why there are none, and say what they cost.
 
     `batch` are those that the user asked to delete: what goes with an undo is missed by nobody. What libvirt's own
-    delete does well is left to it, unless that is to be done `by_own_jobs`; the rest is merged by us.
+    delete does well is left to it, unless that is to be done `by_own_jobs`; the rest is merged by us. `layer_tree` is
+    `layer_tree_of` the draft's situation, for who has it already.
     """
     start = draft.situation
-    layer_tree = layer_tree_of(start)
+    layer_tree = layer_tree or layer_tree_of(start)
     deletion = layer_tree.deleting(names)
     costs = DeleteCosts()
     parts = batches(layer_tree, deletion, names)

@@ -54,8 +54,8 @@ class Draft:
         self.facts = Facts(situation)
         self._action = action
         self._steps: list[Step] = []
-        self._warnings: list[Finding] = []
-        self._refusals: list[Finding] = []
+        self._warnings: dict[Finding, None] = {}
+        self._refusals: dict[Finding, None] = {}
 
     def copy(self) -> Draft:
         """The same so far: to try something that may be given up again."""
@@ -65,13 +65,13 @@ class Draft:
 
     def has_nothing_new_against(self, other: Draft) -> bool:
         """Whether no rule refused anything here that it did not refuse there."""
-        return self._refusals == other._refusals
+        return self._refusals.keys() == other._refusals.keys()
 
     def take_over(self, other: Draft) -> None:
         """Go on from where a copy has got to."""
         self.situation, self.facts = other.situation, other.facts
-        self._steps, self._warnings = list(other._steps), list(other._warnings)
-        self._refusals = list(other._refusals)
+        self._steps = list(other._steps)
+        self._warnings, self._refusals = dict(other._warnings), dict(other._refusals)
 
     def case(
         self,
@@ -135,11 +135,11 @@ class Draft:
 
     def refuse(self, *findings: Finding) -> None:
         """Note reasons why this plan can't run, each once."""
-        self._refusals += [finding for finding in dict.fromkeys(findings) if finding not in self._refusals]
+        self._refusals |= dict.fromkeys(findings)
 
     def warn(self, *findings: Finding) -> None:
         """Note what somebody should know, each once."""
-        self._warnings += [finding for finding in dict.fromkeys(findings) if finding not in self._warnings]
+        self._warnings |= dict.fromkeys(findings)
 
     @property
     def refusals(self) -> tuple[Finding, ...]:

@@ -91,7 +91,11 @@ def prune_together(
 
 def pruning_of(intention: Prune, situation: Situation) -> Pruning:
     """What an intention comes to, before there is a plan for it."""
-    return prune(intention.policy, layer_tree_of(situation), situation.now, kept=intention.kept)
+    return _pruning(intention, situation, layer_tree_of(situation))
+
+
+def _pruning(intention: Prune, situation: Situation, layer_tree: LayerTree) -> Pruning:
+    return prune(intention.policy, layer_tree, situation.now, kept=intention.kept)
 
 
 def forecast_of(pruning: Pruning, speed: Speed) -> Forecast:
@@ -122,13 +126,16 @@ def forecast_in_turn(parts: Iterable[Forecast]) -> Forecast:
 
 def plan_prune(intention: Prune, situation: Situation) -> Plan:
     """Plan to delete what a policy lets go, in one. There is no undo. If nothing goes, there are no steps."""
-    return plan_pruning(intention, situation, pruning_of(intention, situation))
+    layer_tree = layer_tree_of(situation)
+    return plan_pruning(intention, situation, _pruning(intention, situation, layer_tree), layer_tree)
 
 
-def plan_pruning(intention: Prune, situation: Situation, pruning: Pruning) -> Plan:
-    """As `plan_prune`, for who has worked out already what that comes to."""
+def plan_pruning(intention: Prune, situation: Situation, pruning: Pruning, layer_tree: LayerTree | None = None) -> Plan:
+    """As `plan_prune`, for who has worked that out already, and maybe has `layer_tree_of` the situation too."""
     draft = Draft(Action.PRUNE, situation)
-    forecast = add_deletions(draft, pruning.goes, batch=pruning.goes, by_own_jobs=intention.by_own_jobs)
+    forecast = add_deletions(
+        draft, pruning.goes, batch=pruning.goes, by_own_jobs=intention.by_own_jobs, layer_tree=layer_tree
+    )
     return replace(draft.plan(pruning.goes, forecast, None), schedule=intention.schedule)
 
 

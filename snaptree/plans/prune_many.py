@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 from snaptree.model.errors import SnapTreeError
+from snaptree.model.merging import LayerTree
 from snaptree.plans.group import GroupPlan
 from snaptree.plans.intention import Prune
 from snaptree.plans.merge import layer_tree_of
@@ -49,8 +50,8 @@ class PlansInTurn(GroupPlan):
 def plan_prunes(wanted: Sequence[tuple[Prune, Situation]]) -> tuple[PlannedPrune, ...]:
     """Plan for each machine, all by the policy of the first: what was taken together is kept together."""
     return tuple(
-        PlannedPrune(intention, situation, pruning, plan_pruning(intention, situation, pruning))
-        for (intention, situation), pruning in zip(wanted, _decided_together(wanted), strict=True)
+        PlannedPrune(intention, situation, pruning, plan_pruning(intention, situation, pruning, layer_tree))
+        for (intention, situation), (pruning, layer_tree) in zip(wanted, _decided_together(wanted), strict=True)
     )
 
 
@@ -62,18 +63,20 @@ def keeping_groups(wanted: Sequence[tuple[Prune, Situation]]) -> tuple[Prune, ..
     """
     return tuple(
         replace(intention, kept=MappingProxyType({**_of_kept_groups(situation, pruning), **intention.kept}))
-        for (intention, situation), pruning in zip(wanted, _decided_together(wanted), strict=True)
+        for (intention, situation), (pruning, _) in zip(wanted, _decided_together(wanted), strict=True)
     )
 
 
-def _decided_together(wanted: Sequence[tuple[Prune, Situation]]) -> list[Pruning]:
+def _decided_together(wanted: Sequence[tuple[Prune, Situation]]) -> list[tuple[Pruning, LayerTree]]:
     if not wanted:
         return []
-    return prune_together(
+    layer_trees = [layer_tree_of(situation) for _, situation in wanted]
+    prunings = prune_together(
         wanted[0][0].policy,
-        [(layer_tree_of(situation), intention.kept) for intention, situation in wanted],
+        [(layer_tree, intention.kept) for layer_tree, (intention, _) in zip(layer_trees, wanted, strict=True)],
         max(situation.now for _, situation in wanted),
     )
+    return [*zip(prunings, layer_trees, strict=True)]
 
 
 def _of_kept_groups(situation: Situation, pruning: Pruning) -> dict[str, str]:

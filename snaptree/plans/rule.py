@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
 
-from snaptree.model.estate import DiskSnapshot, DomainLayers, Snapshot
+from snaptree.model.estate import DiskSnapshot, DomainLayers, Host, Snapshot
 from snaptree.model.tree import SnapshotTree
 from snaptree.plans.facts import LIBVIRT_9_9, DeleteEffect, Facts, internal_images, is_external
 from snaptree.plans.plan import (
@@ -135,12 +135,12 @@ class Case:
         """Whether the step takes a snapshot inside the images."""
         return self.take is not None and DiskSnapshot.INTERNAL in self.take.disks.values()
 
-    @property
+    @cached_property
     def external(self) -> Snapshot | None:
         """The snapshot reverted to or deleted, if it is external."""
         return self.snapshot if self.snapshot is not None and is_external(self.snapshot) else None
 
-    @property
+    @cached_property
     def internal(self) -> Snapshot | None:
         """The snapshot reverted to or deleted, if it is internal."""
         return self.snapshot if self.snapshot is not None and not is_external(self.snapshot) else None
@@ -163,7 +163,7 @@ class Case:
             and host.libvirt_version < LIBVIRT_9_9
         )
 
-    @property
+    @cached_property
     def merge(self) -> MergeLayers | None:
         """The step, if it merges layers by a job of our own."""
         return self.step if isinstance(self.step, MergeLayers) else None
@@ -229,33 +229,28 @@ class Rule:
     another_way: str = ""
     """What SnapTree does instead of libvirt's own delete, where this forbids that; empty if there is no other way."""
 
-    def applies_to(self, case: Case) -> bool:
+    def applies_to(self, action: Action, host: Host, known: Known, *, before_safety: bool = False) -> bool:
         """Whether this rule is about such an action on such a host at all, and enough is known to judge."""
-        host = case.situation.host
         return (
-            case.action in self.actions
-            and not (case.before_safety and self.mended_by_safety_snapshot)
-            and case.situation.known >= self.needs
+            action in self.actions
+            and not (before_safety and self.mended_by_safety_snapshot)
+            and known >= self.needs
             and (not self.drivers or host.driver in self.drivers)
             and host.libvirt_version >= self.since
             and (self.until is None or host.libvirt_version < self.until)
         )
 
-    def forbids(self, case: Case) -> bool:
-        """Whether the action can't be done if this rule has something to say."""
+    def forbids(self, action: Action, *, by_libvirt: bool) -> bool:
+        """Whether the action can't be done if this rule has something to say: in one step of libvirt's, or of ours."""
         if self.verdict is not Verdict.REFUSE:
             return False
         # Of libvirt's own delete, it may be that only this way of deleting is closed.
-        return not (self.another_way and case.action is Action.DELETE) or isinstance(case.step, DeleteSnapshot)
+        return by_libvirt or action is not Action.DELETE or not self.another_way
 
     def judge(self, case: Case) -> Finding | None:
-        """The finding, if the rule has something to say."""
-        if not self.applies_to(case):
-            return None
+        """The finding, if the rule has something to say. It has to apply to such a case."""
         evidence = self.condition(case)
-        if evidence is None:
-            return None
-        return self.say(case, evidence)
+        return None if evidence is None else self.say(case, evidence)
 
     def say(self, case: Case, evidence: Evidence) -> Finding:
         """The finding in words, for planners that found out themselves."""
@@ -298,6 +293,11 @@ def action_of(step: Step) -> Action:
 def actions(*which: Action) -> frozenset[Action]:
     """The actions that a rule is about."""
     return frozenset(which)
+
+
+def by_the_planner(_case: Case) -> Evidence | None:
+    """The condition of a rule that nobody finds by looking at one step: the planner says it."""
+    return None
 
 
 def first(evidence: Iterable[Evidence]) -> Evidence | None:

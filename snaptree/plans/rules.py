@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import lru_cache
 
-from snaptree.model.estate import Snapshot
+from snaptree.model.estate import Host, Snapshot
 from snaptree.plans import (
     rules_any,
     rules_delete,
@@ -20,9 +22,9 @@ from snaptree.plans import (
     rules_take,
 )
 from snaptree.plans.facts import Facts
-from snaptree.plans.plan import Action, Finding
-from snaptree.plans.rule import Case, Rule, Verdict
-from snaptree.plans.situation import Situation
+from snaptree.plans.plan import Action, DeleteSnapshot, Finding
+from snaptree.plans.rule import Case, Rule, Verdict, by_the_planner
+from snaptree.plans.situation import Known, Situation
 
 RULES: tuple[Rule, ...] = (
     *rules_any.RULES,
@@ -41,14 +43,22 @@ RULES: tuple[Rule, ...] = (
 """In the order in which a reader meets them: the first refusal is the one that a tooltip shows."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Applying:
+    """The rules that are about such an action on such a host, in their order."""
+
+    refusing: tuple[Rule, ...]
+    warning: tuple[Rule, ...]
+
+
 def refusals(case: Case) -> tuple[Finding, ...]:
     """Every reason why this can't be done."""
-    return _judge(case, (rule for rule in RULES if rule.forbids(case)))
+    return _judge(case, _applying_to(case).refusing)
 
 
 def warnings(case: Case) -> tuple[Finding, ...]:
     """What somebody should know before doing it."""
-    return _judge(case, (rule for rule in RULES if rule.verdict is Verdict.WARN))
+    return _judge(case, _applying_to(case).warning)
 
 
 def why_not(action: Action, situation: Situation, snapshot: Snapshot | str | None = None) -> Finding | None:
@@ -59,12 +69,26 @@ def why_not(action: Action, situation: Situation, snapshot: Snapshot | str | Non
     """
     name = snapshot.name if isinstance(snapshot, Snapshot) else snapshot
     case = Case(situation, Facts(situation), action, name, before_safety=action is Action.REVERT)
-    for rule in RULES:
-        if action in rule.has_choice:
-            continue
-        if rule.forbids(case) and (finding := rule.judge(case)) is not None:
+    for rule in _applying_to(case).refusing:
+        if action not in rule.has_choice and (finding := rule.judge(case)) is not None:
             return finding
     return None
+
+
+def _applying_to(case: Case) -> _Applying:
+    by_libvirt = isinstance(case.step, DeleteSnapshot)
+    return _applying(case.action, case.situation.host, case.situation.known, case.before_safety, by_libvirt)
+
+
+@lru_cache
+def _applying(action: Action, host: Host, known: Known, before_safety: bool, by_libvirt: bool) -> _Applying:
+    """Looked up once for all the steps of a plan, and for all rows of a window."""
+    asked = [rule for rule in RULES if rule.condition is not by_the_planner]
+    rules = [rule for rule in asked if rule.applies_to(action, host, known, before_safety=before_safety)]
+    return _Applying(
+        tuple(rule for rule in rules if rule.forbids(action, by_libvirt=by_libvirt)),
+        tuple(rule for rule in rules if rule.verdict is Verdict.WARN),
+    )
 
 
 def _judge(case: Case, rules: Iterable[Rule]) -> tuple[Finding, ...]:

@@ -6,8 +6,7 @@ import shlex
 
 from snaptree.model.estate import SnapshotKind
 from snaptree.plans.plan import Action
-from snaptree.plans.rule import QEMU, TEST, Case, Evidence, Rule, Verdict, actions, first, found
-from snaptree.plans.rules_plan import by_the_planner
+from snaptree.plans.rule import QEMU, TEST, Case, Evidence, Rule, Verdict, actions, by_the_planner, first, found
 from snaptree.plans.rules_revert import left_half_deleted
 from snaptree.plans.situation import Known
 from snaptree.plans.wording import plain, quoted

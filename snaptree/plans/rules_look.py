@@ -8,18 +8,13 @@ from snaptree.model.estate import DiskSnapshot, DomainState, MemorySnapshot
 from snaptree.plans.facts import disk_of, internal_images, takes_writes
 from snaptree.plans.naming import machine_name_problem
 from snaptree.plans.plan import Action, RemoveLook
-from snaptree.plans.rule import TEST, Case, Evidence, Rule, Verdict, actions, first, found
+from snaptree.plans.rule import TEST, Case, Evidence, Rule, Verdict, actions, by_the_planner, first, found
 from snaptree.plans.rules_files import content_changed
 from snaptree.plans.situation import Known
 from snaptree.plans.wording import files_named, listed, machines_named, plain, quoted, snapshots_named
 
 _LOOK = actions(Action.LOOK)
 _UNLOOK = actions(Action.UNLOOK)
-
-
-def _by_the_planner(_case: Case) -> Evidence | None:
-    """Never found by looking at one step: the planner says it."""
-    return None
 
 
 # Making one
@@ -197,7 +192,7 @@ LOOK_LACKS_ROOM = Rule(
     id="look-lacks-room",
     actions=_LOOK,
     verdict=Verdict.REFUSE,
-    condition=_by_the_planner,
+    condition=by_the_planner,
     reason="{file} takes up to {grows}, and there is only {free} free in {directory}.",
     remedy="Make room there first.",
     source="QEMU stops in the middle of a copy when a file system is full",

@@ -6,17 +6,12 @@ import posixpath
 from itertools import chain, pairwise
 
 from snaptree.plans.plan import Action, MergeWay
-from snaptree.plans.rule import Case, Evidence, Rule, Verdict, actions, first, found
+from snaptree.plans.rule import Case, Evidence, Rule, Verdict, actions, by_the_planner, first, found
 from snaptree.plans.rules_depth import MOST_LAYERS_TO_START, NESTING_SINCE, NESTING_UNTIL
 from snaptree.plans.situation import Situation
 from snaptree.plans.wording import files_named, machines_named, plain, size, snapshots_named
 
 _DELETE = actions(Action.DELETE)
-
-
-def _by_the_planner(_case: Case) -> Evidence | None:
-    """Never found by looking at one step: the planner says it."""
-    return None
 
 
 def _unread_layer(case: Case) -> Evidence | None:
@@ -145,7 +140,7 @@ MERGE_STUCK = Rule(
     id="merge-stuck",
     actions=_DELETE,
     verdict=Verdict.REFUSE,
-    condition=_by_the_planner,
+    condition=by_the_planner,
     reason="The layers of {snapshots} can't be merged: {problem}.",
     remedy="Delete what is in the way first if nobody needs it{off}, or keep {snapshots}.",
     source="each survivor on a layer that goes must take in what it needs of it, or be committed into it",
@@ -154,7 +149,7 @@ MERGE_LACKS_ROOM = Rule(
     id="merge-lacks-room",
     actions=_DELETE,
     verdict=Verdict.REFUSE,
-    condition=_by_the_planner,
+    condition=by_the_planner,
     reason="Merging lets {file} grow by up to {grows}, and {directory} has {free} free.",
     remedy="Make room first, or delete fewer snapshots at a time.",
     source="vdsm#352: no space left in a live merge, and the disk was lost",
@@ -163,7 +158,7 @@ REMOVED_LAYER_IS_NEEDED = Rule(
     id="removed-layer-is-needed",
     actions=_DELETE,
     verdict=Verdict.REFUSE,
-    condition=_by_the_planner,
+    condition=by_the_planner,
     reason="{file} would have to go, but {problem}",
     remedy="Keep {snapshots}, or make what stands on it independent of it first.",
     source="no file is removed before it is certain that nothing else needs it",
@@ -172,7 +167,7 @@ LAYER_STAYS = Rule(
     id="layer-stays",
     actions=_DELETE,
     verdict=Verdict.WARN,
-    condition=_by_the_planner,
+    condition=by_the_planner,
     reason="{file}, the layer of {snapshots}, stays and frees nothing: {problem}",
     remedy="",
     source="lab on 9.0, 11.3 and 12.8: a base that others read must neither be written nor removed, even while they"

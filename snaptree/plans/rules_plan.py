@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 from snaptree.plans.plan import Action
-from snaptree.plans.rule import QEMU, TEST, Case, Evidence, Rule, Verdict, actions
+from snaptree.plans.rule import QEMU, TEST, Rule, Verdict, actions, by_the_planner
 
 _ANY_DRIVER = frozenset({QEMU, TEST})
-
-
-def by_the_planner(_case: Case) -> Evidence | None:
-    """Never found by looking at one step: the planner says it."""
-    return None
 
 
 NO_SAFETY_SNAPSHOT = Rule(

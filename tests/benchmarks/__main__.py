@@ -39,7 +39,7 @@ class Sizes:
     """With memory, that are forecast."""
 
 
-QUICK = Sizes(runs=1, snapshots=(100,), machines=10, snapshots_each=5, merged=16, disk=1, trees=8, layers=12, takes=3)
+QUICK = Sizes(runs=1, snapshots=(100,), machines=10, snapshots_each=10, merged=16, disk=1, trees=8, layers=12, takes=3)
 
 
 def _show(sizes: Sizes) -> Iterable[Comparison]:
@@ -64,6 +64,12 @@ def _preview(sizes: Sizes) -> Iterable[Comparison]:
     from tests.benchmarks import preview
 
     return preview.measure(sizes.runs, sizes.snapshots)
+
+
+def _plans(sizes: Sizes) -> Iterable[Comparison]:
+    from tests.benchmarks import plans
+
+    return plans.measure(sizes.runs, sizes.machines, sizes.snapshots_each)
 
 
 def _merges(sizes: Sizes) -> Iterable[Comparison]:
@@ -114,6 +120,7 @@ BENCHES: dict[str, tuple[str, Callable[[Sizes], Iterable[Comparison]]]] = {
     "stalls": ("The window's longest stalls", _stalls),
     "change": ("Take, revert and delete, connected already", _change),
     "preview": ("What a prune would take, while a slider moves", _preview),
+    "plans": ("Planning a prune", _plans),
     "merges": ("What merges copy, and how long they take", _merges),
     "prunes": ("Pruning a long line of snapshots", _prunes),
     "takes": ("What taking does to a guest, and how well that is forecast", _takes),

@@ -81,41 +81,38 @@ class Row:
 
 def ask(rule: Rule, intention: Intention, situation: Situation) -> Finding | None:
     """What one rule says about the single step of an intention."""
+    case = single_step(intention, situation)
+    return rule.judge(case) if rule.applies_to(case.action, situation.host, situation.known) else None
+
+
+def single_step(intention: Intention, situation: Situation) -> Case:
     facts = Facts(situation)
     step: Step
     match intention:
         case Take():
             step = take_step(intention, situation)
             wants_memory = intention.capture is Capture.DISKS_AND_MEMORY
-            return rule.judge(
-                Case(
-                    situation,
-                    facts,
-                    Action.TAKE,
-                    step.name,
-                    step,
-                    wants_memory=wants_memory,
-                    places=places_of(intention),
-                )
+            return Case(
+                situation, facts, Action.TAKE, step.name, step, wants_memory=wants_memory, places=places_of(intention)
             )
         case Revert():
             step = RevertToSnapshot(intention.snapshot, intention.state_after, situation.tree.current)
-            return rule.judge(Case(situation, facts, Action.REVERT, step.name, step))
+            return Case(situation, facts, Action.REVERT, step.name, step)
         case Delete():
             name = intention.snapshots[0]
             step = DeleteSnapshot(name, situation.tree.children(name), merges=False)
-            return rule.judge(Case(situation, facts, Action.DELETE, name, step, batch=intention.snapshots))
+            return Case(situation, facts, Action.DELETE, name, step, batch=intention.snapshots)
         case DropMemory():
             name = intention.snapshot
-            return rule.judge(Case(situation, facts, Action.DROP_MEMORY, name, ForgetMemory(name, "x", "/x")))
+            return Case(situation, facts, Action.DROP_MEMORY, name, ForgetMemory(name, "x", "/x"))
         case Rename():
             step = RenameSnapshot(intention.snapshot, intention.new_name, None, (), MappingProxyType({}))
-            return rule.judge(Case(situation, facts, Action.RENAME, intention.snapshot, step))
+            return Case(situation, facts, Action.RENAME, intention.snapshot, step)
         case Look():
             make = make_look(intention, situation.tree[intention.snapshot], situation)
-            return rule.judge(Case(situation, facts, Action.LOOK, make.snapshot, make))
+            return Case(situation, facts, Action.LOOK, make.snapshot, make)
         case Unlook():
-            return rule.judge(Case(situation, facts, Action.UNLOOK, None, RemoveLook(own_files(situation))))
+            return Case(situation, facts, Action.UNLOOK, None, RemoveLook(own_files(situation)))
         case Prune() | Describe() | TakeBack() | Recover():
             raise AssertionError("not a single step")
 
