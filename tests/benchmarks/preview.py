@@ -40,15 +40,16 @@ class _Moves:
 
 
 class _Paints(QObject):
-    """How often a widget was painted."""
+    """Whether the tree of a sheet was painted as it is to be: it may be in the moment in which that is known."""
 
-    def __init__(self, watched: QObject) -> None:
-        super().__init__(watched)
-        self.count = 0
-        watched.installEventFilter(self)
+    def __init__(self, dialog: PruneDialog) -> None:
+        super().__init__(dialog)
+        self.is_shown = False
+        self._dialog = dialog
+        dialog.tree.viewport().installEventFilter(self)
 
     def eventFilter(self, _watched: QObject, event: QEvent) -> bool:
-        self.count += event.type() is QEvent.Type.Paint
+        self.is_shown |= event.type() is QEvent.Type.Paint and self._dialog.is_up_to_date
         return False
 
 
@@ -87,15 +88,14 @@ def _sheet(size: int) -> Iterator[PruneDialog]:
 
 
 def _move(dialog: PruneDialog) -> _Moves:
-    deafness, paints = Deafness(), _Paints(dialog.tree.viewport())
+    deafness, paints = Deafness(), _Paints(dialog)
     deafness.start()
     slider, total = dialog.form.sliders[Period.LAST], 0.0
     for place in _MOVES:
         began = time.perf_counter()
         slider.setValue(place if slider.value() != place else 0)
-        run_until(lambda: dialog.is_up_to_date)
-        paints.count = 0
-        run_until(lambda: paints.count > 0)
+        paints.is_shown = False
+        run_until(lambda: paints.is_shown)
         total += time.perf_counter() - began
     return _Moves(total / len(_MOVES), deafness.stop())
 
