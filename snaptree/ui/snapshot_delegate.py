@@ -36,7 +36,10 @@ _MOST_FOR_BADGES = 45
 """Percent of the room that a long name leaves to badges, but for those that stay."""
 _LEAST_NAME = 5
 """Letters of a name that no badge takes the room of."""
+_READABLE_NAME = 16
+"""Letters of a name that words of badges don't take the room of: signs say the same."""
 _BADGE_GAP = 6
+_HARMLESS = frozenset({Tone.QUIET, Tone.GOOD})
 _SIGN = icons.SIZE + 4
 """Room for the sign of a snapshot's consistency."""
 _NARROWEST_WITH_SIGN = 180
@@ -166,8 +169,10 @@ class SnapshotDelegate(QStyledItemDelegate):
         badges = self._model.badges(row)
         metrics = painter.fontMetrics()
         room = max(inner.width() - metrics.horizontalAdvance(text), inner.width() * _MOST_FOR_BADGES // 100)
-        most = max(room, inner.width() - _LEAST_NAME * metrics.averageCharWidth())
-        badges = those_that_fit(badges, small, room, most)
+        for_words, most = (
+            max(room, inner.width() - letters * metrics.averageCharWidth()) for letters in (_READABLE_NAME, _LEAST_NAME)
+        )
+        badges = those_that_fit(badges, small, room, for_words, most)
         used = sum(_badge_width(badge, small) + _BADGE_GAP for badge in badges)
         is_struck_out = self._model.is_struck_out(row)
         if isinstance(row_id, Now) or is_struck_out:
@@ -322,17 +327,16 @@ def _small(font: QFont) -> QFont:
     return small
 
 
-def those_that_fit(badges: tuple[Badge, ...], font: QFont, room: int, most: int) -> tuple[Badge, ...]:
+def those_that_fit(badges: tuple[Badge, ...], font: QFont, room: int, for_words: int, most: int) -> tuple[Badge, ...]:
     """The badges for which there is `room`, and up to `most` those that stay; then how many there are besides.
 
-    Those that stay are signs without words where words would not fit. The tooltip names all. Widths are in pixels.
+    Those that stay are signs without words where there is no room `for_words`; but what is wrong is said in words as
+    long as they fit at all. The tooltip names all. Widths are in pixels.
     """
+    for limit, tones in ((for_words, _HARMLESS), (most, frozenset(Tone))):
+        if badges and _width_of_needed(badges, font) > limit:
+            badges = tuple(replace(badge, text="") if badge.icon and badge.tone in tones else badge for badge in badges)
     fitting: list[Badge] = []
-    needed = [badge for badge in badges if badge.stays]
-    if len(needed) < len(badges):
-        needed.append(Badge("+9", ""))
-    if sum(_badge_width(badge, font) + _BADGE_GAP for badge in needed) > most:
-        badges = tuple(replace(badge, text="") if badge.icon else badge for badge in badges)
     left, used = list(badges), 0
     for badge in badges:
         width = _badge_width(badge, font) + _BADGE_GAP
@@ -347,6 +351,14 @@ def those_that_fit(badges: tuple[Badge, ...], font: QFont, room: int, most: int)
         left.append(fitting.pop())
         used -= _badge_width(left[-1], font) + _BADGE_GAP
     return tuple(fitting)
+
+
+def _width_of_needed(badges: tuple[Badge, ...], font: QFont) -> int:
+    """Of those that stay, and of how many there are besides."""
+    needed = [badge for badge in badges if badge.stays]
+    if len(needed) < len(badges):
+        needed.append(Badge("+9", ""))
+    return sum(_badge_width(badge, font) + _BADGE_GAP for badge in needed)
 
 
 def _badge_width(badge: Badge, font: QFont) -> int:
