@@ -49,6 +49,8 @@ _REST_MS = 300
 """A plan is made when the fields have rested this long."""
 
 _NOTE_LINES = 2
+_AROUND = 60
+"""Pixels that a screen's panel and the dialog's frame take of its height."""
 
 
 class TakeDialog(QDialog):
@@ -120,7 +122,7 @@ class TakeDialog(QDialog):
         layout.addWidget(self.view, 1)
         layout.addWidget(buttons)
         self.setMinimumWidth(760)
-        self.resize(940, 740)
+        self.resize(940, min(840, self.screen().availableGeometry().height() - _AROUND))
 
     def _form(self) -> QFormLayout:
         name = QHBoxLayout()
