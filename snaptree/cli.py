@@ -724,11 +724,18 @@ def _prune(options: argparse.Namespace) -> int:
     """Plan for every machine, show all, ask once, and prune one after the other: a failure stops no other."""
     from snaptree.hosts.policies import load_policies
     from snaptree.hosts.reading import list_domains
-    from snaptree.terminal.policy_options import policy_of
+    from snaptree.terminal.policy_options import arguments_of, policy_of
     from snaptree.terminal.pruning import prune_machines
 
     named = None if options.policy is None else load_policies().policy(options.policy)
-    policy = policy_of(options) if named is None else named.policy
+    policy = policy_of(options)
+    if named is not None:
+        if more := arguments_of(policy):
+            raise SnapTreeError(
+                f"The policy {named.name} says what to keep, and {more[0]} would say something else.",
+                hint="Give --policy alone, or all of it by options: 'snaptree policy show' prints them.",
+            )
+        policy = named.policy
     if not policy.lets_go:
         raise SnapTreeError(
             "Nothing says what to keep, so nothing goes.", hint="Give --keep-last 7, say, or --policy NAME."

@@ -692,6 +692,9 @@ def test_a_policy_of_the_file_is_for_its_machines(terminal: Terminal, tmp_path: 
     assert "no mistakes. Policies: builds." in terminal.run("policy", "check").stdout
     assert "keeps the newest 1" in terminal.run("policy").stdout
     assert terminal.json("policy", "show")[0]["machines"] == ["ci-*"]
+    both = terminal.run("prune", "--policy", "builds", "--keep-last", "5", "-n")
+    assert both.returncode == 1
+    assert "The policy builds says what to keep, and --keep-last would say something else." in both.stderr
     (plan,) = terminal.json("prune", "--policy", "builds", "-n")
     assert plan["domain"] == "ci-runner-01"
     assert plan["snapshots"] == [f"release-3-0-rc{number}" for number in range(1, 5)]

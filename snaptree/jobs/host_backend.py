@@ -1221,7 +1221,8 @@ class HostBackend(QObject):
 
     def _wait(self, operation: Operation, waiting: _Waiting) -> None:
         self._for_later[operation.id] = waiting
-        self._tell_operation(replace(operation, remark=f"Waits until {waiting.between.begin:%H:%M}"))
+        remark = f"Waits until {waiting.between.begin:%H:%M}"
+        self._tell_operation(replace(operation, remark=remark, is_for_later=True))
         self._hours_timer.start()
 
     def begin_what_waits(self) -> None:
@@ -1239,7 +1240,7 @@ class HostBackend(QObject):
     def _begin(self, number: int, plan: Plan | SnapTreeError) -> None:
         """Its hours have come: run what is left of what was agreed to."""
         waiting = self._for_later.pop(number, None)
-        operation = replace(self._operations[number], remark="")
+        operation = replace(self._operations[number], remark="", is_for_later=False)
         if waiting is None:
             pass  # cancelled meanwhile
         elif isinstance(plan, SnapTreeError):

@@ -105,6 +105,8 @@ class Operation:
     """What taking a snapshot did to the machine, if one was taken."""
     remark: str = ""
     """What came otherwise than planned, though it was allowed to: a sentence."""
+    is_for_later: bool = False
+    """It waits for its hours, and is planned anew then: until that nothing has to wait for it."""
 
     @property
     def can_pause(self) -> bool:

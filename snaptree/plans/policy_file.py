@@ -180,6 +180,8 @@ def _texts(value: Any) -> tuple[str, ...]:
     texts = [value] if isinstance(value, str) else value
     if not isinstance(texts, list) or not all(isinstance(text, str) and text for text in texts):
         raise SnapTreeError('is a list of texts, like ["web-*"].')
+    if not texts:
+        raise SnapTreeError("names nothing: leave it out if it is to be all.")
     return tuple(texts)
 
 

@@ -78,7 +78,10 @@ def with_progress(
         if asked_to_stop.is_set():
             raise KeyboardInterrupt
         asked_to_stop.set()
-        out.print("Stopping as soon as nothing is half done. Ctrl+C again gives up waiting.")
+        out.print(
+            "Stopping. A merge under way is left half done then, and finished by 'snaptree recover'."
+            " Ctrl+C again gives up waiting."
+        )
 
     columns = (
         TextColumn("{task.description}", markup=False),

@@ -305,8 +305,8 @@ class Activity(QWidget):
             if where == [uri, uuid]:
                 return title
         for host, operation in self._operations.values():
-            plan, is_over = operation.plan, operation.state.is_over
-            if not is_over and not plan.only_describes and (host, plan.domain_uuid) == (uri, uuid):
+            plan, is_idle = operation.plan, operation.state.is_over or operation.is_for_later
+            if not is_idle and not plan.only_describes and (host, plan.domain_uuid) == (uri, uuid):
                 return title_of(plan)
         return ""
 

@@ -156,6 +156,7 @@ def test_a_prune_waits_for_its_hours_and_no_more_goes_then_than_was_agreed_to(
     operation = listener.backend.prune(prune, between=later())
     waiting = now_of(listener, operation)
     assert waiting.state is OperationState.QUEUED
+    assert waiting.is_for_later
     assert waiting.remark == f"Waits until {later().begin:%H:%M}"
     machine.virsh_take_disk_only("d")
     before = machine.contents()

@@ -89,6 +89,7 @@ def test_a_policy_that_is_not_there_is_guessed_at() -> None:
         ("[policy.a]\nkeep-last = 1\nmaximum-depth = 0\n", ["line 3: “maximum-depth” is a number of layers"]),
         ('[policy.a]\nfree-at-least = "much"\n', ["line 2: “much” is not a size."]),
         ("[policy.a]\nkeep-last = 1\nmachines = [1]\n", ["line 3: “machines” is a list of texts"]),
+        ("[policy.a]\nkeep-last = 1\nmachines = []\n", ["line 3: “machines” names nothing: leave it out"]),
         ('[policy.a]\nkeep-forks = "yes"\nkeep-last = 1', ["line 2: “keep-forks” is true or false."]),
         ("[policy.a]\nminimum-age = '1d'\n", ["line 1: the policy “a” lets nothing go"]),
         ("[polices.a]\nkeep-last = 1\n", ["line 1: there is no “polices” here"]),

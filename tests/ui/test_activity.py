@@ -156,6 +156,8 @@ def test_what_changes_a_machine_is_under_way_from_its_plan_to_its_end(activity: 
     for state in (OperationState.QUEUED, OperationState.RUNNING):
         activity.show_operation(URI, operation(2, state))
         assert activity.under_way(URI, "web") == title_of(operation(2).plan)
+    activity.show_operation(URI, replace(operation(2, OperationState.QUEUED), is_for_later=True))
+    assert activity.under_way(URI, "web") == "", "what waits for tonight keeps nobody from pinning now"
     activity.show_operation(URI, operation(2))
     assert activity.under_way(URI, "web") == ""
 
