@@ -716,8 +716,9 @@ def _revert(options: argparse.Namespace) -> int:
 def _delete(options: argparse.Namespace) -> int:
     from snaptree.plans.intention import Delete
 
-    by_own_jobs = options.limit is not None
-    return _change(options, Delete(tuple(options.snapshots), subtree=options.subtree, by_own_jobs=by_own_jobs))
+    limit = options.limit
+    intention = Delete(tuple(options.snapshots), subtree=options.subtree, by_own_jobs=limit is not None, limit=limit)
+    return _change(options, intention)
 
 
 def _prune(options: argparse.Namespace) -> int:

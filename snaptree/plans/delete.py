@@ -39,7 +39,7 @@ def plan_delete(intention: Delete, situation: Situation) -> Plan:
         raise SnapTreeError("All of these snapshots are left out.", hint="Say which to delete all the same.")
     draft = Draft(Action.DELETE, situation)
     forecast = add_deletions(draft, names, batch=names, by_own_jobs=intention.by_own_jobs)
-    return draft.plan(names, forecast, None)
+    return draft.plan(names, forecast.at(intention.limit), None)
 
 
 @dataclass

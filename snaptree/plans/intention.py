@@ -75,6 +75,8 @@ class Delete:
     subtree: bool = False
     by_own_jobs: bool = False
     leaves_out: tuple[str, ...] = ()
+    limit: int | None = None
+    """Bytes to be copied per second at most; None for no limit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +86,8 @@ class Prune:
     policy: Policy
     kept: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     by_own_jobs: bool = False
-    """As in `Delete`."""
+    limit: int | None = None
+    """As in `Delete`, both."""
     schedule: str = ""
     """The schedule that prunes; empty for a person."""
 

@@ -413,6 +413,12 @@ class Forecast:
     free: int | None = None
     """Bytes free where it goes, where that is least. Only of takes."""
 
+    def at(self, limit: int | None) -> Forecast:
+        """The same where no more than so many bytes are copied per second; None for as many as can be."""
+        if limit is None or not self.copies.bytes:
+            return self
+        return replace(self, seconds=max(self.seconds or 0.0, self.copies.bytes / limit))
+
 
 @dataclass(frozen=True, slots=True)
 class Undo:

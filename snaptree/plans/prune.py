@@ -136,7 +136,7 @@ def plan_pruning(intention: Prune, situation: Situation, pruning: Pruning, layer
     forecast = add_deletions(
         draft, pruning.goes, batch=pruning.goes, by_own_jobs=intention.by_own_jobs, layer_tree=layer_tree
     )
-    return replace(draft.plan(pruning.goes, forecast, None), schedule=intention.schedule)
+    return replace(draft.plan(pruning.goes, forecast.at(intention.limit), None), schedule=intention.schedule)
 
 
 def depth_of(layer_tree: LayerTree, deleted: Sequence[str] = ()) -> int:

@@ -107,7 +107,7 @@ class Schedule:
             return None
         # What libvirt merges itself can be neither slowed down nor stopped.
         by_own_jobs = self.limit is not None or self.between is not None
-        return Prune(self.policy, by_own_jobs=by_own_jobs, schedule=self.name)
+        return Prune(self.policy, by_own_jobs=by_own_jobs, limit=self.limit, schedule=self.name)
 
 
 def together_problem(take: TakeKind, names: str, machines: tuple[str, ...]) -> tuple[str, str]:

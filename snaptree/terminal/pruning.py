@@ -118,7 +118,7 @@ def prune_machines(
     `is_one`: just one was named, so that the document is that one's and no list. 3 if any was refused and none failed.
     """
     # What libvirt merges itself can be neither slowed down nor stopped.
-    found = _planned(machines, policy, by_own_jobs=limit is not None or between is not None)
+    found = _planned(machines, Prune(policy, by_own_jobs=limit is not None or between is not None, limit=limit))
     out = console()
     if not as_json:
         for machine in found:
@@ -142,9 +142,8 @@ def prune_machines(
     return 3 if is_refused else 0
 
 
-def _planned(machines: Sequence[tuple[Connection, str]], policy: Policy, *, by_own_jobs: bool) -> list[_Machine]:
+def _planned(machines: Sequence[tuple[Connection, str]], intention: Prune) -> list[_Machine]:
     """Read all, decide on all, and plan for all: what was taken together is kept together."""
-    intention = Prune(policy, by_own_jobs=by_own_jobs)
     read = [(intention, situation_for(connection, uuid, intention)) for connection, uuid in machines]
     return [
         _Machine(connection, planned.situation, planned.pruning, planned.plan)

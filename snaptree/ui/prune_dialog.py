@@ -156,6 +156,7 @@ class PruneDialog(QDialog):
         self.limit.setSuffix(" MiB/s")
         self.limit.setSpecialValueText("No limit")
         self.limit.setAccessibleName("Most to copy per second")
+        self.limit.valueChanged.connect(self._show_sums)
         self.limit.setToolTip(tooltip("How much is copied per second at most. It can be changed while it runs."))
         self.between = QCheckBox("&Only between", self)
         self.between.setToolTip(
@@ -246,8 +247,13 @@ class PruneDialog(QDialog):
         self.short.set_text("\n".join([*short[:_SHORT_SHOWN], *more]))
         self.short.setVisible(bool(short))
 
+    def _most_per_second(self) -> int | None:
+        """Bytes to be copied; None for no limit."""
+        return self.limit.value() * _MIB or None
+
     def _in_all(self, count: int, every: int) -> str:
-        forecast = forecast_in_turn(outcome.forecast for outcome in self._outcomes().values())
+        limit = self._most_per_second()
+        forecast = forecast_in_turn(outcome.forecast.at(limit) for outcome in self._outcomes().values())
         parts = [
             f"frees {words.figure(forecast.frees)}",
             f"copies {words.figure(forecast.copies)}",
@@ -255,8 +261,8 @@ class PruneDialog(QDialog):
         ]
         if forecast.seconds is not None:
             parts.append(f"takes {words.about(forecast.seconds)}")
-        number = len(self._prunings)
-        where = f" on {words.count(number, 'machine')}" if number > 1 else ""
+        number = sum(1 for pruning in self._prunings.values() if pruning.goes)
+        where = f" on {words.count(number, 'machine')}" if len(self._prunings) > 1 else ""
         verb = "goes" if count == 1 else "go"
         return f"In all, {count:,} of {words.count(every, 'snapshot')}{where} {verb}: {', '.join(parts)}."
 
@@ -330,14 +336,14 @@ class PruneDialog(QDialog):
         policy = self.form.policy()
         if policy is None:
             return
-        limit = self.limit.value() * _MIB or None
-        between = self.hours()
+        limit, between = self._most_per_second(), self.hours()
         wanted = {
             uuid: Prune(
                 policy,
                 MappingProxyType(dict.fromkeys(self._kept.get(uuid, ()), BY_HAND)),
                 # What libvirt merges itself can be neither slowed down nor stopped.
                 by_own_jobs=limit is not None or between is not None,
+                limit=limit,
             )
             for uuid in self.machines.ticked()
         }

@@ -56,6 +56,14 @@ def test_all_that_goes_is_one_plan() -> None:
     assert plan.forecast == together.forecast
 
 
+def test_a_limit_of_what_is_copied_goes_into_the_time_it_takes() -> None:
+    situation = nightly("a", "b", "c")
+    copies = make_plan(Prune(last(1)), situation).forecast.copies.bytes
+    assert copies
+    for intention in (Prune(last(1), by_own_jobs=True, limit=1024), Delete(("a", "b"), by_own_jobs=True, limit=1024)):
+        assert make_plan(intention, situation).forecast.seconds == copies / 1024
+
+
 def test_what_is_kept_stays_out_of_the_plan() -> None:
     situation = nightly("a", "b", "c", "d", pinned=("b",))
     plan = make_plan(Prune(last(1), kept={"c": "kept by hand"}), situation)

@@ -78,7 +78,7 @@ def test_a_schedule_is_read_as_it_is_meant() -> None:
     )
     assert [name for name in ("web-01", "db-01", "db-02") if nightly.is_for(name)] == ["web-01", "db-01"]
     assert nightly.policy is not None
-    assert nightly.pruning("web-01") == Prune(nightly.policy, by_own_jobs=True, schedule="nightly")
+    assert nightly.pruning("web-01") == Prune(nightly.policy, by_own_jobs=True, limit=50 << 20, schedule="nightly")
     assert nightly.pruning("db-01") is None, "its policy is not for that machine"
     tidy = file.schedule("tidy")
     assert (tidy.taking, tidy.connect) == (None, "qemu:///session")
@@ -144,9 +144,9 @@ def test_every_mistake_is_named_by_its_line(lines: str, problem: str) -> None:
     assert found[0].startswith(problem)
 
 
-@pytest.mark.parametrize("machines", ['["web", "db"]', '["web-*"]', "[]"])
+@pytest.mark.parametrize("machines", ['machines = ["web", "db"]', 'machines = ["web-*"]', ""])
 def test_machines_are_taken_together_if_the_file_says_so(machines: str) -> None:
-    text = f'[schedule.a]\nwhen = "daily"\ntake = "disk-only"\nmachines = {machines}\n'
+    text = f'[schedule.a]\nwhen = "daily"\ntake = "disk-only"\n{machines}\n'
     assert not read_policies(text, "policies.toml").schedule("a").together
     assert read_policies(f"{text}together = true\n", "policies.toml").schedule("a").together
 
