@@ -37,14 +37,14 @@ _DATED_SUFFIX = re.compile(r"\.[A-Za-z0-9_-]*\d{4}-\d\d-\d\d-\d{6}[A-Za-z0-9_-]*
 """What templates for names make: a snapshot of which libvirt knows no more may have left it in a layer's name."""
 
 
-def name_problem(name: str, *, internal: bool = False) -> str:
-    """Why a new snapshot can't have this name; empty if it can. One sentence."""
+def name_problem(name: str, *, internal: bool = False, fields: Collection[str] = FIELDS) -> str:
+    """Why a new snapshot can't have this name; empty if it can. One sentence. `fields` are what templates know."""
     if not name:
         return "A snapshot needs a name."
     if len(name) > LONGEST_NAME:
         return f"A snapshot's name can have {LONGEST_NAME} characters; this one has {len(name)}."
-    if strange := [found[0] for found in _FIELD.finditer(name) if found[1] not in FIELDS]:
-        there = ", ".join(f"{{{field}}}" for field in FIELDS)
+    if strange := [found[0] for found in _FIELD.finditer(name) if found[1] not in fields]:
+        there = ", ".join(f"{{{field}}}" for field in fields)
         return f"{quoted(strange[0])} can't be filled in: there are {there}."
     if bad := _BAD_CHARACTER.search(name):
         character = "a space" if bad[0] == " " else quoted(bad[0])
@@ -88,9 +88,9 @@ def is_template(name: str) -> bool:
     return "{" in name
 
 
-def template_problem(template: str) -> str:
-    """Why this makes no names; empty if it does. One sentence."""
-    return name_problem(fill_template(template, NameFields("vm", 0, "user", "kind")))
+def template_problem(template: str, fields: Collection[str] = FIELDS) -> str:
+    """Why this makes no names; empty if it does. One sentence. `fields` are those that can be filled in."""
+    return name_problem(fill_template(template, NameFields("vm", 0, "user", "kind")), fields=fields)
 
 
 def suggest_name(

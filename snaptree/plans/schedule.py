@@ -146,4 +146,4 @@ def names_problem(template: str, schedule: str) -> str:
     if not is_template(filled):
         fields = ", ".join(f"{{{field}}}" for field in FIELDS)
         return f"{quoted(template)} is the same name each time. Put some of these into it: {fields}."
-    return template_problem(filled)
+    return template_problem(filled, ("schedule", *FIELDS))

@@ -170,6 +170,7 @@ def test_what_can_be_no_time_is_refused_without_asking_systemd() -> None:
 def test_names_of_snapshots_may_be_templates_of_any_field() -> None:
     assert not names_problem("{schedule}-{date}-{time}", "nightly")
     assert "has a space" in names_problem("{schedule} {date}", "nightly")
+    assert "there are {schedule}, {vm}, {date}" in names_problem("{nonsense}-{date}", "nightly")
 
 
 # The file
