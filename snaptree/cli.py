@@ -734,7 +734,7 @@ def _prune(options: argparse.Namespace) -> int:
         if more := arguments_of(policy):
             raise SnapTreeError(
                 f"The policy {named.name} says what to keep, and {more[0]} would say something else.",
-                hint="Give --policy alone, or all of it by options: 'snaptree policy show' prints them.",
+                hint="Give --policy alone, or all of it by options: 'snaptree policy show' says what that is.",
             )
         policy = named.policy
     if not policy.lets_go:
