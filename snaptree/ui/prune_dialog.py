@@ -156,7 +156,7 @@ class PruneDialog(QDialog):
         self.limit.setSuffix(" MiB/s")
         self.limit.setSpecialValueText("No limit")
         self.limit.setAccessibleName("Most to copy per second")
-        self.limit.valueChanged.connect(self._show_sums)
+        self.limit.valueChanged.connect(self._show_costs)
         self.limit.setToolTip(tooltip("How much is copied per second at most. It can be changed while it runs."))
         self.between = QCheckBox("&Only between", self)
         self.between.setToolTip(
@@ -216,17 +216,21 @@ class PruneDialog(QDialog):
     def _show(self, found: WorkedOut) -> None:
         self._answered = found.number
         self._prunings = dict(found.prunings)
-        self.machines.show_outcomes(self._outcomes())
         self._show_tree()
-        self._show_sums()
+        self._show_costs()
         self._offer()
 
+    def _show_costs(self) -> None:
+        """Of each machine, and of all."""
+        self.machines.show_outcomes(self._outcomes())
+        self._show_sums()
+
     def _outcomes(self) -> dict[str, Outcome]:
-        outcomes = {}
+        outcomes, limit = {}, self._most_per_second()
         for uuid, pruning in self._prunings.items():
             machine = self._host.machine(uuid)
             if machine is not None and machine.costs is not None:
-                outcomes[uuid] = Outcome(pruning, forecast_of(pruning, machine.costs.speed))
+                outcomes[uuid] = Outcome(pruning, forecast_of(pruning, machine.costs.speed).at(limit))
         return outcomes
 
     def _show_tree(self, _uuid: str = "") -> None:
@@ -252,8 +256,7 @@ class PruneDialog(QDialog):
         return self.limit.value() * _MIB or None
 
     def _in_all(self, count: int, every: int) -> str:
-        limit = self._most_per_second()
-        forecast = forecast_in_turn(outcome.forecast.at(limit) for outcome in self._outcomes().values())
+        forecast = forecast_in_turn(outcome.forecast for outcome in self._outcomes().values())
         parts = [
             f"frees {words.figure(forecast.frees)}",
             f"copies {words.figure(forecast.copies)}",
