@@ -114,6 +114,7 @@ def test_tree_as_json_has_the_keys_that_scripts_rely_on(terminal: Terminal) -> N
                 "known_good_by",
                 "known_good_at",
                 "half_deleted",
+                "doubtful",
             ),
         }
         assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", snapshot["created"])

@@ -211,6 +211,7 @@ def _annotations(attributes: Mapping[str, str] | None, name: str) -> Annotations
         group=attributes.get("group", ""),
         schedule=attributes.get("schedule", ""),
         half_deleted=attributes.get("half-deleted") == "yes",
+        doubtful=attributes.get("doubtful") == "yes",
     )
 
 
@@ -254,6 +255,7 @@ def _annotations_element(annotations: Annotations, name: str) -> ET.Element:
         "group": annotations.group,
         "schedule": annotations.schedule,
         "half-deleted": "yes" if annotations.half_deleted else "",
+        "doubtful": "yes" if annotations.doubtful else "",
     }
     return ET.Element(f"{_NS}snapshot", {key: value for key, value in attributes.items() if value})
 

@@ -45,6 +45,7 @@ from snaptree.plans.advice import HostAdvice, Observed
 from snaptree.plans.group import GroupPlan
 from snaptree.plans.hours import Hours
 from snaptree.plans.intention import Intention, Prune, Recover, Take, only_describes, places_of, take_back
+from snaptree.plans.mixtures import doubtful_ones
 from snaptree.plans.operation import Operation, OperationState, Pause, Progress, Settled, undoes_look
 from snaptree.plans.plan import Action, Plan
 from snaptree.plans.plan_words import describe_step
@@ -134,6 +135,8 @@ class CostReading:
     costs: DomainCosts
     elsewhere: Elsewhere = ALONE
     speed: Speed = NOT_MEASURED
+    doubtful: frozenset[str] = frozenset()
+    """Snapshots that may hold something else than when they were taken."""
 
     def selection(self, tree: SnapshotTree, names: Collection[str]) -> SelectionCost:
         """What deleting exactly these snapshots of the machine frees and copies."""
@@ -821,9 +824,14 @@ class HostBackend(QObject):
     def _reckon(self, uuid: str, tree: SnapshotTree, layers: DomainLayers) -> CostReading:
         """On a worker: the reading that is known already if nothing is new."""
         elsewhere = self._elsewhere(uuid, tree, layers)
-        reckoned = CostReading(layers, domain_costs(tree, layers, elsewhere), elsewhere, self._speed_now())
+        doubtful = self._doubtful(uuid, tree, layers)
+        reckoned = CostReading(layers, domain_costs(tree, layers, elsewhere), elsewhere, self._speed_now(), doubtful)
         known = self._costs.get(uuid)
         return known if known == reckoned and known is not None else reckoned
+
+    def _doubtful(self, uuid: str, tree: SnapshotTree, layers: DomainLayers) -> frozenset[str]:
+        host, domain = self._status.host, self._domains.get(uuid)
+        return frozenset() if host is None or domain is None else doubtful_ones(host, domain, tree, layers)
 
     def _speed_now(self) -> Speed:
         """On a worker: how long merges took of late. Asked of the journal after each change."""

@@ -133,6 +133,8 @@ class Remarks:
     known_good: Mark | None = None
     half_deleted: bool = False
     """As `Annotations.half_deleted`: SnapTree itself says so."""
+    doubtful: bool = False
+    """As `Annotations.doubtful`, likewise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +170,8 @@ class Annotations:
     """The schedule that took it; empty for one that a person took."""
     half_deleted: bool = False
     """A delete of it was cut short when it had begun to overwrite it, and was left like that: it is of no use."""
+    doubtful: bool = False
+    """A layer that it stands on seems to have been written to after it was taken, and nothing but this mark tells."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,7 +200,7 @@ class Snapshot:
     def remarks(self) -> Remarks:
         """What people said about it."""
         marks = self.annotations
-        return Remarks(self.description, marks.pinned, marks.known_good, marks.half_deleted)
+        return Remarks(self.description, marks.pinned, marks.known_good, marks.half_deleted, marks.doubtful)
 
     def with_remarks(self, remarks: Remarks) -> Snapshot:
         """The same snapshot, of which this is said."""
@@ -205,6 +209,7 @@ class Snapshot:
             pinned=remarks.pinned,
             known_good=remarks.known_good,
             half_deleted=remarks.half_deleted,
+            doubtful=remarks.doubtful,
         )
         return replace(self, description=remarks.note, annotations=marks)
 

@@ -105,6 +105,7 @@ def is_worth_a_row(snapshot: Snapshot) -> bool:
         or snapshot.annotations.known_good is not None
         or snapshot.delete_in_progress
         or snapshot.annotations.half_deleted
+        or snapshot.annotations.doubtful
         or bool(snapshot.problem)
     )
 

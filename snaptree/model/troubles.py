@@ -45,6 +45,7 @@ class Kind(StrEnum):
     DAMAGED_SNAPSHOT = "damaged-snapshot"
     HALF_DELETED = "half-deleted"
     MIXTURE = "mixture"
+    DOUBTFUL = "doubtful"
     NO_CURRENT = "no-current"
     # What only advice tells of (`plans/check.py`):
     STALE_SNAPSHOT = "stale-snapshot"
@@ -118,6 +119,12 @@ def troubles_of_tree(tree: SnapshotTree, *, is_complete: bool) -> Iterator[Troub
         if snapshot.annotations.half_deleted:
             text = f"Snapshot {quoted(snapshot.name)} was left half deleted: what it holds is a mixture."
             yield Trouble(Severity.WARNING, text, Kind.MIXTURE, snapshot.name)
+        if snapshot.annotations.doubtful:
+            text = (
+                f"Snapshot {quoted(snapshot.name)} may not show what was there when it was taken: it is marked as"
+                " doubtful, since a layer that it stands on was merged or written to by hand."
+            )
+            yield Trouble(Severity.WARNING, text, Kind.DOUBTFUL, snapshot.name)
         if snapshot.delete_in_progress:
             text = f"A delete below snapshot {quoted(snapshot.name)} was interrupted."
             yield Trouble(Severity.WARNING, text, Kind.HALF_DELETED, snapshot.name)

@@ -76,6 +76,7 @@ WHY: Final[Mapping[Kind, str]] = MappingProxyType(
         Kind.DAMAGED_SNAPSHOT: "Nobody can say what a revert or a delete would lose.",
         Kind.HALF_DELETED: "Until that is completed, libvirt deletes nothing else there.",
         Kind.MIXTURE: "Nobody can go back to it, though it is listed as if.",
+        Kind.DOUBTFUL: "Going back to it may bring something else than was there.",
         Kind.NO_CURRENT: "libvirt's own deletes crash its daemon in this state, or remove a layer in use.",
         Kind.STALE_SNAPSHOT: "Nobody can go back to it, though it is listed as if.",
         Kind.OLD_SNAPSHOTS: "What guests overwrote since is kept on the disk for that.",
@@ -93,6 +94,7 @@ REMEDIES: Final[Mapping[Kind, str]] = MappingProxyType(
         Kind.DAMAGED_SNAPSHOT: "Look at it with virsh snapshot-dumpxml.",
         Kind.HALF_DELETED: "Delete what is below it again.",
         Kind.MIXTURE: "Delete it: that completes it.",
+        Kind.DOUBTFUL: "Look into it before anybody relies on it, and delete it if it is of no use.",
         Kind.NO_CURRENT: "Redefine the snapshot that the disks descend from as current: virsh snapshot-create"
         " --redefine --current, with the XML of snapshot-dumpxml --security-info.",
     }

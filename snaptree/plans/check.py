@@ -30,7 +30,7 @@ from snaptree.plans.advice import (
     advice_on,
     advice_on_operation,
 )
-from snaptree.plans.facts import Facts
+from snaptree.plans.facts import Facts, external_disks
 from snaptree.plans.intention import Delete, Prune
 from snaptree.plans.merge import layer_tree_of
 from snaptree.plans.planner import make_plan
@@ -238,15 +238,20 @@ class _Check:
     def _changed(self) -> Iterator[Advice]:
         """Snapshots whose layer something may have been merged into behind libvirt's back."""
         facts = Facts(self._situation)
-        for layer in sorted({link.actual_below for link in facts.broken_links if link.actual_below is not None}):
+        merged_away: dict[str, set[str]] = {}
+        for link in facts.broken_links:
+            if link.actual_below is not None:
+                merged_away.setdefault(link.actual_below, set()).add(link.recorded_below)
+        for layer, gone in sorted(merged_away.items()):
             if names := facts.frozen_by.get(layer):
+                held_there = tuple(each.name for each in self._tree if not gone.isdisjoint(_frozen(facts, each)))
+                cure, _ = self._first([Delete(held_there)] if held_there else [])
                 which = f"Snapshot{'s' if len(names) > 1 else ''} {snapshots_named(names)}"
                 text = f"{which} may not show what was there when it was taken: {plain(layer)} holds more by now."
                 remedy = (
-                    "If a layer was merged by hand, drop what libvirt recorded, that of its children first: virsh"
-                    " snapshot-delete --metadata."
+                    "If a layer was merged by hand, forget whose layer that was; what is left is marked as doubtful."
                 )
-                yield advice_on(Trouble(Severity.WARNING, text, Kind.STALE_SNAPSHOT, names[0]), remedy=remedy)
+                yield advice_on(Trouble(Severity.WARNING, text, Kind.STALE_SNAPSHOT, names[0]), cure, remedy=remedy)
 
     def _lacks(self, path: str, name: str) -> bool:
         image = self._layers.images.get(path)
@@ -349,6 +354,11 @@ def _goes(policy: Policy, seen: Situation, zone: dt.tzinfo | None = None) -> tup
     """What no rule of a policy keeps."""
     decisions = decide(policy, seen.tree, seen.now, zone=zone)
     return tuple(name for name, decision in decisions.items() if not decision.keeps)
+
+
+def _frozen(facts: Facts, snapshot: Snapshot) -> frozenset[str]:
+    """The layers that hold it."""
+    return facts.keys(disk.frozen for disk in external_disks(snapshot))
 
 
 def _inside(snapshot: Snapshot) -> list[str]:

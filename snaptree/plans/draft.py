@@ -34,6 +34,7 @@ from snaptree.plans.plan import (
     Undo,
 )
 from snaptree.plans.rule import Case, action_of
+from snaptree.plans.rules_plan import LAST_TRACE
 from snaptree.plans.situation import Situation
 from snaptree.plans.wording import MOST_NAMED, plain, quoted, snapshots_named
 
@@ -51,7 +52,7 @@ class Draft:
     def __init__(self, action: Action, situation: Situation) -> None:
         self.start = situation
         self.situation = situation
-        self.facts = Facts(situation)
+        self.facts = self._facts_of_start = Facts(situation)
         self._action = action
         self._steps: list[Step] = []
         self._warnings: dict[Finding, None] = {}
@@ -60,6 +61,7 @@ class Draft:
     def copy(self) -> Draft:
         """The same so far: to try something that may be given up again."""
         twin = Draft(self._action, self.start)
+        twin._facts_of_start = self._facts_of_start
         twin.take_over(self)
         return twin
 
@@ -154,6 +156,7 @@ class Draft:
     def plan(self, snapshots: tuple[str, ...], forecast: Forecast, undo: Undo | None) -> Plan:
         """The finished plan. A refused one has no steps."""
         start = self.start
+        self._keep_traces()
         forecast = self._with_times(forecast)
         return Plan(
             action=self._action,
@@ -169,6 +172,27 @@ class Draft:
             expected_chains=MappingProxyType({chain.target: chain.layers for chain in start.layers.chains}),
             settings=() if self.is_refused else self._settings(),
         )
+
+    def _keep_traces(self) -> None:
+        """Mark snapshots as doubtful, first of all, of which nothing would tell it any more after these steps.
+
+        What is finished was marked when it began.
+        """
+        suspects = self._facts_of_start.written_to_since
+        if self.is_refused or self._action is Action.FINISH or not suspects:
+            return
+        tree = self.situation.tree
+        lost = [name for name in tree.snapshots if name in suspects and not self.facts.is_written_to_since(tree[name])]
+        unmarked = [name for name in lost if not tree[name].annotations.doubtful]
+        if not unmarked:
+            return
+        ahead = Draft(self._action, self.start)
+        for name in unmarked:
+            said = self.start.tree[name].remarks
+            ahead.add(ahead.case(DescribeSnapshot(name, said, replace(said, doubtful=True))))
+        self.refuse(*ahead.refusals)
+        self._steps[:0] = ahead._steps
+        self.warn(LAST_TRACE.say(self.case(self._steps[0]), {"names": snapshots_named(unmarked)}))
 
     def _settings(self) -> tuple[SettingChange, ...]:
         """What the last revert makes of the machine's settings."""

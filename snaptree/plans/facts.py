@@ -9,7 +9,7 @@ import posixpath
 from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from itertools import pairwise
+from itertools import islice, pairwise
 
 from snaptree.model.estate import DiskSnapshot, Image, MemorySnapshot, Snapshot, SnapshotDisk, SnapshotKind
 from snaptree.plans.situation import Disk, Situation
@@ -393,9 +393,7 @@ class Facts:
     @cached_property
     def doubtful(self) -> frozenset[str]:
         """Frozen layers that something may have written to since: what lies below a gap, and what takes writes now."""
-        doubtful = {link.actual_below for link in self.broken_links if link.actual_below is not None}
-        doubtful |= {layer for layer in self.active if layer in self.frozen_by}
-        return frozenset(doubtful)
+        return self._merged_into | self._takes_writes
 
     @cached_property
     def _holders(self) -> Mapping[str, tuple[Snapshot, ...]]:
@@ -422,6 +420,83 @@ class Facts:
             for other in holders
             if other.name not in line
         )
+
+    def doubts_about(self, snapshot: Snapshot) -> tuple[str, ...]:
+        """Layers that a snapshot stands on, and that may hold something else than when it was taken."""
+        for disk in snapshot.disks:
+            stack = self._suspects(disk)
+            wrong = tuple(
+                layer for layer in stack if layer in self.doubtful or self.written_after(snapshot.name, layer)
+            )
+            if wrong:
+                return wrong
+            for link in self.broken_links:
+                if stack and link.holder is not None and disk.frozen and link.image == self.key(disk.frozen):
+                    return (link.actual_below or link.image,)
+        return ()
+
+    def _suspects(self, disk: SnapshotDisk) -> tuple[str, ...]:
+        """The layers whose writes a snapshot would show: one inside an image is safe from those to the image itself."""
+        if disk.frozen is None or disk.how not in (DiskSnapshot.EXTERNAL, DiskSnapshot.INTERNAL):
+            return ()
+        return tuple(islice(self.stack(disk.frozen), 0 if disk.how is DiskSnapshot.EXTERNAL else 1, None))
+
+    @cached_property
+    def written_to_since(self) -> frozenset[str]:
+        """Snapshots with a layer that was written to after they were taken, as others' records and layers in use tell.
+
+        Most often a layer above was merged into it by hand. What stands above both is left out: it shows the same as
+        before.
+        """
+        if not self._is_suspect:
+            return frozenset()  # as it mostly is, and thousands would have to be asked one by one
+        return frozenset(snapshot.name for snapshot in self.situation.tree if self.is_written_to_since(snapshot))
+
+    def is_written_to_since(self, snapshot: Snapshot) -> bool:
+        """Whether a snapshot is one of `written_to_since`."""
+        return any(
+            self.written_after(snapshot.name, layer)
+            or (layer in self._takes_writes)
+            or (layer in self._merged_into and (above, layer) not in self._gaps)
+            for disk in snapshot.disks
+            for suspects in (self._suspects(disk),)
+            for above, layer in pairwise((self.key(disk.frozen or ""), *suspects))
+        )
+
+    @cached_property
+    def _gaps(self) -> frozenset[tuple[str, str]]:
+        """Images and what they stand on, where that is not what was recorded."""
+        return frozenset((link.image, link.actual_below) for link in self.broken_links if link.actual_below is not None)
+
+    @cached_property
+    def _merged_into(self) -> frozenset[str]:
+        return frozenset(below for _, below in self._gaps)
+
+    @cached_property
+    def _takes_writes(self) -> frozenset[str]:
+        return self.active & self.frozen_by.keys()
+
+    @property
+    def _is_suspect(self) -> bool:
+        """Whether any snapshot can be one of `written_to_since`.
+
+        Where all stand on each other as recorded, who froze a layer by itself is an ancestor of all that stand on it,
+        and who lies inside one that nothing stands on changed nothing. Of those that no layer is recorded below, none
+        stands on what another froze.
+        """
+        if self.broken_links or self.doubtful:
+            return True
+        for layer, holders in self._holders.items():
+            if len(holders) > 1 if layer in self.frozen_by else bool(self.above.get(layer)):
+                return True
+        lowest = {
+            self.key(disk.frozen)
+            for snapshot in self.situation.tree
+            for disk in snapshot.disks
+            if disk.frozen
+            and disk.target not in self._bases_on.get(self.situation.tree.parents[snapshot.name] or "", {})
+        }
+        return any(layer in self.frozen_by for image in lowest for layer in islice(self.stack(image), 1, None))
 
     @cached_property
     def owners_of_now(self) -> frozenset[str]:

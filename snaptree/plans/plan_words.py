@@ -132,6 +132,8 @@ def _phrases(step: DescribeSnapshot) -> Iterator[str]:
         yield "take the mark “known good” off {names}" if after.known_good is None else "mark {names} as known good"
     if before.half_deleted != after.half_deleted:
         yield "mark {names} as half deleted" if after.half_deleted else "take the mark “half deleted” off {names}"
+    if before.doubtful != after.doubtful:
+        yield "mark {names} as doubtful" if after.doubtful else "take the mark “doubtful” off {names}"
     if before.note != after.note:
         yield (
             "change the note of {names}"

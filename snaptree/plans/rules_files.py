@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from itertools import pairwise
 
-from snaptree.model.estate import DiskSnapshot
 from snaptree.plans.facts import is_external
 from snaptree.plans.plan import Action
 from snaptree.plans.rule import Case, Evidence, Rule, Verdict, actions, first, found
@@ -150,23 +149,8 @@ def content_changed(case: Case) -> Evidence | None:
     """What a snapshot's layers show may not be what was there when it was taken (a manual commit, most often)."""
     if case.snapshot is None:
         return None
-    for disk in case.snapshot.disks:
-        if disk.frozen is None or disk.how not in (DiskSnapshot.EXTERNAL, DiskSnapshot.INTERNAL):
-            continue
-        stack = list(case.facts.stack(disk.frozen))
-        # Inside an image, an internal snapshot is safe from writes to the image; not from writes to what lies below.
-        suspects = stack if disk.how is DiskSnapshot.EXTERNAL else stack[1:]
-        wrong = [
-            layer
-            for layer in suspects
-            if layer in case.facts.doubtful or case.facts.written_after(case.snapshot.name, layer)
-        ]
-        if wrong:
-            return found(files=files_named(wrong))
-        for link in case.facts.broken_links:
-            if link.image == stack[0] and link.holder is not None:
-                return found(files=files_named([link.actual_below or link.image]))
-    return None
+    wrong = case.facts.doubts_about(case.snapshot)
+    return found(files=files_named(wrong)) if wrong else None
 
 
 def _merge_not_as_recorded(case: Case) -> Evidence | None:

@@ -122,6 +122,13 @@ def _starts_helper(case: Case) -> Evidence | None:
     return found() if case.merge is not None and not case.merge.is_live else None
 
 
+def _overwrites(case: Case) -> Evidence | None:
+    if case.merge is None or case.merge.way is not MergeWay.COMMIT:
+        return None
+    is_held = any(case.facts.key(layer) in case.facts.frozen_by for layer in case.merge.layers[1:])
+    return found() if is_held else None
+
+
 def lacks_room(situation: Situation, file: str, grows: int) -> Evidence | None:
     """Whether a file may grow by more than its file system has room for."""
     directory = posixpath.dirname(file)
@@ -274,5 +281,15 @@ RULES = (
         " holds them meanwhile.",
         remedy="",
         source="libvirt merges layers of running machines only",
+    ),
+    Rule(
+        id="merge-overwrites",
+        actions=_DELETE,
+        verdict=Verdict.WARN,
+        condition=_overwrites,
+        reason="A merge overwrites what goes from its start on: stopped half way, it leaves mixtures that nobody can go"
+        " back to, until it is finished (snaptree recover {vm_arg}).",
+        remedy="",
+        source="a commit writes into the layer that goes, from its first byte on",
     ),
 )

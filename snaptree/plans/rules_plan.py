@@ -77,6 +77,16 @@ LEFTOVER_STAYS = Rule(
     remedy="Remove it on the host if nobody needs it.",
     source="lab: the memory file on 9.0, the layer of a leaf without a parent on 11.3 and 12.8",
 )
+LAST_TRACE = Rule(
+    id="last-trace",
+    actions=actions(Action.DELETE, Action.REVERT),
+    verdict=Verdict.WARN,
+    condition=by_the_planner,
+    reason="Something seems to have been merged by hand into a layer of {names}, and nothing would tell that any more"
+    " afterwards. So it is marked as doubtful first.",
+    remedy="",
+    source="that something was merged by hand is told by the records of later snapshots, as long as there are any",
+)
 _CHANGES = actions(Action.TAKE, Action.REVERT, Action.DELETE, Action.DROP_MEMORY, Action.LOOK, Action.UNLOOK)
 CANNOT_FINISH = Rule(
     id="cannot-finish",
@@ -137,6 +147,7 @@ RULES = (
     MACHINE_IS_STOPPED,
     UNDO_KEEPS_SNAPSHOT,
     LEFTOVER_STAYS,
+    LAST_TRACE,
     CANNOT_FINISH,
     FINISHED_ALREADY,
     HALF_DONE,

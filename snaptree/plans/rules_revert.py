@@ -125,6 +125,10 @@ def left_half_deleted(case: Case) -> Evidence | None:
     return found() if is_marked or case.name in case.situation.half_deleted else None
 
 
+def _marked_doubtful(case: Case) -> Evidence | None:
+    return found() if case.snapshot is not None and case.snapshot.annotations.doubtful else None
+
+
 def _half_deleted(case: Case) -> Evidence | None:
     if case.external is None:
         return None
@@ -414,6 +418,17 @@ RULES = (
         " what it holds is a mixture.",
         remedy="Delete {snapshot}: that completes it.",
         source="a commit writes into the layer that goes, from its first byte on",
+        needs=Known.TREE,
+    ),
+    Rule(
+        id="doubtful",
+        actions=_REVERT_OR_LOOK,
+        verdict=Verdict.WARN,
+        condition=_marked_doubtful,
+        reason="{snapshot} is marked as doubtful: a layer that it stands on was merged or written to by hand after it"
+        " was taken, so it may show something else than was there.",
+        remedy="Look whether it is what you want.",
+        source="lab on 11.3 and 12.8: stale after a manual blockcommit, revert: wrong content, silently",
         needs=Known.TREE,
     ),
     Rule(

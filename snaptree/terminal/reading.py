@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 from rich.console import Console
 
 from snaptree import words
 from snaptree.model.troubles import Severity, Trouble, troubles_of_layers, troubles_of_tree, worst_first
 from snaptree.plans.advice import Advice, Observed
+from snaptree.plans.mixtures import doubtful_ones, mixtures
 from snaptree.plans.operation import troubles_of_operation
 from snaptree.terminal.console import plain
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class DomainReading(Observed):
     """One machine with everything that a listing shows of it."""
 
@@ -27,6 +30,12 @@ class DomainReading(Observed):
                 *troubles_of_tree(self.tree, is_complete=True),
             ]
         )
+
+    @cached_property
+    def mixtures(self) -> Mapping[str, str]:
+        """Its snapshots that may hold something else than when they were taken, each with its mark."""
+        doubtful = doubtful_ones(self.host, self.domain, self.tree, self.layers)
+        return mixtures(self.tree, doubtful, self.unfinished)
 
 
 def looks_at_json(reading: DomainReading) -> dict[str, str] | None:

@@ -11,11 +11,11 @@ from rich.console import Console
 from rich.text import Text
 
 from snaptree import words
-from snaptree.model.estate import DomainLayers, Mark, Snapshot, SnapshotKind
+from snaptree.model.estate import Mark, Snapshot, SnapshotKind
 from snaptree.model.folding import NOW, RowId, fold
 from snaptree.model.lanes import LaneRow, draw_row, lay_out
-from snaptree.model.merging import Elsewhere
 from snaptree.model.saved_memory import saved_memory
+from snaptree.plans.mixtures import DOUBTFUL, HALF_DELETED
 from snaptree.plans.wording import machines_named
 from snaptree.terminal.console import iso_time, plain
 from snaptree.terminal.memory import memory_json
@@ -40,6 +40,7 @@ def tree_json(reading: DomainReading) -> dict[str, Any]:
 
 def _snapshot_json(snapshot: Snapshot, reading: DomainReading) -> dict[str, Any]:
     cost = reading.costs.snapshots[snapshot.name]
+    mixture = reading.mixtures.get(snapshot.name)
     memory = saved_memory(snapshot, cost.memory, reading.layers)
     return {
         "name": snapshot.name,
@@ -51,7 +52,8 @@ def _snapshot_json(snapshot: Snapshot, reading: DomainReading) -> dict[str, Any]
         "impact": impact_json(snapshot.annotations.impact),
         **_mark_json("pinned", snapshot.annotations.pinned),
         **_mark_json("known_good", snapshot.annotations.known_good),
-        "half_deleted": snapshot.annotations.half_deleted,
+        "half_deleted": mixture == HALF_DELETED,
+        "doubtful": mixture == DOUBTFUL,
         "taken_by": snapshot.annotations.taken_by or None,
         "group": snapshot.annotations.group or None,
         "schedule": snapshot.annotations.schedule or None,
@@ -112,7 +114,7 @@ def print_tree(out: Console, reading: DomainReading) -> None:
         add_row(
             columns,
             lanes + name,
-            ", ".join(_marks(snapshot, usual, reading.layers, reading.elsewhere)),
+            ", ".join(_marks(snapshot, usual, reading)),
             words.age(now - snapshot.created),
             words.figure(cost.written),
             words.figure(cost.frees),
@@ -125,15 +127,15 @@ def print_tree(out: Console, reading: DomainReading) -> None:
     print_table(out, [column for column in columns if column is not marks or not marks.is_empty])
 
 
-def _marks(snapshot: Snapshot, usual: SnapshotKind | None, layers: DomainLayers, elsewhere: Elsewhere) -> Iterator[str]:
+def _marks(snapshot: Snapshot, usual: SnapshotKind | None, reading: DomainReading) -> Iterator[str]:
     """What is worth knowing of a snapshot besides its figures, in the words of the window's badges."""
     if snapshot.problem:
         yield "damaged"
-    if snapshot.annotations.half_deleted:
-        yield "half deleted"
+    if mixture := reading.mixtures.get(snapshot.name):
+        yield mixture
     if snapshot.delete_in_progress:
         yield "delete interrupted"
-    if any((image := layers.images.get(disk.frozen or "")) and image.is_missing for disk in snapshot.disks):
+    if any((image := reading.layers.images.get(disk.frozen or "")) and image.is_missing for disk in snapshot.disks):
         yield "image missing"
     if snapshot.annotations.pinned:
         yield "pinned"
@@ -143,7 +145,7 @@ def _marks(snapshot: Snapshot, usual: SnapshotKind | None, layers: DomainLayers,
         yield "safety"
     if snapshot.annotations.group:
         yield "group"
-    if names := elsewhere.on(snapshot, layers):
+    if names := reading.elsewhere.on(snapshot, reading.layers):
         yield f"base of {machines_named(names)}"
     if snapshot.kind is not usual:
         yield words.kind(snapshot.kind)

@@ -13,6 +13,7 @@ from snaptree.model.estate import Consistency, SnapshotKind
 from snaptree.model.figures import Figure, unknown
 from snaptree.model.troubles import Trouble, troubles_of_layers, troubles_of_tree, worst_first
 from snaptree.plans.advice import Advice, advice_on, advice_on_failure, advice_on_operation
+from snaptree.plans.mixtures import mixtures
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -77,6 +78,13 @@ class Machine:
     def memory(self) -> Figure:
         """Bytes of the memory that its snapshots saved."""
         return _NOT_READ if self.costs is None else self.costs.costs.memory
+
+    @cached_property
+    def mixtures(self) -> Mapping[str, str]:
+        """Its snapshots that may hold something else than when they were taken, each with its mark."""
+        if self.tree is None:
+            return MappingProxyType({})
+        return mixtures(self.tree, () if self.costs is None else self.costs.doubtful, self.unfinished)
 
     @cached_property
     def oldest(self) -> int | None:

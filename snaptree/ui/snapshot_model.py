@@ -14,6 +14,7 @@ from snaptree.model.estate import Consistency
 from snaptree.model.figures import NOTHING, Figure, total, unknown
 from snaptree.model.folding import NOW, Fold, Now, RowId, VisibleRows, fold
 from snaptree.model.lanes import LaneLayout, LaneRow, lay_out
+from snaptree.plans.mixtures import DOUBTFUL, HALF_DELETED
 from snaptree.plans.wording import machines_named, plain, quoted
 from snaptree.ui.estate_model import found, natural
 from snaptree.ui.text import tooltip
@@ -427,9 +428,9 @@ class SnapshotModel(QAbstractTableModel):
 def _visible(tree: SnapshotTree, shown: Shown) -> VisibleRows:
     if not shown.folds:
         return fold(tree, unfolded=tree.snapshots)
-    keep: set[str] = set()
+    keep = set(() if shown.machine is None else shown.machine.mixtures)
     if shown.search:
-        keep = {snapshot.name for snapshot in tree if found(snapshot.name, snapshot.description, shown.search)}
+        keep |= {snapshot.name for snapshot in tree if found(snapshot.name, snapshot.description, shown.search)}
     visible = fold(tree, keep=keep, unfolded=shown.unfolded)
     # What is selected may get into a fold when the tree grows. Else it must not count: folds would change by clicks.
     hidden = shown.selected.intersection(name for hides in visible.folds for name in hides.hidden)
@@ -440,10 +441,20 @@ def _is_same_machine(one: Shown, other: Shown) -> bool:
     return one.machine is not None and other.machine is not None and one.machine.id == other.machine.id
 
 
-_HALF_DELETED = (
-    "Its deletion was cut short and left: its layer is partly overwritten with what came later, and is no state that"
-    " ever was. Delete it."
-)
+_MIXTURES = {
+    HALF_DELETED: (
+        "Its deletion was cut short: its layer is partly overwritten with what came later, and is no state that ever"
+        " was. Finish that, or delete it.",
+        Tone.ERROR,
+        "error",
+    ),
+    DOUBTFUL: (
+        "A layer that it stands on was merged or written to by hand after it was taken, so it may show something else"
+        " than was there.",
+        Tone.WARNING,
+        "warning",
+    ),
+}
 
 
 def _badges(snapshot: Snapshot, machine: Machine) -> tuple[Badge, ...]:
@@ -461,8 +472,9 @@ def _badges(snapshot: Snapshot, machine: Machine) -> tuple[Badge, ...]:
                 icon="warning",
             )
         )
-    if marks.half_deleted:
-        badges.append(Badge("half deleted", _HALF_DELETED, Tone.ERROR, stays=True, icon="error"))
+    if mixture := machine.mixtures.get(snapshot.name):
+        meaning, tone, icon = _MIXTURES[mixture]
+        badges.append(Badge(mixture, meaning, tone, stays=True, icon=icon))
     missing = _missing_layers(snapshot, machine)
     if missing:
         badges.append(Badge("image missing", "\n".join(missing), Tone.ERROR, stays=True, icon="error"))

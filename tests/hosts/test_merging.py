@@ -29,7 +29,7 @@ from snaptree.hosts.running import run_plan
 from snaptree.hosts.situation import read_situation
 from snaptree.images.files import ImageReader
 from snaptree.model.errors import ChangedMeanwhileError
-from snaptree.plans.intention import Capture, Take
+from snaptree.plans.intention import Capture, Delete, Take
 from snaptree.plans.operation import Operation, OperationState
 from snaptree.plans.plan import Action, Layer, MergeLayers, MergeWay, Plan, RecordLayers, RemoveLeftover, Step
 from tests.kit.daemon import LibvirtDaemon
@@ -438,6 +438,9 @@ def test_cancelled_in_the_middle(host: EmbeddedHost, way: MergeWay, live: bool, 
         shut_off(machine)
     before = machine.contents()
     steps = steps_to_delete(machine, name, way, live=live)
+    plan = machine.plan(Delete((name,), by_own_jobs=True))
+    ways = {step.way for step in plan.steps if isinstance(step, MergeLayers)}
+    assert ("merge-overwrites" in {warning.rule for warning in plan.warnings}) == (COMMIT in ways)
     told: list[Operation] = []
     operation = run(
         machine,

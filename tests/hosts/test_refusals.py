@@ -125,8 +125,12 @@ def test_a_layer_that_was_merged_by_hand(host: EmbeddedHost) -> None:
         assert_refused(machine, Revert(name), "content-changed")
     domain.destroy()
     before = machine.contents()
-    machine.change(Delete(("two",)))
+    operation = machine.change(Delete(("two",)))
     assert unchanged(before, machine.contents(), "two")
+    assert "last-trace" in {warning.rule for warning in operation.plan.warnings}
+    assert machine.tree()["one"].annotations.doubtful, "nothing else tells of it any more"
+    assert not machine.tree()["three"].annotations.doubtful
+    assert "doubtful" in machine.spoken(Revert("one"))
 
 
 def wait_for_block_job(machine: Machine) -> None:

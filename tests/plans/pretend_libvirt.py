@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from snaptree.model.estate import (
+    Annotations,
     DiskChain,
     DiskSnapshot,
     Domain,
@@ -28,6 +29,7 @@ from snaptree.model.figures import exact
 from snaptree.model.tree import SnapshotTree
 from snaptree.plans.plan import (
     DeleteSnapshot,
+    DescribeSnapshot,
     ForkAtSnapshot,
     MergeLayers,
     MergeWay,
@@ -82,6 +84,8 @@ class Held:
     memory_file: str | None = None
     records_chain: bool = False
     """Its definition lists the layers below: so when the active layer was made while the machine ran."""
+    doubtful: bool = False
+    """Somebody marked it so."""
 
 
 class PretendLibvirt:
@@ -228,6 +232,8 @@ class PretendLibvirt:
                 self.merge(step)
             case RecordLayers():
                 self.record(step)
+            case DescribeSnapshot():
+                self.snapshots[step.name].doubtful = step.after.doubtful
             case RemoveLeftover():
                 self.files.pop(step.path, None)
                 self.memory_files -= {step.path}
@@ -607,6 +613,7 @@ class PretendLibvirt:
                 for target, how in held.how.items()
             ),
             revert_overlays=tuple(held.revert_overlays.items()),
+            annotations=Annotations(doubtful=held.doubtful),
         )
 
     def _memory(self, held: Held) -> MemorySnapshot:

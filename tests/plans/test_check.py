@@ -113,6 +113,21 @@ def test_what_was_left_half_deleted_is_deleted() -> None:
     assert wanted(advice) == Delete((first.name,))
 
 
+def test_what_was_merged_by_hand_is_forgotten_and_what_took_it_in_is_doubted() -> None:
+    """s2's layer was committed into that of s1."""
+    snapshots = chain(3)
+    layers = layers_for(SnapshotTree.build(snapshots, "s3"))
+    images = {path: image for path, image in layers.images.items() if path != "/vm/s1.qcow2"}
+    images["/vm/s2.qcow2"] = replace(images["/vm/s2.qcow2"], backing="/vm/disk.qcow2")
+    merged = (DiskChain("vda", ("/vm/s3.qcow2", "/vm/s2.qcow2", "/vm/disk.qcow2")),)
+    seen = observed(snapshots, layers=DomainLayers(merged, MappingProxyType(images)))
+    advice = only(seen, Kind.STALE_SNAPSHOT)
+    assert "“s1” may not show" in advice.text
+    assert wanted(advice) == Delete(("s2",))
+    left = replace(snapshots[0], annotations=Annotations(doubtful=True)), *snapshots[1:]
+    assert "“s1”" in only(observed(left), Kind.DOUBTFUL).text
+
+
 def test_a_chain_of_what_is_to_stay_has_no_cure_but_words() -> None:
     advice = only(observed(marked(chain(12), PINNED)), Kind.DEEP_CHAIN, Thresholds(max_depth=8))
     assert advice.cure is None

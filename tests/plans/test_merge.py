@@ -78,6 +78,8 @@ def test_layers_in_use_are_merged_by_the_machine_itself() -> None:
     assert [layer.path for layer in step.stack] == ["/images/vda.c", "/images/vda.b", "/images/vda.a", BASE]
     assert record_of(plan).moved["/images/vda.b"].path == BASE
     assert [step.path for step in plan.steps if isinstance(step, RemoveLeftover)] == ["/images/vda.b", "/images/vda.a"]
+    (warning,) = [warning for warning in plan.warnings if warning.rule == "merge-overwrites"]
+    assert "snaptree recover web-01" in warning.reason
 
 
 def test_what_was_committed_into_a_raw_image_is_recorded_as_raw() -> None:

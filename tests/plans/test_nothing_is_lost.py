@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from snaptree.model.estate import DiskSnapshot, DomainState, MemorySnapshot
 from snaptree.plans.aftermath import after
+from snaptree.plans.facts import Facts
 from snaptree.plans.intention import Capture, Delete, Intention, Revert, Take, TakeBack
 from snaptree.plans.plan import DeleteSnapshot, MergeLayers, Plan, RecordLayers, RevertToSnapshot, StateAfter
 from snaptree.plans.planner import make_plan
@@ -181,6 +182,9 @@ class _Before:
 
     def __init__(self, host: PretendLibvirt) -> None:
         self.intact = {name for name in host.snapshots if host.is_intact(name)}
+        self.damaged = {
+            name: set(host.snapshots[name].how) for name in Facts(host.situation()).written_to_since - self.intact
+        }
         self.now = host.now()
         self.strangers = {
             path: host.visible(path)
@@ -194,6 +198,12 @@ class _Before:
     def check(self, host: PretendLibvirt, *, deleted: frozenset[str] = frozenset()) -> None:
         for name in self.intact - deleted:
             assert host.is_intact(name), f"{name} lost its content"
+        told = Facts(host.situation()).written_to_since
+        told |= {name for name, held in host.snapshots.items() if held.doubtful}
+        for name, targets in self.damaged.items():
+            # Unless libvirt has lost track of a disk: it owns up to what the last revert made, and to no other.
+            if name in host.snapshots and targets == set(host.snapshots[name].how):
+                assert name in told, f"nothing tells any more that {name} is doubtful"
         for path, content in self.strangers.items():
             assert host.visible(path) == content, f"{path} changed under another machine"
         for path, name in self.inside:

@@ -769,6 +769,13 @@ REVERT = [
         a_machine().external("a"),
     ),
     Row(
+        "doubtful",
+        Revert("a"),
+        a_machine().external("a").snapshot("a", annotations=Annotations(doubtful=True)),
+        ("“a”", "merged"),
+        a_machine().external("a"),
+    ),
+    Row(
         "rename-half-deleted",
         Rename("a", "good-old"),
         a_machine().external("a").having(half_deleted=frozenset({"a"})),
@@ -1367,6 +1374,7 @@ MERGE_PARTS = {
     "merge-too-deep",
     "merge-unreadable-machines",
     "helper-machine",
+    "merge-overwrites",
 }
 """Rules about our own merges: see test_merge.py."""
 

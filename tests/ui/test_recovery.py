@@ -70,6 +70,10 @@ def test_what_was_interrupted_is_offered_and_finished(
     worst = driver.machine.worst
     assert worst is not None
     assert (worst.severity, worst.text) == (Severity.ERROR, banner.text)
+    model = driver.view.snapshot_model
+    marked = {name: [badge.text for badge in model.badges(row)] for row, name in enumerate(driver.names())}
+    assert "half deleted" in marked["two"]
+    assert "half deleted" not in marked["three"]
 
     actions = driver.window.actions_
     driver.view.select(["three"])

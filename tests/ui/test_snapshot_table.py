@@ -205,8 +205,11 @@ def test_badges_say_what_is_out_of_the_ordinary(model: SnapshotModel) -> None:
         snapshot("off", "inside", days=0.3, state=DomainState.OFF),
         snapshot("torn", "off", days=0.2, problem="no <disks>"),
         snapshot("mixture", "torn", days=0.1, annotations=Annotations(half_deleted=True)),
+        snapshot("doubtful", "mixture", days=0.05, annotations=Annotations(doubtful=True)),
     ]
-    model.show(Shown(machine(snapshots)))
+    shown = machine(snapshots)
+    assert shown.costs is not None
+    model.show(Shown(replace(shown, costs=replace(shown.costs, doubtful=frozenset({"doubtful", "s2"})))))
     texts = {name: [badge.text for badge in model.badges(row)] for row, name in enumerate(rows(model))}
     assert texts["s1"] == [], "what most have is said once, above the table"
     assert texts["marked"] == ["pinned", "known good", "safety"]
@@ -214,6 +217,7 @@ def test_badges_say_what_is_out_of_the_ordinary(model: SnapshotModel) -> None:
     assert texts["off"] == ["offline"]
     assert texts["torn"] == ["damaged"]
     assert texts["mixture"] == ["half deleted"]
+    assert texts["doubtful"] == texts["s2"] == ["doubtful"], "by its mark, and by what layers and records tell"
 
 
 def test_a_missing_image_is_named(model: SnapshotModel) -> None:
