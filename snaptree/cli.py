@@ -241,7 +241,7 @@ def _parser() -> argparse.ArgumentParser:
     )
 
     prune = command("prune", "delete what a policy lets go, of the machines named or of all", _prune, changes=True)
-    prune.add_argument("vms", metavar="VM", nargs="*")
+    prune.add_argument("vms", metavar="VM", nargs="*", help="names or patterns of machines; by default all of the host")
     prune.add_argument("--policy", metavar="NAME", help="a policy of the file, instead of the options below")
     prune.add_argument(
         "--limit", metavar="MIB", type=_rate, help="copy so many MiB per second at most; merges can then be stopped too"
@@ -533,6 +533,29 @@ def _find(connections: Sequence[Connection], name: str) -> tuple[Connection, str
     return found[0]
 
 
+def _find_all(connections: Sequence[Connection], names: Sequence[str]) -> list[tuple[Connection, str, str]]:
+    """Machines by names or patterns like those of files, each once: host, UUID and name. A name comes before a pattern.
+
+    Raises SnapTreeError for a pattern that fits none, and as `_find`.
+    """
+    from fnmatch import fnmatchcase
+
+    from snaptree.hosts.reading import list_domains
+
+    found: dict[tuple[Connection, str], str] = {}
+    patterns = {name for name in names if any(character in name for character in "*?[")}
+    every = [(each, domain) for each in connections for domain in list_domains(each)] if patterns else []
+    for name in names:
+        if name not in patterns.difference(domain.name for _, domain in every):
+            found[_find(connections, name)] = name
+            continue
+        fitting = {(each, domain.uuid): domain.name for each, domain in every if fnmatchcase(domain.name, name)}
+        if not fitting:
+            raise SnapTreeError(f"No virtual machine's name fits '{name}'.", hint="See 'snaptree list'.")
+        found |= fitting
+    return [(connection, uuid, name) for (connection, uuid), name in found.items()]
+
+
 def _find_together(connections: Sequence[Connection], names: Sequence[str]) -> tuple[Connection, tuple[str, ...]]:
     """The one host of these machines, and their UUIDs. Raises SnapTreeError if there is no such host."""
     from snaptree.plans.group_planning import of_several_hosts
@@ -725,6 +748,7 @@ def _prune(options: argparse.Namespace) -> int:
     """Plan for every machine, show all, ask once, and prune one after the other: a failure stops no other."""
     from snaptree.hosts.policies import load_policies
     from snaptree.hosts.reading import list_domains
+    from snaptree.terminal import console
     from snaptree.terminal.policy_options import arguments_of, policy_of
     from snaptree.terminal.pruning import prune_machines
 
@@ -743,19 +767,27 @@ def _prune(options: argparse.Namespace) -> int:
         )
     with _connected(options) as connections:
         if options.vms:
-            machines = [_find(connections, name) for name in dict.fromkeys(options.vms)]
+            machines = _find_all(connections, options.vms)
         else:
+            every = [(each, domain) for each in connections for domain in list_domains(each)]
             machines = [
-                (connection, domain.uuid)
-                for connection in connections
-                for domain in list_domains(connection)
+                (connection, domain.uuid, domain.name)
+                for connection, domain in every
                 if named is None or named.is_for(domain.name)
             ]
+            if every and not machines and named is not None:
+                raise SnapTreeError(
+                    f"No virtual machine is one of the policy {named.name}: {', '.join(named.machines)}.",
+                    hint="See 'snaptree list', and mend the policy, or name the machines.",
+                )
+        if not machines and not _wants_json(options):
+            console.console().print("There are no virtual machines, so nothing goes.")
         return prune_machines(
             machines,
             policy,
+            by_hand="add --by-hand" if named is None else f"write by-hand = true into the policy {named.name}",
             as_json=_wants_json(options),
-            is_one=len(options.vms) == 1,
+            is_one=len(options.vms) == 1 and [name for *_, name in machines] == options.vms,
             dry_run=options.dry_run,
             yes=options.yes,
             limit=options.limit,

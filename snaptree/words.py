@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import humanize
 
@@ -20,6 +21,9 @@ from snaptree.model.figures import Confidence, Figure
 from snaptree.model.settings import THERE, WHILE_RUNNING, SettingChange
 from snaptree.model.text import plain, quoted
 from snaptree.model.text import size as size
+
+if TYPE_CHECKING:
+    from snaptree.plans.totals import Totals
 
 UNKNOWN = "?"
 NONE = "—"
@@ -113,6 +117,18 @@ def impact(impact: Impact) -> str:
 def about(seconds: float) -> str:
     """A forecast of time: `about 40 seconds`."""
     return f"{'about ' if seconds >= 1 else ''}{duration(seconds)}"
+
+
+def totals(totals: Totals) -> list[str]:
+    """Sums, each with its verb, as far as they are known: `frees 3.1 GiB`, `takes about 40 seconds and more`."""
+    known = totals.known
+    more = dict.fromkeys(totals.partly, " and more")
+    return [
+        f"frees {figure(known.frees)}{more.get('frees', '')}",
+        f"copies {figure(known.copies)}{more.get('copies', '')}",
+        f"needs {figure(known.peak_extra)}{more.get('peak_extra', '')} meanwhile",
+        f"takes {UNKNOWN if known.seconds is None else about(known.seconds)}{more.get('seconds', '')}",
+    ]
 
 
 def count(number: int, noun: str) -> str:

@@ -689,7 +689,12 @@ def test_a_policy_of_options_prunes_and_gives_back_what_it_said(terminal: Termin
 def test_a_policy_of_the_file_is_for_its_machines(terminal: Terminal, tmp_path: Path) -> None:
     file = tmp_path / "config" / "snaptree" / "policies.toml"
     file.parent.mkdir(parents=True)
-    file.write_text('[policy.builds]\nmachines = ["ci-*"]\nnames = ["release-3-0-rc*"]\nkeep-last = 1\n')
+    text = '[policy.builds]\nmachines = ["ci-*"]\nnames = ["release-3-0-rc*"]\nkeep-last = 1\n'
+    file.write_text(text)
+    assert "what schedules took named release-3-0-rc*" in terminal.run("policy").stdout
+    said = terminal.run("prune", "--policy", "builds", "-n").stdout
+    assert "5 snapshots match the name but were not made by a schedule: write by-hand = true into the policy" in said
+    file.write_text(f"{text}by-hand = true\n")
     assert "no mistakes. Policies: builds." in terminal.run("policy", "check").stdout
     assert "keeps the newest 1" in terminal.run("policy").stdout
     assert terminal.json("policy", "show")[0]["machines"] == ["ci-*"]
@@ -702,6 +707,10 @@ def test_a_policy_of_the_file_is_for_its_machines(terminal: Terminal, tmp_path: 
     text = terminal.run("prune", "--policy", "builds", "-n").stdout
     assert re.search(r"^goes  release-3-0-rc4 .*no rule keeps it$", text, re.MULTILINE)
     assert re.search(r"^kept  release-3-0 .*its name is not asked for, pinned$", text, re.MULTILINE)
+    file.write_text('[policy.builds]\nmachines = ["nothing-*"]\nkeep-last = 1\n')
+    nobody = terminal.run("prune", "--policy", "builds", "-n")
+    assert (nobody.returncode, nobody.stdout) == (1, "")
+    assert "No virtual machine is one of the policy builds: nothing-*." in nobody.stderr
     file.write_text("[policy.builds]\nkeep-last = 1\nkeep-dayly = 2\n")
     wrong = terminal.run("policy", "check")
     assert wrong.returncode == 1
@@ -711,10 +720,30 @@ def test_a_policy_of_the_file_is_for_its_machines(terminal: Terminal, tmp_path: 
     assert terminal.run("prune", "--policy", "builds", "-n").returncode == 1
 
 
+def test_names_do_not_let_go_what_was_made_by_hand_and_say_so(terminal: Terminal) -> None:
+    asked = ("prune", "ci-runner-01", "--name", "release-3-0-rc*", "--keep-last", "1", "-n")
+    plan = terminal.json(*asked)
+    assert (plan["snapshots"], plan["needs_by_hand"]) == ([], 5)
+    said = terminal.run(*asked).stdout
+    assert "ci-runner-01: all of its" in said
+    assert "5 snapshots match the name but were not made by a schedule: add --by-hand." in said
+    plan = terminal.json(*asked, "--by-hand")
+    assert (plan["snapshots"], plan["needs_by_hand"]) == ([f"release-3-0-rc{number}" for number in range(1, 5)], 0)
+
+
+def test_machines_are_named_by_patterns(terminal: Terminal) -> None:
+    names = [each["domain"] for each in terminal.json("list")[0]["domains"] if each["domain"].startswith("web-")]
+    plans = terminal.json("prune", "web-*", names[0], "--keep-last", "5", "-n")
+    assert sorted(plan["domain"] for plan in plans) == sorted(names)
+    (alone,) = terminal.json("prune", f"{names[0][:-1]}[{names[0][-1]}]", "--keep-last", "5", "-n")
+    assert alone["domain"] == names[0], "patterns give a list, whatever fits"
+
+
 @pytest.mark.parametrize(
     ("arguments", "status", "says"),
     [
         (("prune", "web-01"), 1, "Nothing says what to keep"),
+        (("prune", "wob-*", "--keep-last", "1"), 1, "No virtual machine's name fits 'wob-*'"),
         (("prune", "web-01", "--keep-daily", "many"), 2, "neither a number nor 'all'"),
         (("prune", "web-01", "--keep-within", "2 days"), 2, "is not a time"),
         (("prune", "web-01", "--keep-last", "1", "--between", "22-6"), 2, "no hours of the day"),

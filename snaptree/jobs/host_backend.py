@@ -1208,11 +1208,16 @@ class HostBackend(QObject):
         nothing = Plan(
             Action.UNDO, self.uri, undoes.plan.domain_uuid, undoes.plan.domain, snapshots=undoes.plan.snapshots
         )
-        now = time.time()
-        failed = Operation(
-            next(_operation_numbers), nothing, OperationState.FAILED, started=now, finished=now, error=plan
-        )
-        self._tell_operation(failed)
+        self._not_begun(nothing, plan)
+
+    def leave_out(self, plan: Plan) -> None:
+        """Tell that a refused plan is not run, where others are that it was shown with."""
+        refusal = plan.refusals[0]
+        self._not_begun(plan, SnapTreeError(refusal.reason, hint=refusal.remedy, details=refusal.rule))
+
+    def _not_begun(self, plan: Plan, error: SnapTreeError) -> None:
+        now, failed = time.time(), OperationState.FAILED
+        self._tell_operation(Operation(next(_operation_numbers), plan, failed, started=now, finished=now, error=error))
 
     def prune(self, planned: PlannedPrune, *, limit: int | None = None, between: Hours | None = None) -> Operation:
         """Queue a prune that somebody has agreed to; before its hours it waits for them, and is planned anew then.

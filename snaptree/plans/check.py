@@ -279,7 +279,7 @@ class _Check:
         latest = limit.before(dt.datetime.fromtimestamp(self._now, self._zone or local_zone())).timestamp()
         if all(snapshot.created > latest for snapshot in self._tree):
             return  # as it mostly is, and calendars take their time
-        old = self._goes(Policy(maximum_depth=1, minimum_age=limit, scope=Scope(names=("*",))))
+        old = self._goes(Policy(maximum_depth=1, minimum_age=limit, scope=Scope(names=("*",), by_hand=True)))
         by_machines = tuple(name for name in old if _is_automatic(self._tree[name]))
         by_people = tuple(name for name in old if name not in by_machines)
         for names, severity, who in (
@@ -324,13 +324,10 @@ class _Check:
 
 
 def _situation(observed: Observed, now: int) -> Situation:
-    seen = glance(observed.host, observed.domain, observed.tree, observed.layers, observed.unfinished)
-    users = {
-        path: names
-        for path in observed.layers.images
-        if (names := observed.elsewhere.users.get(observed.layers.key(path)))
-    }
-    return replace(seen, dependants=MappingProxyType(users), now=now)
+    seen = glance(
+        observed.host, observed.domain, observed.tree, observed.layers, observed.unfinished, observed.elsewhere
+    )
+    return replace(seen, now=now)
 
 
 def _first(observed: Observed, seen: Situation, intentions: Iterable[Prune | Delete]) -> tuple[Cure | None, str]:

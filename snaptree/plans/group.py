@@ -54,6 +54,11 @@ class GroupPlan:
         return any(plan.is_refused for plan in self.members)
 
     @property
+    def left_out(self) -> tuple[Plan, ...]:
+        """Those that are refused, where the others are run without them: of a group, never."""
+        return ()
+
+    @property
     def warns_of_finality(self) -> bool:
         """Whether a warning says already that this can't be undone."""
         return any(plan.warns_of_finality for plan in self.members)

@@ -163,6 +163,8 @@ def _what_it_does(plan: Plan, machine: str, named: Callable[[str], str]) -> str:
             return f"Delete {names}{of}"
         case Action.PRUNE:
             count = len(plan.snapshots)
+            if not count and machine:
+                return f"Prune {machine}"
             return f"Prune {count:,} {'snapshot' if count == 1 else 'snapshots'}{of}"
         case Action.DROP_MEMORY:
             return f"Drop the memory of {names}{of}"

@@ -11,7 +11,7 @@ from __future__ import annotations
 import datetime as dt
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from fnmatch import fnmatchcase
 from functools import lru_cache
@@ -113,14 +113,14 @@ class Scope:
     schedules: tuple[str, ...] = ()
     """The schedules that took them. Empty for any."""
     by_hand: bool = False
-    """Those too that no schedule took."""
+    """Those too that no schedule took. Safety snapshots are among them only if `names` fit them as well."""
 
     def why_not(self, snapshot: Snapshot) -> str:
-        """Why a snapshot is out of scope; empty if it is not."""
+        """Why a snapshot is out of scope; empty if it is not. No other field takes the place of `by_hand`."""
         marks = snapshot.annotations
-        if marks.safety and not self.names:
+        if marks.safety and not (self.by_hand and self.names):
             return "a safety snapshot"
-        if not self.by_hand and not self.names and not marks.schedule:
+        if not self.by_hand and not marks.schedule:
             return "not made by a schedule"
         if self.schedules and marks.schedule not in self.schedules:
             return "made by another schedule" if marks.schedule else "not made by a schedule"
@@ -131,6 +131,13 @@ class Scope:
         if self.tags and tags_of(snapshot).isdisjoint(self.tags):
             return "not tagged so"
         return ""
+
+    def needing_by_hand(self, snapshots: Iterable[Snapshot]) -> tuple[str, ...]:
+        """Those of these snapshots that are out of scope for nothing but that `by_hand` is not said."""
+        if self.by_hand:
+            return ()
+        wider = replace(self, by_hand=True)
+        return tuple(each.name for each in snapshots if self.why_not(each) and not wider.why_not(each))
 
 
 def tags_of(snapshot: Snapshot) -> frozenset[str]:

@@ -2,7 +2,8 @@
 
 [policy.two-weeks]
 machines = ["web-*", "db-01"]   # patterns like those of files; all if it is left out
-names = ["auto-*"]              # by default, what a schedule took
+names = ["auto-*"]              # of what schedules took; any if it is left out
+by-hand = false                 # true: of what nobody scheduled, too, and of safety snapshots if names are given
 keep-last = 5
 keep-daily = 14
 keep-within = "2d"

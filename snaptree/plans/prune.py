@@ -6,19 +6,23 @@ import datetime as dt
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import inf
+from typing import Final
 
 from snaptree.model.costs import SelectionCost, cost_of_deleting
-from snaptree.model.figures import NOTHING, Figure, total
+from snaptree.model.figures import Figure
 from snaptree.model.merging import LayerTree
 from snaptree.plans.delete import add_deletions
 from snaptree.plans.draft import Draft
 from snaptree.plans.intention import Prune
 from snaptree.plans.merge import batches, layer_tree_of, most_room
-from snaptree.plans.plan import Action, Forecast, Plan
-from snaptree.plans.policy import Decision, Policy, decide, kept_with_groups
+from snaptree.plans.plan import Action, Finding, Forecast, Plan
+from snaptree.plans.policy import Decision, Policy, Scope, decide, kept_with_groups
 from snaptree.plans.situation import Situation
 from snaptree.plans.speed import Speed
+from snaptree.plans.wording import listed
+
+ASKED_ABOUT: Final = 8
+"""Snapshots of a machine that are planned before there is a plan: a thousand take their time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +39,8 @@ class Pruning:
     depth_after: int
     falls_short: str = ""
     """Which limit is not met though all goes that may go, as a sentence; empty if all are met."""
+    needs_by_hand: int = 0
+    """Snapshots that are out of scope for nothing but that no schedule took them."""
 
     @property
     def goes(self) -> tuple[str, ...]:
@@ -64,7 +70,25 @@ def prune(
         depth_of(layer_tree),
         depth_of(layer_tree, goes),
         falls_short,
+        len(policy.scope.needing_by_hand(layer_tree.tree)),
     )
+
+
+def hint_of_by_hand(scope: Scope, prunings: Iterable[Pruning], remedy: str) -> str:
+    """That more would be looked at if what was made by hand were, as a sentence that ends with the remedy.
+
+    Empty where nobody wonders: something goes, and nothing was asked for by which those were meant.
+    """
+    prunings = list(prunings)
+    number = sum(pruning.needs_by_hand for pruning in prunings)
+    asked = {"name": scope.names, "tag": scope.tags, "owner": scope.owners}
+    said = listed(f"the {what}" for what, values in asked.items() if values)
+    if not number or (not said and any(pruning.goes for pruning in prunings)):
+        return ""
+    is_one = number == 1
+    matches = f"{'matches' if is_one else 'match'} {said} but " if said else ""
+    which = f"{number:,} snapshot{'' if is_one else 's'}"
+    return f"{which} {matches}{'was' if is_one else 'were'} not made by a schedule: {remedy}."
 
 
 def prune_together(
@@ -105,25 +129,6 @@ def forecast_of(pruning: Pruning, speed: Speed) -> Forecast:
     return Forecast(copies=cost.copies, frees=cost.frees, peak_extra=pruning.peak_extra, seconds=seconds)
 
 
-def forecast_in_turn(parts: Iterable[Forecast]) -> Forecast:
-    """What changes of several machines cost, one after the other: what one gives back, the next may use."""
-    parts = list(parts)
-    kept, peak = NOTHING, NOTHING
-    for part in parts:
-        peak = max(
-            peak, total([kept, part.peak_extra]), key=lambda figure: inf if figure.bytes is None else figure.bytes
-        )
-        if part.frees.bytes is not None and part.frees.bytes < 0:
-            kept = total([kept, Figure(-part.frees.bytes, part.frees.confidence, part.frees.how)])
-    seconds = [part.seconds for part in parts]
-    return Forecast(
-        copies=total(part.copies for part in parts),
-        frees=total(part.frees for part in parts),
-        peak_extra=peak,
-        seconds=None if None in seconds else sum(each or 0.0 for each in seconds),
-    )
-
-
 def plan_prune(intention: Prune, situation: Situation) -> Plan:
     """Plan to delete what a policy lets go, in one. There is no undo. If nothing goes, there are no steps."""
     layer_tree = layer_tree_of(situation)
@@ -137,6 +142,17 @@ def plan_pruning(intention: Prune, situation: Situation, pruning: Pruning, layer
         draft, pruning.goes, batch=pruning.goes, by_own_jobs=intention.by_own_jobs, layer_tree=layer_tree
     )
     return replace(draft.plan(pruning.goes, forecast.at(intention.limit), None), schedule=intention.schedule)
+
+
+def likely_refusal(names: tuple[str, ...], situation: Situation, layer_tree: LayerTree) -> Finding | None:
+    """What forbids to let these go, by as much of a machine as a window knows; None if nothing is known to.
+
+    `ASKED_ABOUT` of those that go are enough: what is in the way of all is in theirs.
+    """
+    draft = Draft(Action.PRUNE, situation)
+    if names:
+        add_deletions(draft, names, batch=names, layer_tree=layer_tree)
+    return draft.refusals[0] if draft.is_refused else None
 
 
 def depth_of(layer_tree: LayerTree, deleted: Sequence[str] = ()) -> int:

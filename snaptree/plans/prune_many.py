@@ -13,8 +13,9 @@ from snaptree.plans.intention import Prune
 from snaptree.plans.merge import layer_tree_of
 from snaptree.plans.plan import Action, Finding, Forecast, Plan
 from snaptree.plans.policy import because_of_group
-from snaptree.plans.prune import Pruning, forecast_in_turn, plan_pruning, prune_together
+from snaptree.plans.prune import Pruning, plan_pruning, prune_together
 from snaptree.plans.situation import Situation
+from snaptree.plans.totals import forecast_in_turn
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +36,11 @@ class PlansInTurn(GroupPlan):
     def willing(self) -> tuple[Plan, ...]:
         """Those that do anything."""
         return tuple(plan for plan in self.members if plan.steps)
+
+    @property
+    def left_out(self) -> tuple[Plan, ...]:
+        """Those that are refused; the others are run without them."""
+        return tuple(plan for plan in self.members if plan.is_refused)
 
     @property
     def is_refused(self) -> bool:

@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from snaptree.model.estate import Domain, DomainLayers, Host, ImageKey
-from snaptree.model.merging import Elsewhere
+from snaptree.model.merging import ALONE, Elsewhere
 from snaptree.model.settings import SettingChange
 from snaptree.model.tree import SnapshotTree
 from snaptree.plans.operation import Operation, StepFound
@@ -168,13 +168,17 @@ def glance(
     tree: SnapshotTree,
     layers: DomainLayers | None = None,
     unfinished: Operation | None = None,
+    elsewhere: Elsewhere = ALONE,
 ) -> Situation:
     """What a window has at hand without asking the host: enough for `rules.why_not`, not for a plan that is run."""
+    layers_read = DomainLayers() if layers is None else layers
+    users = {path: names for path in layers_read.images if (names := elsewhere.users.get(layers_read.key(path)))}
     return Situation(
         host=host,
         domain=domain,
         tree=tree,
-        layers=DomainLayers() if layers is None else layers,
+        layers=layers_read,
+        dependants=MappingProxyType(users),
         unfinished=unfinished,
         known=Known.TREE if layers is None else Known.LAYERS,
     )

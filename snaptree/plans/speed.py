@@ -220,6 +220,15 @@ class Speed:
 NOT_MEASURED: Final = Speed()
 
 
+def why_no_time(copies: Figure) -> str:
+    """Why nobody knows how long a change takes that copies so much, as a clause."""
+    if copies.bytes is None:
+        return "it is not known how much is copied"
+    if copies.bytes > _MUCH:
+        return "so much was not copied on this host yet to learn it from"
+    return "nothing of this kind was done on this host yet to learn it from"
+
+
 def _sum(spans: Iterable[float | None]) -> float | None:
     """Seconds in all; None if any is not known."""
     spent = 0.0

@@ -15,6 +15,7 @@ from snaptree.plans.operation import Operation
 from snaptree.plans.plan import Action, Forecast, Plan
 from snaptree.plans.plan_json import plan_to_json
 from snaptree.plans.plan_words import steps_in_words
+from snaptree.plans.totals import totals_of
 from snaptree.terminal.console import plain
 
 
@@ -36,6 +37,7 @@ def print_plan(out: Console, plan: Plan | GroupPlan) -> None:
         lines.append((f"Note: {warning.reason}{more}", "yellow"))
     if is_any:
         lines += _costs(plan.forecast)
+        lines += [(sentence, "") for sentence in totals_of(plan).unknown]
         if plan.undo is not None:
             lines.append((f"Can be undone: {plan.undo.text}", ""))
         elif not plan.warns_of_finality and not asks_again:

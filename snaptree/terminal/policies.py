@@ -81,5 +81,5 @@ def _scope_in_words(scope: Scope) -> str:
         ("made by schedule", scope.schedules),
     ]
     said = " and ".join(f"{verb} {' or '.join(values)}" for verb, values in parts if values)
-    everything = scope.by_hand or bool(scope.names)
-    return f"{'all snapshots' if everything else 'what schedules took'}{f' {said}' if said else ''}"
+    everything = "all snapshots" if scope.names else "all but safety snapshots"
+    return f"{everything if scope.by_hand else 'what schedules took'}{f' {said}' if said else ''}"

@@ -30,12 +30,18 @@ PERIODS: Final = {
 def add_policy_options(parser: ArgumentParser) -> None:
     """Let a command take a policy as options."""
     add_keep_options(parser)
-    scope = parser.add_argument_group("which snapshots", "By default those that a schedule took. Others are kept.")
+    scope = parser.add_argument_group(
+        "which snapshots", "Only those that a schedule took, unless --by-hand says otherwise. Others are kept."
+    )
     scope.add_argument("--name", metavar="PATTERN", action="append", dest="names", help="named so, as in 'auto-*'")
     scope.add_argument("--tag", metavar="TAG", action="append", dest="tags", help="with #TAG in their note")
     scope.add_argument("--owner", metavar="USER", action="append", dest="owners", help="taken by this user")
     scope.add_argument("--schedule", metavar="NAME", action="append", dest="schedules", help="taken by this schedule")
-    scope.add_argument("--by-hand", action="store_true", help="those too that no schedule took")
+    scope.add_argument(
+        "--by-hand",
+        action="store_true",
+        help="those too that no schedule took; safety snapshots only if a --name fits them as well",
+    )
 
 
 def add_keep_options(parser: ArgumentParser) -> None:

@@ -21,9 +21,11 @@ from snaptree.plans.operation import Operation
 from snaptree.plans.plan import Plan
 from snaptree.plans.plan_json import plan_to_json
 from snaptree.plans.policy import Policy
-from snaptree.plans.prune import Pruning
-from snaptree.plans.prune_many import in_turn, plan_prunes
+from snaptree.plans.prune import Pruning, hint_of_by_hand
+from snaptree.plans.prune_many import PlannedPrune, in_turn, plan_prunes, unreadable
 from snaptree.plans.situation import Situation
+from snaptree.plans.totals import totals_of
+from snaptree.plans.wording import listed
 from snaptree.terminal.changing import agreed, situation_for, with_progress
 from snaptree.terminal.complaint import complain
 from snaptree.terminal.console import console, plain, print_json
@@ -36,6 +38,7 @@ def pruning_json(pruning: Pruning) -> dict[str, Any]:
     return {
         "depth": {"before": pruning.depth, "after": pruning.depth_after},
         "falls_short": pruning.falls_short,
+        "needs_by_hand": pruning.needs_by_hand,
         "decisions": [
             {"name": decision.name, "keeps": decision.keeps, "reasons": list(decision.reasons)}
             for decision in pruning.decisions.values()
@@ -43,9 +46,8 @@ def pruning_json(pruning: Pruning) -> dict[str, Any]:
     }
 
 
-def print_pruning(out: Console, domain: str, tree: SnapshotTree, pruning: Pruning, now: float) -> None:
-    """Print what is decided on every snapshot of a machine, and what it comes to."""
-    out.print(f"{plain(domain)}: {summary(pruning)}", style="bold", soft_wrap=False)
+def _print_decisions(out: Console, tree: SnapshotTree, pruning: Pruning, now: float) -> None:
+    """Print what is decided on every snapshot of a machine."""
     columns = (
         Column("", cut=Cut.NOTHING),
         Column("Snapshot", turn=2, cut=Cut.MIDDLE, stays=True),
@@ -57,8 +59,6 @@ def print_pruning(out: Console, domain: str, tree: SnapshotTree, pruning: Prunin
         add_row(columns, "kept" if decision.keeps else "goes", plain(name), age, plain(decision.reason))
     if pruning.decisions:
         print_table(out, columns)
-    if pruning.falls_short:
-        out.print(pruning.falls_short, style="yellow", soft_wrap=False)
 
 
 def summary(pruning: Pruning) -> str:
@@ -84,9 +84,9 @@ class _Machine:
     """One machine to be pruned, and what came of that."""
 
     connection: Connection
-    situation: Situation
-    pruning: Pruning
     plan: Plan
+    planned: PlannedPrune | None = None
+    """None if it can't be looked at; then its plan says why."""
     operation: Operation | None = None
     not_begun: str = ""
     """Why it was not begun; empty if it was, or if nothing goes."""
@@ -94,18 +94,32 @@ class _Machine:
     @property
     def name(self) -> str:
         """The machine's name."""
-        return self.situation.domain.name
+        return self.plan.domain
+
+    @property
+    def not_pruned(self) -> str:
+        """Why nothing goes that should, in a word or two; empty if all went, or nothing was to go."""
+        error = None if self.operation is None else self.operation.error
+        if self.planned is None:
+            return "can't be looked at"
+        if self.plan.is_refused:
+            return "refused"
+        if self.not_begun:
+            return "not begun"
+        return "" if error is None else "stopped" if isinstance(error, CancelledError) else "failed"
 
     def document(self) -> dict[str, Any]:
         """What `--json` says of it."""
         plan = plan_to_json(self.plan) if self.operation is None else result_json(self.plan, self.operation)
-        return plan | pruning_json(self.pruning) | ({"not_begun": self.not_begun} if self.not_begun else {})
+        pruning = {} if self.planned is None else pruning_json(self.planned.pruning)
+        return plan | pruning | ({"not_begun": self.not_begun} if self.not_begun else {})
 
 
 def prune_machines(
-    machines: Sequence[tuple[Connection, str]],
+    machines: Sequence[tuple[Connection, str, str]],
     policy: Policy,
     *,
+    by_hand: str,
     as_json: bool,
     is_one: bool,
     dry_run: bool,
@@ -115,20 +129,23 @@ def prune_machines(
 ) -> int:
     """Plan for all, show all, ask once, run one after the other. Returns the exit status: 1 if any failed.
 
+    `machines` by UUID and name. `by_hand` says how the policy comes to look at what no schedule took, as a clause.
     `is_one`: just one was named, so that the document is that one's and no list. 3 if any was refused and none failed.
+    Raises SnapTreeError if there is only one, and it can't be looked at.
     """
     # What libvirt merges itself can be neither slowed down nor stopped.
     found = _planned(machines, Prune(policy, by_own_jobs=limit is not None or between is not None, limit=limit))
     out = console()
     if not as_json:
         for machine in found:
-            _show(out, machine)
+            _show(out, machine, by_hand)
         if len(found) > 1:
-            out.print(_in_all(found), style="bold", soft_wrap=False)
+            _show_totals(out, found)
     willing = [machine for machine in found if machine.plan.steps]
     for machine in found:
         for refusal in machine.plan.refusals:
-            complain(SnapTreeError(f"{machine.name}: refused: {refusal.reason}", hint=refusal.remedy))
+            kind = "refused" if machine.planned is not None else "not begun"
+            complain(SnapTreeError(f"{machine.name}: {kind}: {refusal.reason}", hint=refusal.remedy))
     is_agreed = not dry_run and bool(willing) and (yes or agreed())
     if is_agreed:
         for machine in willing:
@@ -136,38 +153,75 @@ def prune_machines(
     if as_json:
         documents = [machine.document() for machine in found]
         print_json(documents[0] if is_one else documents)
-    if any(machine.not_begun or (machine.operation and machine.operation.error) for machine in found):
+    elif is_agreed:
+        _show_outcome(out, found)
+    reasons = {machine.not_pruned for machine in found} - {""}
+    if reasons - {"refused"}:
         return 1
-    is_refused = any(machine.plan.is_refused for machine in found) or (bool(willing) and not dry_run and not is_agreed)
-    return 3 if is_refused else 0
+    return 3 if reasons or (bool(willing) and not dry_run and not is_agreed) else 0
 
 
-def _planned(machines: Sequence[tuple[Connection, str]], intention: Prune) -> list[_Machine]:
+def _planned(machines: Sequence[tuple[Connection, str, str]], intention: Prune) -> list[_Machine]:
     """Read all, decide on all, and plan for all: what was taken together is kept together."""
-    read = [(intention, situation_for(connection, uuid, intention)) for connection, uuid in machines]
+    read: list[tuple[Connection, Situation]] = []
+    unread: list[_Machine] = []
+    for connection, uuid, name in machines:
+        try:
+            read.append((connection, situation_for(connection, uuid, intention)))
+        except SnapTreeError as error:
+            if len(machines) == 1 or isinstance(error, CancelledError):
+                raise
+            plan = unreadable(connection.uri, uuid, name, error)
+            unread.append(_Machine(connection, plan, not_begun=error.summary))
+    planned = plan_prunes([(intention, situation) for _, situation in read])
     return [
-        _Machine(connection, planned.situation, planned.pruning, planned.plan)
-        for (connection, _), planned in zip(machines, plan_prunes(read), strict=True)
+        *(_Machine(connection, each.plan, each) for (connection, _), each in zip(read, planned, strict=True)),
+        *unread,
     ]
 
 
-def _show(out: Console, machine: _Machine) -> None:
-    situation = machine.situation
-    print_pruning(out, machine.name, situation.tree, machine.pruning, situation.now)
+def _show(out: Console, machine: _Machine, by_hand: str) -> None:
+    if machine.planned is None:
+        return
+    situation, pruning = machine.planned.situation, machine.planned.pruning
+    comes_to = "left out, as it is refused" if machine.plan.is_refused else summary(pruning)
+    out.print(f"{plain(machine.name)}: {comes_to}", style="bold", soft_wrap=False)
+    _print_decisions(out, situation.tree, pruning, situation.now)
+    scope = machine.planned.intention.policy.scope
+    for remark in (pruning.falls_short, hint_of_by_hand(scope, [pruning], by_hand)):
+        if remark:
+            out.print(remark, style="yellow", soft_wrap=False)
     if machine.plan.steps:
         print_plan(out, machine.plan)
 
 
-def _in_all(found: Sequence[_Machine]) -> str:
-    """What all plans together come to, as a sentence."""
+def _show_totals(out: Console, found: Sequence[_Machine]) -> None:
+    """Print what all plans together come to, and what is not known or left out."""
     going = [machine for machine in found if machine.plan.steps]
-    if not going:
-        return "In all, nothing goes."
-    count = sum(len(machine.pruning.goes) for machine in going)
-    forecast = in_turn(machine.plan for machine in going).forecast
+    together = in_turn(machine.plan for machine in found)
+    totals = totals_of(together)
+    count = sum(len(machine.plan.snapshots) for machine in going)
     verb = "goes" if count == 1 else "go"
     which = f"{words.count(count, 'snapshot')} of {words.count(len(going), 'machine')} {verb}"
-    return f"In all, {which}: frees {words.figure(forecast.frees)}, copies {words.figure(forecast.copies)}."
+    says = f"In all, {which}: {', '.join(words.totals(totals))}." if going else "In all, nothing goes."
+    out.print(says, style="bold", soft_wrap=False)
+    if left_out := together.left_out:
+        names = listed(plain(plan.domain) for plan in left_out)
+        others = "; the others go on without it" if len(left_out) == 1 else "; the others go on without them"
+        verb = "is" if len(left_out) == 1 else "are"
+        out.print(f"{names} {verb} left out{others if going else ''}.", style="yellow", soft_wrap=False)
+    for sentence in totals.unknown:
+        out.print(sentence, soft_wrap=False)
+
+
+def _show_outcome(out: Console, found: Sequence[_Machine]) -> None:
+    """Print of which machines what was to go is gone, and of which it is not."""
+    done = [machine for machine in found if machine.operation is not None and not machine.not_pruned]
+    if done:
+        count = sum(len(machine.plan.snapshots) for machine in done)
+        out.print(f"Done: {words.count(count, 'snapshot')} of {listed(plain(each.name) for each in done)} deleted.")
+    if others := [f"{plain(machine.name)} ({machine.not_pruned})" for machine in found if machine.not_pruned]:
+        out.print(f"Not pruned: {', '.join(others)}.", style="yellow", soft_wrap=False)
 
 
 def _run(machine: _Machine, limit: int | None, between: Hours | None) -> None:

@@ -222,6 +222,8 @@ def _detail(operation: Operation) -> str:
             return f"Done in {took}{impact}. {operation.remark}" if operation.remark else f"Done in {took}{impact}"
         case _:
             said = f"{error.summary} {error.hint}".strip() if error is not None else operation.state.value.capitalize()
+            if operation.plan.is_refused:
+                return f"Left out, as it was refused: {said}"
             settled = "" if operation.settled is None else f" {_SETTLED.get(operation.settled.how, '')}".rstrip()
             done = f"{operation.steps_done} of {len(operation.plan.steps)} steps were done."
             return f"{said.rstrip('.')}. {done}{settled}"

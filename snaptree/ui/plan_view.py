@@ -22,13 +22,15 @@ from snaptree.model.figures import Confidence, Figure
 from snaptree.plans.group import GroupPlan
 from snaptree.plans.plan import Plan
 from snaptree.plans.plan_words import steps_in_words
+from snaptree.plans.totals import totals_of
 from snaptree.ui import icons
 from snaptree.ui.labels import PlainLabel, PlainLines, SectionTitle
 from snaptree.ui.text import in_sentence, tooltip
 from snaptree.ui.theme import colours_of
 
 if TYPE_CHECKING:
-    from snaptree.plans.plan import Finding, Forecast
+    from snaptree.plans.plan import Finding
+    from snaptree.plans.totals import Totals
 
 _SETTINGS_SHOWN = 50
 
@@ -108,7 +110,12 @@ class PlanView(QScrollArea):
     def show_plan(self, plan: Plan | GroupPlan) -> None:
         """Show the plan: what speaks against it first, if it is final, what it does and costs, how to undo it."""
         page, layout = self._new_page()
-        for refusal in plan.refusals:
+        left_out = plan.left_out if isinstance(plan, GroupPlan) and not plan.is_refused else ()
+        for part in left_out:
+            reasons = "\n".join(f"{refusal.reason} {refusal.remedy}".rstrip() for refusal in part.refusals)
+            title = f"{in_sentence(part.domain)} is left out; the others go on without it."
+            layout.addWidget(Notice("warning", title, reasons, page))
+        for refusal in () if left_out else plan.refusals:
             layout.addWidget(_finding("error", refusal, page))
         members = plan.members if isinstance(plan, GroupPlan) else (plan,)
         parts = [part for part in members if part.steps]
@@ -130,7 +137,7 @@ class PlanView(QScrollArea):
                     changes.show_lines(words.settings(part.settings, _SETTINGS_SHOWN))
                     layout.addWidget(changes)
             layout.addWidget(SectionTitle("What it costs", page))
-            layout.addLayout(_forecast(plan.forecast, page))
+            layout.addLayout(_costs(totals_of(plan), page))
             if plan.undo is not None:
                 layout.addWidget(Notice("info", "This can be undone.", plan.undo.text, page))
         elif not plan.refusals and not plan.warnings:
@@ -166,20 +173,22 @@ def _numbered(texts: list[tuple[str, str]], parent: QWidget) -> QGridLayout:
     return grid
 
 
-def _forecast(forecast: Forecast, parent: QWidget) -> QGridLayout:
+def _costs(totals: Totals, parent: QWidget) -> QGridLayout:
     rows: list[tuple[str, str, str]] = []
+    forecast, more = totals.known, dict.fromkeys(totals.partly, " and more")
 
-    def add_bytes(title: str, figure: Figure) -> None:
-        if figure.bytes == 0 and figure.confidence is Confidence.EXACT:
+    def add_bytes(title: str, figure: Figure, what: str) -> None:
+        if figure.bytes == 0 and figure.confidence is Confidence.EXACT and what not in more:
             return
-        rows.append((title, words.figure(figure), words.figure_in_full(figure)))
+        rows.append((title, f"{words.figure(figure)}{more.get(what, '')}", words.figure_in_full(figure)))
 
     def add_seconds(title: str, seconds: float | None, why_unknown: str) -> None:
-        rows.append((title, words.UNKNOWN if seconds is None else words.about(seconds), why_unknown))
+        text = words.UNKNOWN if seconds is None else f"{words.about(seconds)}{more.get('seconds', '')}"
+        rows.append((title, text, why_unknown))
 
-    add_bytes("Comes back on disk", forecast.frees)
-    add_bytes("Is copied first", forecast.copies)
-    add_bytes("Space needed meanwhile", forecast.peak_extra)
+    add_bytes("Comes back on disk", forecast.frees, "frees")
+    add_bytes("Is copied first", forecast.copies, "copies")
+    add_bytes("Space needed meanwhile", forecast.peak_extra, "peak_extra")
     if forecast.likely_extra is not None:
         rows.append(("Likely written", words.size(forecast.likely_extra), "As it was for this machine before."))
     add_seconds(
@@ -200,4 +209,6 @@ def _forecast(forecast: Forecast, parent: QWidget) -> QGridLayout:
         label = PlainLabel(value, parent)
         label.setToolTip(tooltip(explanation))
         grid.addWidget(label, number, 1)
+    for sentence in totals.unknown:
+        grid.addWidget(PlainLabel(sentence, parent, dim=True), grid.rowCount(), 0, 1, 2)
     return grid

@@ -138,6 +138,7 @@ class PrunePlanner:
         self._limit = limit
         self._between = between
         self._planned: tuple[PlannedPrune, ...] = ()
+        self._plans: PlansInTurn | None = None
         self._is_forgotten = False
 
     def make(self, _intention: Intention, on_ready: Callable[[PlansInTurn | SnapTreeError], None]) -> None:
@@ -150,18 +151,25 @@ class PrunePlanner:
                 from snaptree.plans.prune_many import in_turn  # with all rules
 
                 self._planned, unread = result
-                on_ready(in_turn([*(each.plan for each in self._planned), *unread]))
+                self._plans = in_turn([*(each.plan for each in self._planned), *unread])
+                on_ready(self._plans)
             else:
                 on_ready(result)
 
         self._host.backend.plan_prunes(self._wanted, answer)
 
+    def refused(self) -> tuple[Plan, ...]:
+        """The plans by which nothing goes, once there are any, each with the reason."""
+        return () if self._plans is None else self._plans.left_out
+
     def forget(self) -> None:
         """Drop the answer if it is still to come."""
         self._is_forgotten = True
 
-    def run(self, _plan: PlansInTurn) -> None:
-        """Let the host prune one machine after the other."""
+    def run(self, plan: PlansInTurn) -> None:
+        """Let the host prune one machine after the other, and tell of those that are left out."""
+        for refused in plan.left_out:
+            self._host.backend.leave_out(refused)
         for each in self._planned:
             if each.plan.steps:
                 self._host.backend.prune(each, limit=self._limit, between=self._between)

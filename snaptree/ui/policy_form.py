@@ -49,6 +49,12 @@ _PERIODS: Final = {
 """Label, where the slider ends, and what it means."""
 _MOST: Final = 9_999
 _OWN: Final = "As set here"
+BY_SCHEDULES: Final = "By schedules"
+BY_ANYBODY: Final = "By schedules or by hand"
+_BY_WHOM: Final = (
+    "Only what a schedule made may go, whatever its name, unless what was made by hand may as well."
+    " Safety snapshots are among that only if a name is asked for that fits them."
+)
 _TIME: Final = "Years, months, weeks, days and hours, like 1y6m2w3d12h."
 
 
@@ -261,13 +267,13 @@ class PolicyForm(QScrollArea):
 
     def _more(self, page: QWidget) -> QFormLayout:
         form = _form()
-        self.within = self._line("2d", _TIME)
-        self.minimum_age = self._line("36h", _TIME)
+        self.within = self._line("2d", f"All that are not so much older than the newest. {_TIME}")
+        self.minimum_age = self._line("36h", f"All that are younger. {_TIME}")
         self.forks = QCheckBox("Fork&s", page)
         self.forks.setToolTip(tooltip("Those from which several others descend."))
         self.forks.toggled.connect(self._edited)
         form.addRow("W&ithin", self.within)
-        form.addRow("Younger &than", self.minimum_age)
+        form.addRow("Minimum a&ge", self.minimum_age)
         form.addRow("", self.forks)
         return form
 
@@ -280,24 +286,25 @@ class PolicyForm(QScrollArea):
         self.layers.setToolTip(tooltip("For each disk to stand on so many layers at most."))
         self.layers.valueChanged.connect(self._edited)
         self.free = self._line("20 GiB", "For so much to come back on each machine.")
-        form.addRow("For a chain o&f", self.layers)
-        form.addRow("To f&ree", self.free)
+        form.addRow("Ma&ximum depth", self.layers)
+        form.addRow("&Free at least", self.free)
         return form
 
     def _scope(self, page: QWidget) -> QFormLayout:
         form = _form()
         self.by_hand = QComboBox(page)
-        self.by_hand.addItems(["Made by schedules", "All snapshots"])
+        self.by_hand.addItems([BY_SCHEDULES, BY_ANYBODY])
+        self.by_hand.setToolTip(tooltip(_BY_WHOM))
         self.by_hand.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
         self.by_hand.setMinimumContentsLength(12)
         self.by_hand.currentIndexChanged.connect(self._edited)
-        self.names = self._line("any", "Patterns like those of files, separated by commas: auto-*. By whomever made.")
+        self.names = self._line("any", "Patterns like those of files, separated by commas: auto-*. Others are kept.")
         self.tags = self._line("any", "Words that stand in the note behind a #, separated by commas.")
         self.owners = self._line("anybody", "Who took them, separated by commas.")
-        form.addRow("Thos&e", self.by_hand)
-        form.addRow("&Named", self.names)
-        form.addRow("Ta&gged", self.tags)
-        form.addRow("Taken &by", self.owners)
+        form.addRow("Mad&e", self.by_hand)
+        form.addRow("&Name", self.names)
+        form.addRow("&Tag", self.tags)
+        form.addRow("Owne&r", self.owners)
         return form
 
     def _line(self, example: str, meaning: str) -> QLineEdit:

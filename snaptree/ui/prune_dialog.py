@@ -23,31 +23,38 @@ from PySide6.QtWidgets import (
 )
 
 from snaptree import words
-from snaptree.jobs.prune_preview import PrunePreview, WorkedOut
+from snaptree.jobs.prune_preview import Known, PrunePreview, WorkedOut
 from snaptree.model.merging import LayerTree
 from snaptree.plans.hours import Hours
 from snaptree.plans.intention import Prune
-from snaptree.plans.prune import forecast_in_turn, forecast_of
+from snaptree.plans.prune import forecast_of, hint_of_by_hand
+from snaptree.plans.situation import glance
+from snaptree.plans.totals import totals_in_turn
 from snaptree.plans.wording import plain
 from snaptree.ui.estate_model import natural
 from snaptree.ui.labels import ElidedLabel, PlainLabel
 from snaptree.ui.plan_dialog import PlanDialog
 from snaptree.ui.planning import PrunePlanner
-from snaptree.ui.policy_form import PolicyForm
+from snaptree.ui.policy_form import BY_ANYBODY, PolicyForm
 from snaptree.ui.prune_machines import Outcome, PruneMachines
 from snaptree.ui.prune_view import BY_HAND, PruneView
 from snaptree.ui.text import in_sentence, tooltip, window_title
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from snaptree.plans.plan import Finding, Plan
     from snaptree.plans.policy_file import NamedPolicy
     from snaptree.plans.prune import Pruning
+    from snaptree.plans.totals import Totals
     from snaptree.ui.estate import HostEntry
     from snaptree.ui.machine import Machine, MachineId
 
 _MIB: Final = 1 << 20
 _FRAME: Final = 40
 """What the frame of a window takes, about."""
-_SHORT_SHOWN: Final = 3
+_LINES_SHOWN: Final = 3
+"""Of each kind, below the sums."""
 _ROWS_OF_MACHINES: Final = 4
 """Machines that are seen at once, beside the tree."""
 
@@ -66,7 +73,11 @@ class PruneDialog(QDialog):
         self._prunings: dict[str, Pruning] = {}
         self._answered = 0
         """The number of the question to which the answer is shown."""
-        self._layers: dict[str, tuple[Machine, LayerTree]] = {}
+        self._refusals: dict[str, Finding] = {}
+        """By UUID, why nothing goes of a machine, as far as that is known."""
+        self._refused: dict[str, tuple[Machine, tuple[str, ...], Finding]] = {}
+        """By UUID, what a plan said so of, and why: it holds as long as that is still so."""
+        self._known: dict[str, tuple[Machine, Known]] = {}
         """What is known of each, put in order once."""
         self._preview = PrunePreview(self)
         self._preview.worked_out.connect(self._show)
@@ -127,6 +138,7 @@ class PruneDialog(QDialog):
         self.sums = PlainLabel("", self)
         self.short = PlainLabel("", self)
         self.short.setObjectName("problem")
+        self.remarks = PlainLabel("", self, dim=True)
         buttons = QDialogButtonBox(QDialogButtonBox.StandardButton.Cancel, self)
         self.prune_button = buttons.addButton("&Prune…", QDialogButtonBox.ButtonRole.AcceptRole)
         self.prune_button.setEnabled(False)
@@ -145,6 +157,7 @@ class PruneDialog(QDialog):
         layout.addWidget(columns, 1)
         layout.addWidget(self.sums)
         layout.addWidget(self.short)
+        layout.addWidget(self.remarks)
         layout.addLayout(last)
         room = self.screen().availableSize()
         self.resize(min(1120, room.width() - _FRAME), min(700, room.height() - _FRAME))
@@ -195,27 +208,30 @@ class PruneDialog(QDialog):
         self._offer()
         if policy is None:
             return
-        machines: dict[str, tuple[LayerTree, dict[str, str]]] = {}
+        machines: dict[str, tuple[Known, dict[str, str]]] = {}
         for uuid in self.machines.ticked():
-            layer_tree = self._layer_tree(uuid)
-            if layer_tree is not None:
-                machines[uuid] = layer_tree, dict.fromkeys(self._kept.get(uuid, ()), BY_HAND)
+            known = self._known_of(uuid)
+            if known is not None:
+                machines[uuid] = known, dict.fromkeys(self._kept.get(uuid, ()), BY_HAND)
         self._preview.ask(policy, machines)
 
-    def _layer_tree(self, uuid: str) -> LayerTree | None:
-        """The layers of a machine as they are known now; None if its tree was not read to the end."""
+    def _known_of(self, uuid: str) -> Known | None:
+        """A machine as it is known now; None if its tree was not read to the end."""
         machine = self._host.machine(uuid)
         if machine is None or machine.reading is None or not machine.reading.complete or machine.costs is None:
             return None
-        known = self._layers.get(uuid)
+        if (host := machine.host.host) is None:
+            return None
+        known = self._known.get(uuid)
         if known is None or known[0] is not machine:
-            layer_tree = LayerTree(machine.reading.tree, machine.costs.layers, machine.costs.elsewhere)
-            known = self._layers[uuid] = machine, layer_tree
+            tree, layers, elsewhere = machine.reading.tree, machine.costs.layers, machine.costs.elsewhere
+            seen = glance(host, machine.domain, tree, layers, machine.unfinished, elsewhere)
+            known = self._known[uuid] = machine, Known(seen, LayerTree(tree, layers, elsewhere))
         return known[1]
 
     def _show(self, found: WorkedOut) -> None:
         self._answered = found.number
-        self._prunings = dict(found.prunings)
+        self._prunings, self._refusals = dict(found.prunings), dict(found.refusals)
         self._show_tree()
         self._show_costs()
         self._offer()
@@ -230,8 +246,16 @@ class PruneDialog(QDialog):
         for uuid, pruning in self._prunings.items():
             machine = self._host.machine(uuid)
             if machine is not None and machine.costs is not None:
-                outcomes[uuid] = Outcome(pruning, forecast_of(pruning, machine.costs.speed).at(limit))
+                forecast = forecast_of(pruning, machine.costs.speed).at(limit)
+                outcomes[uuid] = Outcome(pruning, forecast, self._why_left_out(uuid, pruning))
         return outcomes
+
+    def _why_left_out(self, uuid: str, pruning: Pruning) -> str:
+        """Why nothing of a machine goes that should, as sentences; empty if nothing is known to be in the way."""
+        finding = self._refusals.get(uuid)
+        if (told := self._refused.get(uuid)) and told[:2] == (self._host.machine(uuid), pruning.goes):
+            finding = told[2]
+        return "" if finding is None or not pruning.goes else f"{finding.reason} {finding.remedy}".rstrip()
 
     def _show_tree(self, _uuid: str = "") -> None:
         uuid = self.machines.shown
@@ -242,43 +266,59 @@ class PruneDialog(QDialog):
 
     def _show_sums(self) -> None:
         """Say what all of it comes to, and what it does not come to."""
-        found = [(self._name(uuid), pruning) for uuid, pruning in self._prunings.items()]
-        count = sum(len(pruning.goes) for _, pruning in found)
-        every = sum(len(pruning.decisions) for _, pruning in found)
-        self.sums.set_text(self._in_all(count, every) if count else self._nothing_goes(every))
-        short = [f"{name}: {pruning.falls_short}" for name, pruning in found if pruning.falls_short]
-        more = [f"and {len(short) - _SHORT_SHOWN:,} more machines"] if len(short) > _SHORT_SHOWN else []
-        self.short.set_text("\n".join([*short[:_SHORT_SHOWN], *more]))
-        self.short.setVisible(bool(short))
+        found = {uuid: outcome for uuid, outcome in self._outcomes().items() if not outcome.left_out}
+        going = [(self._name(uuid), outcome) for uuid, outcome in found.items() if outcome.pruning.goes]
+        totals = totals_in_turn((name, outcome.forecast) for name, outcome in going)
+        every = sum(len(outcome.pruning.decisions) for outcome in found.values())
+        self.sums.set_text(self._in_all(going, totals, every) if going else self._nothing_goes(every))
+        problems = [*_few([*self._left_out()]), *_few([*self._short(found)])]
+        for label, lines in ((self.short, problems), (self.remarks, [*_few(totals.unknown), *self._hint(found)])):
+            label.set_text("\n".join(lines))
+            label.setVisible(bool(lines))
+
+    def _left_out(self) -> Iterator[str]:
+        """Which of the machines that are ticked are not pruned, and why."""
+        outcomes = self._outcomes()
+        for uuid in self.machines.ticked():
+            if uuid in outcomes and outcomes[uuid].left_out:
+                yield f"{self._name(uuid)} is left out: {outcomes[uuid].left_out}"
+            elif uuid not in outcomes and self.is_up_to_date:
+                yield f"{self._name(uuid)} is not counted: its snapshots, or what is in its images, were not read yet."
+
+    def _short(self, found: Mapping[str, Outcome]) -> Iterator[str]:
+        """Which limits are not met."""
+        for uuid, outcome in found.items():
+            if outcome.pruning.falls_short:
+                yield f"{self._name(uuid)}: {outcome.pruning.falls_short}"
+
+    def _hint(self, found: Mapping[str, Outcome]) -> list[str]:
+        """What the policy does not look at, though it may be meant."""
+        policy = self.form.policy()
+        prunings = (outcome.pruning for outcome in found.values())
+        hint = "" if policy is None else hint_of_by_hand(policy.scope, prunings, f"choose “{BY_ANYBODY}”")
+        return [hint] if hint else []
 
     def _most_per_second(self) -> int | None:
         """Bytes to be copied; None for no limit."""
         return self.limit.value() * _MIB or None
 
-    def _in_all(self, count: int, every: int) -> str:
-        forecast = forecast_in_turn(outcome.forecast for outcome in self._outcomes().values())
-        parts = [
-            f"frees {words.figure(forecast.frees)}",
-            f"copies {words.figure(forecast.copies)}",
-            f"needs {words.figure(forecast.peak_extra)} meanwhile",
-        ]
-        if forecast.seconds is not None:
-            parts.append(f"takes {words.about(forecast.seconds)}")
-        number = sum(1 for pruning in self._prunings.values() if pruning.goes)
-        where = f" on {words.count(number, 'machine')}" if len(self._prunings) > 1 else ""
+    def _in_all(self, going: Sequence[tuple[str, Outcome]], totals: Totals, every: int) -> str:
+        count = sum(len(outcome.pruning.goes) for _, outcome in going)
+        where = f" on {words.count(len(going), 'machine')}" if len(self.machines.ticked()) > 1 else ""
         verb = "goes" if count == 1 else "go"
-        return f"In all, {count:,} of {words.count(every, 'snapshot')}{where} {verb}: {', '.join(parts)}."
+        says = ", ".join(words.totals(totals))
+        return f"In all, {count:,} of {words.count(every, 'snapshot')}{where} {verb}: {says}."
 
     def _nothing_goes(self, every: int) -> str:
         policy = self.form.policy()
         if not self.machines.ticked():
             return "Nothing goes: no machine is ticked."
+        if any(outcome.left_out for outcome in self._outcomes().values()):
+            return "Nothing goes: what could go is of machines that are left out."
         if not every:
             return "Nothing goes: there are no snapshots."
         if policy is not None and not policy.lets_go:
             return "Nothing goes: the policy does not say what to keep. With no rule, all is kept."
-        if policy is not None and not policy.scope.by_hand and not policy.scope.names:
-            return f"Nothing goes: all {words.count(every, 'snapshot')} are kept. Only what schedules made may go."
         return f"Nothing goes: all {words.count(every, 'snapshot')} are kept."
 
     def _name(self, uuid: str) -> str:
@@ -351,16 +391,31 @@ class PruneDialog(QDialog):
             for uuid in self.machines.ticked()
         }
         which = [self._name(uuid) for uuid in wanted]
+        planner = PrunePlanner(self._host, wanted, limit=limit, between=between)
         title = f"Prune {in_sentence(which[0])}" if len(which) == 1 else f"Prune {words.count(len(which), 'machine')}"
         dialog = PlanDialog(
-            PrunePlanner(self._host, wanted, limit=limit, between=between),
+            planner,
             next(iter(wanted.values())),
             title=title,
             verb="&Prune",
             parent=self,
         )
         dialog.accepted.connect(self.accept)
+        dialog.rejected.connect(lambda: self._learn(planner.refused()))
         dialog.open()
+
+    def _learn(self, refused: Sequence[Plan]) -> None:
+        """A plan knows more than the window: what it refuses is left out of the sums from now on."""
+        for plan in refused:
+            if (machine := self._host.machine(plan.domain_uuid)) is not None:
+                self._refused[plan.domain_uuid] = machine, plan.snapshots, plan.refusals[0]
+        self._show_costs()
+
+
+def _few(lines: Sequence[str]) -> list[str]:
+    """No more lines than there is room for."""
+    more = len(lines) - _LINES_SHOWN
+    return [*lines[:_LINES_SHOWN], *([f"and {more:,} more like these"] if more > 0 else [])]
 
 
 def _splitter(direction: Qt.Orientation, parent: QWidget) -> QSplitter:

@@ -9,6 +9,7 @@ from PySide6.QtCore import QSignalBlocker, Qt, Signal
 from PySide6.QtWidgets import QAbstractItemView, QHeaderView, QTableWidget, QTableWidgetItem, QWidget
 
 from snaptree import words
+from snaptree.plans.speed import why_no_time
 from snaptree.plans.wording import plain
 from snaptree.ui.text import tooltip
 
@@ -30,6 +31,7 @@ _TITLES: Final = {
 }
 
 
+_NOTHING: Final = [("", "")] * (len(_TITLES) - 1)
 _TICKED: Final = Qt.CheckState.Checked
 _ROW_FLAGS: Final = Qt.ItemFlag.ItemIsEnabled | Qt.ItemFlag.ItemIsSelectable
 
@@ -40,6 +42,8 @@ class Outcome:
 
     pruning: Pruning
     forecast: Forecast
+    left_out: str = ""
+    """Why nothing of it goes, as far as is known; empty if nothing is in the way."""
 
 
 class PruneMachines(QTableWidget):
@@ -105,7 +109,7 @@ class PruneMachines(QTableWidget):
         """Show what was worked out, and nothing beside the others."""
         with QSignalBlocker(self):
             for row, uuid in enumerate(self._uuids):
-                texts = _texts(outcomes[uuid]) if uuid in outcomes else [("", "")] * (len(_TITLES) - 1)
+                texts = _NOTHING if uuid not in outcomes else _texts(outcomes[uuid])
                 for item, (text, meaning) in zip(self._cells[row][1:], texts, strict=True):
                     item.setText(text)
                     item.setToolTip(tooltip(meaning))
@@ -147,6 +151,8 @@ def _side(column: int) -> Qt.AlignmentFlag:
 def _texts(outcome: Outcome) -> list[tuple[str, str]]:
     """Texts and what tooltips say, beside a machine's name."""
     pruning, forecast = outcome.pruning, outcome.forecast
+    if outcome.left_out:
+        return [("left out", outcome.left_out), *[(words.NONE, outcome.left_out)] * (len(_TITLES) - 2)]
     figures = (forecast.frees, forecast.copies, forecast.peak_extra)
     takes = words.UNKNOWN if forecast.seconds is None else words.duration(forecast.seconds)
     if not pruning.goes:
@@ -154,6 +160,6 @@ def _texts(outcome: Outcome) -> list[tuple[str, str]]:
     return [
         (f"{len(pruning.goes):,} of {len(pruning.decisions):,}", pruning.falls_short),
         *((words.figure(figure), words.figure_in_full(figure)) for figure in figures),
-        (takes, "Nothing of this kind was done on this host yet to learn it from." if takes == words.UNKNOWN else ""),
+        (takes, f"Not known: {why_no_time(forecast.copies)}." if takes == words.UNKNOWN else ""),
         (f"{pruning.depth:,} → {pruning.depth_after:,}", ""),
     ]

@@ -188,9 +188,13 @@ def snapshot(name: str = "auto-1", note: str = "", **marks: Any) -> Snapshot:
         (Scope(), snapshot(schedule="nightly"), ""),
         (Scope(), snapshot(), "not made by a schedule"),
         (Scope(by_hand=True), snapshot(), ""),
-        (Scope(names=("auto-*",)), snapshot(), ""),
-        (Scope(names=("auto-*",)), snapshot("AUTO-1"), "its name is not asked for"),
-        (Scope(names=("x", "auto-?")), snapshot(), ""),
+        (Scope(names=("auto-*",)), snapshot(), "not made by a schedule"),
+        (Scope(names=("auto-*",)), snapshot(schedule="nightly"), ""),
+        (Scope(names=("auto-*",), by_hand=True), snapshot(), ""),
+        (Scope(names=("auto-*",), by_hand=True), snapshot("AUTO-1"), "its name is not asked for"),
+        (Scope(names=("x", "auto-?"), by_hand=True), snapshot(), ""),
+        (Scope(tags=("old",)), snapshot(note="#old"), "not made by a schedule"),
+        (Scope(owners=("amina",)), snapshot(taken_by="amina"), "not made by a schedule"),
         (Scope(schedules=("hourly",)), snapshot(schedule="nightly"), "made by another schedule"),
         (Scope(schedules=("hourly",), by_hand=True), snapshot(), "not made by a schedule"),
         (Scope(owners=("amina",), by_hand=True), snapshot(taken_by="amina"), ""),
@@ -198,11 +202,53 @@ def snapshot(name: str = "auto-1", note: str = "", **marks: Any) -> Snapshot:
         (Scope(tags=("old",), by_hand=True), snapshot(note="Before the move. #old #db"), ""),
         (Scope(tags=("old",), by_hand=True), snapshot(note="issue#old, #older"), "not tagged so"),
         (Scope(by_hand=True), snapshot(safety=True), "a safety snapshot"),
-        (Scope(names=("auto-*",)), snapshot(safety=True), ""),
+        (Scope(names=("auto-*",)), snapshot(safety=True), "a safety snapshot"),
+        (Scope(names=("auto-*",), by_hand=True), snapshot(safety=True), ""),
+        (Scope(names=("web-*",), by_hand=True), snapshot(safety=True), "its name is not asked for"),
     ],
 )
 def test_scope(scope: Scope, it: Snapshot, why_not: str) -> None:
     assert scope.why_not(it) == why_not
+
+
+scopes = st.builds(
+    Scope,
+    names=st.sampled_from([(), ("auto-*",), ("auto-1", "x"), ("*",)]),
+    tags=st.sampled_from([(), ("old",)]),
+    owners=st.sampled_from([(), ("amina",)]),
+    schedules=st.sampled_from([(), ("nightly",), ("hourly",)]),
+    by_hand=st.booleans(),
+)
+snapshots_of_all_kinds = st.builds(
+    snapshot,
+    st.sampled_from(["auto-1", "before-upgrade"]),
+    note=st.sampled_from(["", "#old"]),
+    schedule=st.sampled_from(["", "nightly"]),
+    safety=st.booleans(),
+    taken_by=st.sampled_from(["", "amina"]),
+)
+
+
+@given(scopes, snapshots_of_all_kinds)
+def test_nothing_but_by_hand_lets_go_what_no_schedule_made(scope: Scope, it: Snapshot) -> None:
+    is_in = not scope.why_not(it)
+    made_by_schedule = bool(it.annotations.schedule) and not it.annotations.safety
+    assert made_by_schedule or scope.by_hand or not is_in
+    assert not (is_in and it.annotations.safety and not scope.names), (
+        "a safety snapshot has to be asked for by its name"
+    )
+    needs = scope.needing_by_hand([it]) == (it.name,)
+    assert needs == (not is_in and not replace(scope, by_hand=True).why_not(it))
+    nowhere = ("elsewhere",)
+    narrowed = [
+        replace(scope, names=nowhere),
+        replace(scope, tags=nowhere),
+        replace(scope, owners=nowhere),
+        replace(scope, schedules=nowhere),
+    ]
+    if it.annotations.safety:
+        narrowed = narrowed[1:]
+    assert is_in or all(each.why_not(it) for each in narrowed), "saying more lets no more go"
 
 
 def test_what_is_out_of_scope_is_kept_and_not_counted() -> None:

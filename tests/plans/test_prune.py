@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from snaptree import words
 from snaptree.model.estate import Annotations, Mark
-from snaptree.model.figures import exact
+from snaptree.model.figures import exact, unknown
 from snaptree.model.merging import LayerTree
 from snaptree.model.tree import SnapshotTree
 from snaptree.plans.intention import Delete, Prune
@@ -18,9 +19,10 @@ from snaptree.plans.merge import layer_tree_of
 from snaptree.plans.plan import Action, Forecast
 from snaptree.plans.planner import make_plan
 from snaptree.plans.policy import Duration, Period, Policy, Scope
-from snaptree.plans.prune import depth_of, forecast_in_turn, forecast_of, prune, prune_together
+from snaptree.plans.prune import depth_of, forecast_of, hint_of_by_hand, likely_refusal, prune, prune_together
 from snaptree.plans.prune_many import in_turn, keeping_groups, no_more_than, plan_prunes
 from snaptree.plans.situation import Situation
+from snaptree.plans.totals import forecast_in_turn, totals_in_turn, totals_of
 from tests.model.overlaps import UNIT
 from tests.model.test_merging import Disk, line
 from tests.plans.situations import NOW, a_machine
@@ -214,6 +216,109 @@ def test_one_machine_may_use_what_the_one_before_gave_back() -> None:
     assert forecast_in_turn([part(10, -4), part(15, 5)]).peak_extra.bytes == 19, "what was not given back is missing"
 
 
+MIB = 1 << 20
+LITTLE = Forecast(copies=exact(MIB), frees=exact(3 * MIB), peak_extra=exact(MIB), seconds=2.0)
+_UNREADABLE = unknown("the image db.img can't be read")
+UNREAD = Forecast(_UNREADABLE, _UNREADABLE, _UNREADABLE)
+UNTIMED = replace(LITTLE, seconds=None)
+
+
+@pytest.mark.parametrize(
+    ("machines", "sums", "remarks"),
+    [
+        ({}, "frees 0 Bytes, copies 0 Bytes, needs 0 Bytes meanwhile, takes less than a second", []),
+        ({"web": LITTLE}, "frees 3.0 MiB, copies 1.0 MiB, needs 1.0 MiB meanwhile, takes about 2 seconds", []),
+        (
+            {"web": LITTLE, "db": UNREAD},
+            "frees 3.0 MiB and more, copies 1.0 MiB and more, needs 1.0 MiB and more meanwhile,"
+            " takes about 2 seconds and more",
+            [
+                "Not known of db: what comes back, what is copied, the room needed meanwhile and the time it takes"
+                " (the image db.img can't be read)."
+            ],
+        ),
+        (
+            {"web": LITTLE, "ci": UNTIMED, "db": UNTIMED},
+            "frees 9.0 MiB, copies 3.0 MiB, needs 1.0 MiB meanwhile, takes about 2 seconds and more",
+            [
+                "Not known of ci and db: the time it takes (nothing of this kind was done on this host yet to learn it"
+                " from)."
+            ],
+        ),
+        (
+            {"web": replace(UNTIMED, copies=exact(1 << 40))},
+            "frees 3.0 MiB, copies 1.0 TiB, needs 1.0 MiB meanwhile, takes ?",
+            ["Not known: the time it takes (so much was not copied on this host yet to learn it from)."],
+        ),
+        (
+            {"db": UNREAD},
+            "frees ?, copies ?, needs ? meanwhile, takes ?",
+            [
+                "Not known: what comes back, what is copied, the room needed meanwhile and the time it takes"
+                " (the image db.img can't be read)."
+            ],
+        ),
+    ],
+)
+def test_what_is_known_of_some_machines_is_said_and_what_is_not_of_which(
+    machines: dict[str, Forecast], sums: str, remarks: list[str]
+) -> None:
+    totals = totals_in_turn(machines.items())
+    assert ", ".join(words.totals(totals)) == sums
+    assert list(totals.unknown) == remarks
+
+
+figures = st.one_of(st.integers(0, 1 << 40).map(exact), st.just(unknown("nobody knows")))
+forecasts = st.builds(
+    Forecast, copies=figures, frees=figures, peak_extra=figures, seconds=st.one_of(st.none(), st.floats(0, 1e6))
+)
+
+
+@given(st.lists(forecasts, max_size=5))
+def test_sums_are_of_what_is_known_and_say_so(parts: list[Forecast]) -> None:
+    totals = totals_in_turn((f"vm-{number}", part) for number, part in enumerate(parts))
+    for what in ("frees", "copies"):
+        known = [figure.bytes for part in parts if (figure := getattr(part, what)).bytes is not None]
+        in_sum = getattr(totals.known, what).bytes
+        assert in_sum == (None if parts and not known else sum(known))
+        assert (what in totals.partly) == (0 < len(known) < len(parts))
+    assert bool(totals.unknown) == any(
+        part.seconds is None or not (part.copies.is_known and part.frees.is_known and part.peak_extra.is_known)
+        for part in parts
+    )
+
+
+@pytest.mark.parametrize(
+    ("scope", "needed", "goes", "says"),
+    [
+        (Scope(), 0, 0, ""),
+        (Scope(), 4, 0, "4 snapshots were not made by a schedule: add --by-hand."),
+        (Scope(), 4, 2, ""),
+        (Scope(names=("before-*",)), 1, 2, "1 snapshot matches the name but was not made by a schedule"),
+        (Scope(names=("x",), tags=("y",)), 1_200, 0, "1,200 snapshots match the name and the tag but were not made by"),
+        (Scope(owners=("amina",)), 3, 0, "3 snapshots match the owner but were not made by a schedule"),
+    ],
+)
+def test_what_by_hand_would_include_is_said_where_somebody_may_wonder(
+    scope: Scope, needed: int, goes: int, says: str
+) -> None:
+    pruning = prune(last(4 - goes), layer_tree_of(nightly("a", "b", "c", "d")), NOW + 1000)
+    assert len(pruning.goes) == goes
+    hint = hint_of_by_hand(scope, [replace(pruning, needs_by_hand=needed)], "add --by-hand")
+    assert hint.startswith(says)
+    assert bool(hint) == bool(says)
+
+
+def test_what_a_window_knows_to_be_in_the_way_is_what_the_plan_says() -> None:
+    situation = nightly("a", "b", "c")
+    layer_tree = layer_tree_of(situation)
+    assert likely_refusal(("a", "b"), situation, layer_tree) is None
+    saved = replace(situation, domain=replace(situation.domain, has_managed_save=True))
+    refusal = likely_refusal(("a", "b"), saved, layer_tree)
+    assert refusal == make_plan(Prune(last(1)), saved).refusals[0]
+    assert likely_refusal((), saved, layer_tree) is None, "where nothing goes, nothing is in the way"
+
+
 def test_a_refusal_for_one_machine_stops_no_other() -> None:
     willing, refused = nightly("a", "b"), nightly("a", "b")
     refused = replace(refused, block_jobs=("vda",), domain=replace(refused.domain, name="db-02", uuid="other"))
@@ -222,7 +327,9 @@ def test_a_refusal_for_one_machine_stops_no_other() -> None:
     assert [plan.domain for plan in shown.willing] == [willing.domain.name]
     assert not shown.is_refused
     assert any("db-02" in refusal.reason for refusal in shown.refusals)
+    assert [plan.domain for plan in shown.left_out] == ["db-02"]
     assert shown.forecast == forecast_in_turn([found[0].plan.forecast])
+    assert totals_of(shown).known == shown.forecast, "what is left out is not counted"
     assert in_turn([found[1].plan]).is_refused
 
 

@@ -10,8 +10,11 @@ from PySide6.QtCore import QPoint, Qt
 from PySide6.QtTest import QTest
 from PySide6.QtWidgets import QLabel
 
+from snaptree.jobs import prune_preview
+from snaptree.plans.operation import OperationState
 from snaptree.plans.plan import Action
 from snaptree.plans.policy import ALL, Period
+from snaptree.ui.machine import Machine as ShownMachine
 from snaptree.ui.plan_dialog import PlanDialog
 from snaptree.ui.prune_dialog import PruneDialog
 from snaptree.ui.prune_view import WHY
@@ -74,12 +77,19 @@ def test_what_is_seen_goes_on_all_machines_that_are_ticked(
     driver.show_machine(host.uri, first.uuid)
     dialog = sheet(driver)
     assert dialog.machines.ticked() == (first.uuid,)
-    driver.until(lambda: "Only what schedules made may go" in dialog.sums.text())
+    driver.until(lambda: "4 snapshots were not made by a schedule" in dialog.remarks.text())
+    assert dialog.sums.text() == "Nothing goes: all 4 snapshots are kept."
     assert not dialog.prune_button.isEnabled()
     assert why(dialog)["a"] == "kept: not made by a schedule"
 
-    dialog.form.by_hand.setCurrentIndex(1)
     keep_last(driver, dialog, 2)
+    dialog.form.names.setText("[ab]")
+    driver.until(lambda: dialog.remarks.text().startswith("2 snapshots match the name but were not made by a schedule"))
+    assert "choose “By schedules or by hand”" in dialog.remarks.text()
+    assert not dialog.prune_button.isEnabled(), "a name alone lets nothing go that was made by hand"
+    dialog.form.names.clear()
+    dialog.form.by_hand.setCurrentIndex(1)
+    driver.until(lambda: dialog.is_up_to_date)
     assert dialog.prune_button.isEnabled()
     assert why(dialog) == {
         "a": "goes: no rule keeps it",
@@ -89,6 +99,8 @@ def test_what_is_seen_goes_on_all_machines_that_are_ticked(
     }
     assert dialog.machines.texts(first.uuid)[-1] == "5 → 3"
     assert "2 of 4 snapshots go" in dialog.sums.text()
+    assert "takes ?" in dialog.sums.text()
+    assert "Not known: the time it takes (nothing of this kind was done on this host yet" in dialog.remarks.text()
 
     dialog.tree.select(["a"])
     QTest.keyClick(dialog.tree, Qt.Key.Key_Space)
@@ -115,10 +127,9 @@ def test_what_is_seen_goes_on_all_machines_that_are_ticked(
         "d": "kept: last",
     }
     assert "In all, 5 of 8 snapshots" in dialog.sums.text()
-    dialog.prune_button.click()
-    preview = driver.plan_dialog()
+    preview = previewed(driver, dialog)
     assert preview.windowTitle() == "Prune 2 machines"
-    said = " ".join(label.text() for label in preview.findChildren(QLabel))
+    said = said_in(preview)
     assert "to prune-1" in said
     assert "to prune-2" in said
     preview.accept()
@@ -131,8 +142,25 @@ def test_what_is_seen_goes_on_all_machines_that_are_ticked(
     assert second.contents() == {name: before[1][name] for name in ("d", NOW)}
 
 
+def machine_of(driver: Driver, machine: Machine) -> ShownMachine:
+    found = next(iter(driver.session.estate)).machine(machine.uuid)
+    assert found is not None
+    return found
+
+
+def previewed(driver: Driver, dialog: PruneDialog) -> PlanDialog:
+    """The plans that follow from what the sheet says."""
+    assert dialog.prune_button.isEnabled()
+    dialog.prune_button.click()
+    return driver.plan_dialog()
+
+
+def said_in(preview: PlanDialog) -> str:
+    return " ".join(label.text() for label in preview.findChildren(QLabel))
+
+
 def test_mistakes_are_said_where_they_are_and_a_refusal_stops_no_other(
-    open_window: OpenWindow, host: EmbeddedHost, tmp_path: Path
+    open_window: OpenWindow, host: EmbeddedHost, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     good, busy = (make_machine(host, name) for name in ("prune-3", "prune-4"))
     file = tmp_path / "config" / "snaptree" / "policies.toml"
@@ -156,18 +184,33 @@ def test_mistakes_are_said_where_they_are_and_a_refusal_stops_no_other(
     dialog.form.layers.setValue(0)
     driver.until(lambda: not dialog.short.text())
 
-    busy.handle.managedSave()
-    driver.until(lambda: dialog.is_up_to_date)
-    assert dialog.prune_button.isEnabled()
-    dialog.prune_button.click()
-    preview = driver.dialog(PlanDialog)
-    assert isinstance(preview, PlanDialog)
-    driver.until(preview.run_button.isEnabled)
-    said = " ".join(label.text() for label in preview.findChildren(QLabel))
+    with monkeypatch.context() as patched:
+        patched.setattr(prune_preview, "likely_refusal", lambda *_: None)  # the window knows of nothing
+        dialog.form.layers.setValue(4)
+        busy.handle.managedSave()
+        driver.until(lambda: machine_of(driver, busy).domain.has_managed_save and dialog.is_up_to_date)
+        assert "2 of 8 snapshots on 2 machines" in dialog.sums.text()
+        preview = previewed(driver, dialog)
+        assert "to prune-3" in said_in(preview)
+        preview.reject()
+        assert "prune-4 is left out: " in dialog.short.text(), "what the plan knew is known now"
+        assert "In all, 1 of 4 snapshots on 1 machine goes" in dialog.sums.text(), "what can't go is not counted"
+    dialog.form.layers.setValue(0)
+    driver.until(lambda: dialog.is_up_to_date and "prune-4 is left out: " in dialog.short.text())
+    assert "In all, 1 of 4 snapshots on 1 machine goes" in dialog.sums.text()
+    assert dialog.machines.texts(busy.uuid)[:3] == ["prune-4", "left out", "—"]
+    preview = previewed(driver, dialog)
+    said = said_in(preview)
     assert "to prune-3" in said
     assert "to prune-4" not in said
-    assert "prune-4" in said, "it says why not"
+    assert "prune-4 is left out; the others go on without it. " in said
     preview.accept()
-    driver.last_operation()
+    driver.until(lambda: len(driver.operations) == 2 and all(each.state.is_over for each in driver.operations))
     assert list(good.tree().snapshots) == ["b", "c", "d"]
     assert list(busy.tree().snapshots) == ["a", "b", "c", "d"]
+    states = {each.plan.domain: each.state for each in driver.operations}
+    assert states == {"prune-3": OperationState.DONE, "prune-4": OperationState.FAILED}
+    (refused,) = [each for each in driver.operations if each.plan.domain == "prune-4"]
+    row = driver.window.activity.row(refused.id)
+    assert row.title.text == "Prune 1 snapshot of prune-4"
+    assert row.detail.text.startswith("Left out, as it was refused: ")
