@@ -403,6 +403,11 @@ class DomainLayers:
     looks_at: LooksAt | None = None
     """Whose layers it was put on, if it was made to look at a snapshot."""
 
+    @property
+    def depth(self) -> int:
+        """How many layers the deepest disk stands on, its active one included."""
+        return max((len(chain.layers) for chain in self.chains), default=0)
+
     def key(self, path: str) -> ImageKey:
         """What tells an image from others, by whichever path it is asked for."""
         image = self.images.get(path)

@@ -99,14 +99,6 @@ class SnapshotTree:
             return frozenset()
         return frozenset({self.current, *self.ancestors(self.current)})
 
-    @cached_property
-    def depth(self) -> int:
-        """How many snapshots the longest line of descent holds."""
-        depths: dict[str, int] = {}
-        for name, parent in self.parents.items():
-            depths[name] = 1 if parent is None else depths[parent] + 1
-        return max(depths.values(), default=0)
-
 
 def _age_key(snapshot: Snapshot) -> tuple[int, object, str]:
     return snapshot.created, _natural(snapshot.name), snapshot.name

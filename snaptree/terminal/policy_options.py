@@ -49,7 +49,9 @@ def add_keep_options(parser: ArgumentParser) -> None:
     keep = parser.add_argument_group("what to keep", "A snapshot that any of these keeps is kept.")
     for period, text in PERIODS.items():
         keep.add_argument(f"--keep-{period}", metavar="N", type=_count, help=f"{text}; 'all' for no end")
-    keep.add_argument("--keep-within", metavar="TIME", type=_duration, help="all that are younger, as in 1y6m2w3d12h")
+    keep.add_argument(
+        "--keep-within", metavar="TIME", type=_duration, help="all not so much older than the newest: 1y6m2w3d12h"
+    )
     keep.add_argument("--minimum-age", metavar="TIME", type=_duration, help="nothing younger goes")
     keep.add_argument("--drop-forks", action="store_true", help="those too from which several others descend may go")
     less = parser.add_argument_group("how much goes", "Of what no rule keeps, the cheapest, and no more than it takes.")

@@ -248,7 +248,7 @@ class EstateModel(QAbstractItemModel):
             return int(Qt.AlignmentFlag.AlignRight | Qt.AlignmentFlag.AlignVCenter)
         if role != Qt.ItemDataRole.DisplayRole:
             return None
-        measure = {Order.AGE: "Oldest", Order.DEPTH: "Depth"}.get(self._order, "On disk")
+        measure = {Order.AGE: "Oldest", Order.DEPTH: "Layers"}.get(self._order, "On disk")
         return ("Machine", "Snaps", measure)[section]
 
     def data(self, index: Index, role: int = Qt.ItemDataRole.DisplayRole) -> Any:

@@ -46,7 +46,7 @@ _ORDERS = {
     Order.NAME: "&Name",
     Order.COST: "&Disk use",
     Order.AGE: "&Age of the oldest snapshot",
-    Order.DEPTH: "D&epth of the tree",
+    Order.DEPTH: "D&epth in layers",
     Order.COUNT: "Number of &snapshots",
     Order.FINDINGS: "&Worst finding",
 }

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 
 MEANT_WIDTH = 320
 _MARGIN = 12
+_DEPTH = "Of the deepest disk, its active layer included."
 _GO_WITHOUT_SAYING = ("no-machine", "no-snapshot", "now", "no-memory", "under-way")
 """Rules whose reason can be seen."""
 
@@ -310,7 +311,7 @@ class Inspector(QScrollArea):
         if machine.tree is not None and machine.tree.current is not None:
             facts.append(Fact("Descends from", plain(machine.tree.current)))
         if machine.depth:
-            facts.append(Fact("Depth", f"{machine.depth:,} in one line"))
+            facts.append(Fact("Depth", words.count(machine.depth, "layer"), _DEPTH))
         if machine.oldest is not None:
             facts.append(Fact("Oldest", words.moment(machine.oldest)))
         if not machine.domain.is_persistent:

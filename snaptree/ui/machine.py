@@ -93,8 +93,8 @@ class Machine:
 
     @cached_property
     def depth(self) -> int | None:
-        """Snapshots in its longest line of descent."""
-        return None if self.tree is None else self.tree.depth
+        """Layers that its deepest disk stands on; None as long as nobody knows."""
+        return None if self.costs is None else self.costs.layers.depth
 
     @cached_property
     def usual_kind(self) -> SnapshotKind | None:

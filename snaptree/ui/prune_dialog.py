@@ -250,12 +250,11 @@ class PruneDialog(QDialog):
                 outcomes[uuid] = Outcome(pruning, forecast, self._why_left_out(uuid, pruning))
         return outcomes
 
-    def _why_left_out(self, uuid: str, pruning: Pruning) -> str:
-        """Why nothing of a machine goes that should, as sentences; empty if nothing is known to be in the way."""
-        finding = self._refusals.get(uuid)
+    def _why_left_out(self, uuid: str, pruning: Pruning) -> Finding | None:
+        """Why nothing of a machine goes that should; None if nothing is known to be in the way."""
         if (told := self._refused.get(uuid)) and told[:2] == (self._host.machine(uuid), pruning.goes):
-            finding = told[2]
-        return "" if finding is None or not pruning.goes else f"{finding.reason} {finding.remedy}".rstrip()
+            return told[2]
+        return self._refusals.get(uuid)
 
     def _show_tree(self, _uuid: str = "") -> None:
         uuid = self.machines.shown
@@ -280,8 +279,8 @@ class PruneDialog(QDialog):
         """Which of the machines that are ticked are not pruned, and why."""
         outcomes = self._outcomes()
         for uuid in self.machines.ticked():
-            if uuid in outcomes and outcomes[uuid].left_out:
-                yield f"{self._name(uuid)} is left out: {outcomes[uuid].left_out}"
+            if uuid in outcomes and (why := outcomes[uuid].left_out):
+                yield f"{self._name(uuid)} is left out: {why.reason}"
             elif uuid not in outcomes and self.is_up_to_date:
                 yield f"{self._name(uuid)} is not counted: its snapshots, or what is in its images, were not read yet."
 

@@ -16,7 +16,7 @@ from snaptree.ui.text import tooltip
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from snaptree.plans.plan import Forecast
+    from snaptree.plans.plan import Finding, Forecast
     from snaptree.plans.prune import Pruning
     from snaptree.ui.machine import Machine
 
@@ -42,8 +42,8 @@ class Outcome:
 
     pruning: Pruning
     forecast: Forecast
-    left_out: str = ""
-    """Why nothing of it goes, as far as is known; empty if nothing is in the way."""
+    left_out: Finding | None = None
+    """Why nothing of it goes, as far as is known; None if nothing is in the way."""
 
 
 class PruneMachines(QTableWidget):
@@ -151,8 +151,9 @@ def _side(column: int) -> Qt.AlignmentFlag:
 def _texts(outcome: Outcome) -> list[tuple[str, str]]:
     """Texts and what tooltips say, beside a machine's name."""
     pruning, forecast = outcome.pruning, outcome.forecast
-    if outcome.left_out:
-        return [("left out", outcome.left_out), *[(words.NONE, outcome.left_out)] * (len(_TITLES) - 2)]
+    if (why := outcome.left_out) is not None:
+        says = f"{why.reason} {why.remedy}".rstrip()
+        return [("left out", says), *[(words.NONE, says)] * (len(_TITLES) - 2)]
     figures = (forecast.frees, forecast.copies, forecast.peak_extra)
     takes = words.UNKNOWN if forecast.seconds is None else words.duration(forecast.seconds)
     if not pruning.goes:

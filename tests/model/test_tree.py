@@ -65,7 +65,6 @@ def test_relations() -> None:
     assert list(tree.descendants("a")) == ["b", "d", "c"]
     assert list(tree.ancestors("d")) == ["b", "a"]
     assert tree.path_to_current == {"a", "b", "d"}
-    assert tree.depth == 3
     assert len(tree) == 5
     assert "a" in tree
     assert "x" not in tree
@@ -80,7 +79,7 @@ def test_a_current_snapshot_that_is_not_listed_is_none() -> None:
 
 def test_nothing() -> None:
     tree = SnapshotTree.build([], None)
-    assert (len(tree), tree.roots, tree.depth, tree.path_to_current) == (0, (), 0, frozenset())
+    assert (len(tree), tree.roots, tree.path_to_current) == (0, (), frozenset())
 
 
 names = st.one_of(
@@ -108,7 +107,6 @@ def test_no_snapshot_is_lost_and_parents_come_first(snapshots: list[Snapshot], c
         assert name in tree.children(parent) if parent is not None else name in tree.roots
     below_roots = {name for root in tree.roots for name in (root, *tree.descendants(root))}
     assert below_roots == set(tree.snapshots)
-    assert tree.depth == max((1 + len(list(tree.ancestors(name))) for name in tree.snapshots), default=0)
 
 
 @given(whatever_a_host_may_say())
@@ -146,7 +144,6 @@ def chain_of(count: int) -> Iterable[Snapshot]:
 def test_100000_snapshots_in_a_row_are_no_recursion_and_no_wait() -> None:
     started = time.process_time()
     tree = SnapshotTree.build(chain_of(100_000), "auto-99999")
-    assert tree.depth == 100_000
     assert len(tree.path_to_current) == 100_000
     assert sum(1 for _ in tree.descendants("auto-0")) == 99_999
     assert time.process_time() - started < 10

@@ -102,7 +102,7 @@ def test_the_list_is_sorted_by_what_matters(model: EstateModel, report: Report, 
     for order, expected, measure in (
         (Order.COST, ["large", "old", "small", "unread"], ["900.0 MiB", "20.0 MiB", "1.0 MiB", "?"]),
         (Order.AGE, ["old", "small", "large", "unread"], ["300 days", "5 days", "2 days", "?"]),
-        (Order.DEPTH, ["small", "large", "old", "unread"], ["9", "2", "1", "?"]),
+        (Order.DEPTH, ["small", "large", "old", "unread"], ["10", "3", "2", "?"]),
         (Order.COUNT, ["small", "large", "old", "unread"], ["1.0 MiB", "900.0 MiB", "20.0 MiB", "?"]),
     ):
         model.order = order
