@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from snaptree.plans.intention import Intention
     from snaptree.plans.operation import Operation
     from snaptree.plans.plan import StateAfter
+    from snaptree.plans.policy_file import Problem
     from snaptree.terminal.groups import MakeGroup
     from snaptree.terminal.reading import DomainReading
 
@@ -129,17 +130,24 @@ def _not_empty(name: str) -> str:
     return name
 
 
-def _parser() -> argparse.ArgumentParser:
+def _common_options(*, is_for_schedules: bool = False) -> argparse.ArgumentParser:
+    """What every command takes. No schedule is for a demo estate, or for several hosts."""
     common = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
     where = common.add_argument_group("where")
+    more = "" if is_for_schedules else "; repeatable"
     where.add_argument(
-        "-c", "--connect", metavar="URI", action="append", help="a libvirt host, such as qemu:///system; repeatable"
+        "-c", "--connect", metavar="URI", action="append", help=f"a libvirt host, such as qemu:///system{more}"
     )
-    where.add_argument("--read-only", action="store_true", help="look, but change nothing")
-    where.add_argument("--demo", action="store_true", help="a throw-away demo estate of real machines")
-    where.add_argument("--demo-dir", metavar="DIR", type=Path, help="the demo estate, kept in DIR and used again")
+    if not is_for_schedules:
+        where.add_argument("--read-only", action="store_true", help="look, but change nothing")
+        where.add_argument("--demo", action="store_true", help="a throw-away demo estate of real machines")
+        where.add_argument("--demo-dir", metavar="DIR", type=Path, help="the demo estate, kept in DIR and used again")
     common.add_argument("--json", action="store_true", help="print JSON: integers are bytes, times are in UTC")
+    return common
 
+
+def _parser() -> argparse.ArgumentParser:
+    common = _common_options()
     changing = argparse.ArgumentParser(add_help=False)
     changing.add_argument("-n", "--dry-run", action="store_true", help="print the plan and stop")
     changing.add_argument("-y", "--yes", action="store_true", help="go on without asking")
@@ -157,7 +165,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.set_defaults(run=_open_window)
     commands: Any = parser.add_subparsers(title="commands", metavar="COMMAND", parser_class=_CommandParser)
 
-    def command(name: str, text: str, run: Callable[[argparse.Namespace], int], *, changes: bool = False) -> Any:
+    def command(
+        name: str,
+        text: str,
+        run: Callable[[argparse.Namespace], int],
+        *,
+        changes: bool = False,
+        common: argparse.ArgumentParser = common,
+    ) -> Any:
         added = commands.add_parser(
             name,
             help=text,
@@ -258,10 +273,9 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("vms", metavar="VM", nargs="*")
     add_check_options(check)
 
-    _add_schedule_commands(
-        command("schedule", "what runs by itself: list, add and remove schedules", _schedules),
-        common,
-    )
+    common = _common_options(is_for_schedules=True)
+    schedules = command("schedule", "what runs by itself: list, add and remove schedules", _schedules, common=common)
+    _add_schedule_commands(schedules, common)
     run = command(
         "run-schedule", "take and prune what a schedule says, now, asking nobody: its timer runs this", _run_schedule
     )
@@ -325,12 +339,12 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_schedule_commands(parser: Any, common: argparse.ArgumentParser) -> None:
-    parser.set_defaults(what="list", file=None, units_in=None)
+    parser.set_defaults(what="list", file=None, units_in=None, wrong_usage=parser.error)
     actions: Any = parser.add_subparsers(title="what to do", metavar="list|add|remove")
 
     def action(what: str, text: str) -> Any:
         added = actions.add_parser(what, help=text, description=text, parents=[common], allow_abbrev=False)
-        added.set_defaults(what=what)
+        added.set_defaults(what=what, wrong_usage=added.error)
         added.add_argument("--file", metavar="PATH", type=Path, help="another file of policies than your own")
         added.add_argument("--units-in", metavar="DIR", type=Path, help="write units there, and enable nothing")
         return added
@@ -749,12 +763,16 @@ def _prune(options: argparse.Namespace) -> int:
     from snaptree.hosts.policies import load_policies
     from snaptree.hosts.reading import list_domains
     from snaptree.terminal import console
+    from snaptree.terminal.policies import warn_of_mistakes
     from snaptree.terminal.policy_options import arguments_of, policy_of
     from snaptree.terminal.pruning import prune_machines
 
-    named = None if options.policy is None else load_policies().policy(options.policy)
+    named = None
     policy = policy_of(options)
-    if named is not None:
+    if options.policy is not None:
+        file = load_policies()
+        named = file.policy(options.policy)
+        warn_of_mistakes(file)
         if more := arguments_of(policy):
             raise SnapTreeError(
                 f"The policy {named.name} says what to keep, and {more[0]} would say something else.",
@@ -801,11 +819,16 @@ def _policy(options: argparse.Namespace) -> int:
     from snaptree.terminal import console, policies
 
     path = options.file or policies_path()
+    problems: tuple[Problem, ...] = ()
+    file = None
     try:
         file = load_policies(options.file)
+        problems = file.problems
     except PolicyFileError as error:
-        for problem in error.problems:
-            sys.stderr.write(f"{path}: {console.plain(str(problem))}\n")
+        problems = error.problems
+    for problem in problems:
+        sys.stderr.write(f"{path}: {console.plain(str(problem))}\n")
+    if file is None or (problems and options.what == "check"):
         return EXIT_ERROR
     if _wants_json(options):
         console.print_json(policies.policies_json(file))
@@ -813,9 +836,9 @@ def _policy(options: argparse.Namespace) -> int:
         console.console().print(f"{path}: no mistakes. {policies.names_in(file)}")
     elif file.policies:
         policies.print_policies(console.console(), file)
-    else:
+    elif not problems:
         console.console().print(f"There are no policies in {path}.")
-    return 0
+    return EXIT_ERROR if problems else 0
 
 
 def _check(options: argparse.Namespace) -> int:
@@ -824,9 +847,13 @@ def _check(options: argparse.Namespace) -> int:
     from snaptree.plans.advice import counted
     from snaptree.terminal import checks, console
     from snaptree.terminal.checking import check_hosts
+    from snaptree.terminal.policies import warn_of_mistakes
     from snaptree.terminal.policy_options import thresholds_of
 
-    thresholds = thresholds_of(options, load_policies().thresholds)
+    file = load_policies()
+    file.require("check")
+    warn_of_mistakes(file)
+    thresholds = thresholds_of(options, file.thresholds)
     with _connected(options) as connections:
         named = [_find(connections, name) for name in dict.fromkeys(options.vms)]
         places = [(connection, _options_for(connection.uri, options)) for connection in connections]
@@ -851,9 +878,15 @@ def _options_for(uri: str, options: argparse.Namespace) -> tuple[str, ...]:
 def _schedules(options: argparse.Namespace) -> int:
     from snaptree.terminal.schedules import add_schedule, list_schedules, remove_schedule
 
+    def connected(uri: str) -> AbstractContextManager[list[Connection]]:
+        return _connected(argparse.Namespace(connect=[uri], read_only=True))
+
+    where = Where.of(options)
+    if where.demo or len(where.uris) > 1:  # of what stands before the command: it has no such options itself
+        options.wrong_usage("a schedule is for one host: give its address, --connect URI")
     match options.what:
         case "add":
-            return add_schedule(options)
+            return add_schedule(options, connected)
         case "remove":
             return remove_schedule(options)
     return list_schedules(options, as_json=_wants_json(options))
@@ -861,16 +894,19 @@ def _schedules(options: argparse.Namespace) -> int:
 
 def _run_schedule(options: argparse.Namespace) -> int:
     from snaptree.hosts.policies import load_policies
+    from snaptree.terminal.policies import warn_of_mistakes
     from snaptree.terminal.schedule_run import run_schedule, tell_of_failure
 
     try:
-        schedule = load_policies(options.file).schedule(options.name)
+        file = load_policies(options.file)
+        schedule = file.schedule(options.name)
+        warn_of_mistakes(file)
         if not Where.of(options).is_given:
             options.connect = [schedule.connect]
         connected = partial(_connected, options)
         return run_schedule(schedule, connected, as_json=_wants_json(options), dry_run=options.dry_run)
     except SnapTreeError as error:
-        tell_of_failure(options.name, error)
+        tell_of_failure(options.name, error, dry_run=options.dry_run)
         raise
 
 

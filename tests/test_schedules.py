@@ -17,7 +17,8 @@ import pytest
 from snaptree.cli import main
 from snaptree.hosts.journal import Journal, journal_path
 from snaptree.hosts.notifying import notify
-from snaptree.hosts.timers import Manager, check_calendar, next_time, timer_state, units_for, write_units
+from snaptree.hosts.schedule_runs import last_run
+from snaptree.hosts.timers import Manager, next_time, time_problem, timer_state, units_for, write_units
 from snaptree.model.errors import SnapTreeError
 from snaptree.plans.intention import Describe, Take
 from snaptree.plans.schedule import Schedule, TakeKind
@@ -360,15 +361,17 @@ def test_a_schedule_is_added_listed_and_removed_and_the_file_stays_its_owners(tm
     there = ("--units-in", str(units))
     add = ("schedule", "add", "nightly", "--when", "*-*-* 02:00", "web-*", "db-01", "--take", "disk-only", *there)
     more = ("--together", "--quiesce-if-possible", "--policy", "weekly", "--limit", "50", "--between", "01:00-05:00")
-    status, out, _ = run(*add, *more, "-c", "qemu:///session")
+    status, out, err = run(*add, *more, "-c", f"qemu+unix:///session?socket={tmp_path}")
     assert status == 0
+    assert err.startswith("snaptree: warning: whether its machines are there is not known: Cannot connect to")
     assert "systemctl" in out
     text = file.read_text()
     assert text.startswith(mine)
     assert file.stat().st_mode & 0o777 == 0o600
-    assert text.endswith("""
+    assert text.endswith(
+        """
 [schedule.nightly]
-connect = "qemu:///session"
+connect = "qemu+unix:///session?socket=TMP"
 when = "*-*-* 02:00"
 machines = ["web-*", "db-01"]
 take = "disk-only"
@@ -377,7 +380,8 @@ quiesce = "if-possible"
 policy = "weekly"
 limit = "50 MiB"
 between = "01:00-05:00"
-""")
+""".replace("TMP", str(tmp_path))
+    )
     assert "Policies: weekly. Schedules: nightly." in run("policy", "check")[1]
     status, _, err = run(*add)
     assert status == 1
@@ -395,10 +399,28 @@ between = "01:00-05:00"
     assert run("schedule", "add", "nightly", *there)[0] == 0
     assert "OnCalendar=*-*-* 03:00\n" in (units / "snaptree-nightly.timer").read_text()
 
-    assert run("schedule", "remove", "nightly", *there)[0] == 0
+    # Its units are known without being told where they are.
+    assert json.loads(run("schedule", "list", "--json")[1])[0]["timer"] == "written"
+    status, out, _ = run("schedule", "remove", "nightly")
+    assert status == 0
+    assert f"{units / 'snaptree-nightly.timer'} is removed.\n" in out
     assert file.read_text() == mine
     assert [*units.iterdir()] == []
     assert run("schedule", "remove", "nightly", *there)[0] == 1
+
+
+def test_units_that_cant_be_removed_are_named_and_nothing_is_half_removed(tmp_path: Path, run: Run) -> None:
+    units = tmp_path / "my units"
+    assert run("schedule", "add", "a", "--when", "daily", "--take", "best", "--units-in", str(units))[0] == 0
+    service = units / "snaptree-a.service"
+    service.unlink()
+    service.mkdir()
+    status, _, err = run("schedule", "remove", "a")
+    assert status == 1
+    assert f"then try again: rm '{service}'" in err
+    assert "[schedule.a]" in (tmp_path / "config" / "snaptree" / "policies.toml").read_text()
+    service.rmdir()
+    assert run("schedule", "remove", "a")[0] == 0
 
 
 @pytest.mark.parametrize(
@@ -406,9 +428,17 @@ between = "01:00-05:00"
     [
         (("a b", "--when", "daily", "--take", "best"), "names no schedule"),
         (("../../x", "--when", "daily", "--take", "best"), "names no schedule"),
-        (("a", "--take", "best"), "does not say when"),
+        (("a", "--take", "best"), "does not say when, as in --when daily."),
         (("a", "--when", "daily"), "neither takes nor prunes"),
-        (("a", "--when", "daily", "--take", "live", "--together"), "machines are taken together with disks only"),
+        (
+            ("a", "--when", "daily", "--take", "live", "--together"),
+            "a is not added: Machines are taken together with disks only or with memory: --take disk-only or memory.",
+        ),
+        (
+            ("a", "--when", "daily", "--keep-last", "3", "--quiesce"),
+            "--quiesce is about what it takes, but",
+        ),
+        (("a", "--when", "daily", "--take", "best", "--snapshot-name", "x"), "--snapshot-name: “x” is the same name"),
         (("a", "--when", "every now and then", "--take", "best"), "is no time that systemd knows"),
         (("a", "--when", "daily\nUser=root", "--take", "best"), "is no time that systemd knows"),
         (("a", "--when", "daily", "--policy", "none"), "There is no policy “none”"),
@@ -419,8 +449,101 @@ def test_what_is_no_schedule_is_not_written(arguments: tuple[str, ...], says: st
     status, _, err = run("schedule", "add", *arguments, "--units-in", str(tmp_path / "units"))
     assert status == 1
     assert says in err
+    assert ", line " not in err
     assert not (tmp_path / "config" / "snaptree" / "policies.toml").exists()
     assert not (tmp_path / "units").exists()
+
+
+@pytest.mark.parametrize("arguments", [("--demo", "schedule", "add"), ("schedule", "add", "--demo-dir", "x")])
+def test_no_schedule_is_for_a_demo(arguments: tuple[str, ...], run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        run(*arguments, "a", "--when", "daily", "--take", "best")
+    assert caught.value.code == 2
+    assert "--demo-dir" not in capsys.readouterr().err.partition("error:")[0]
+
+
+@pytest.mark.qemu
+def test_machines_that_are_not_there_are_told_of(host: EmbeddedHost, run: Run, tmp_path: Path) -> None:
+    host.make_machine(name="web-01", running=False)
+    file = tmp_path / "config" / "snaptree" / "policies.toml"
+    units = ("--units-in", str(tmp_path / "units"))
+    add = ("schedule", "add", "a", "--when", "daily", "--take", "best", "-c", host.uri, *units)
+    status, _, err = run(*add, "wbe-01", "db-*")
+    assert status == 1
+    assert "No virtual machine is named “wbe-01” and “db-*” (did you mean “web-01”?)." in err
+    assert not file.exists()
+    status, _, err = run(*add, "wbe-01", "web-*")
+    assert status == 0
+    assert err.startswith("snaptree: warning: No virtual machine is named “wbe-01” (did you mean “web-01”?). It runs")
+    file.write_text(file.read_text().replace("wbe-01", "web-01"))
+    assert run("schedule", "add", "a", *units)[2] == ""
+
+
+def test_a_mistake_is_in_the_way_of_nothing_else(tmp_path: Path, run: Run) -> None:
+    nobody = f"qemu+unix:///system?socket={tmp_path}"
+    file = tmp_path / "config" / "snaptree" / "policies.toml"
+    file.parent.mkdir(parents=True)
+    whole = f'[schedule.good]\nconnect = "{nobody}"\nwhen = "daily"\ntake = "best"\n[policy.good]\nkeep-last = 1\n'
+    file.write_text(f'{whole}[policy.bad]\nkeep-last = -1\n[schedule.bad]\nwhen = "25:00"\npolicy = "bad"\n')
+    mistakes = f'{file}: line 8: “keep-last” is a number of snapshots, or "all".\n{file}: line 10: “25:00” is no time'
+    status, out, err = run("policy", "check")
+    assert (status, out) == (1, "")
+    assert err.startswith(mistakes)
+    status, out, err = run("policy", "show")
+    assert (status, out.splitlines()[0]) == (1, "good  (all machines)")
+    assert err.startswith(mistakes)
+
+    # The rest is used, with a warning.
+    warning = f"snaptree: warning: {file}, line 8: “keep-last” is"
+    for arguments in (("prune", "--policy", "good", "-c", nobody), ("run-schedule", "good")):
+        status, out, err = run(*arguments)
+        assert status == 1
+        assert out == ""
+        assert err.startswith(warning)
+        assert err.count(f"Cannot connect to {nobody}") == 1
+    status, out, err = run("schedule", "list", "--json")
+    assert [each["schedule"] for each in json.loads(out)] == ["good"]
+    assert err.startswith(warning)
+    new = ("schedule", "add", "new", "--when", "daily", "--take", "best", "--units-in", str(tmp_path / "units"))
+    assert run(*new)[0] == 0
+
+    # What has mistakes is refused with its lines, and can be removed.
+    assert run("prune", "--policy", "bad")[2].startswith(f"snaptree: {file}, line 8: ")
+    status, _, err = run("run-schedule", "bad")
+    assert status == 1
+    assert err.startswith(f"snaptree: {file}, line 10: “25:00” is no time that systemd knows.")
+    assert "line 8: “keep-last”" in err
+    said = last_run("bad")
+    assert said is not None
+    assert (said.status, said.is_under_way) == (1, False)
+    assert "There is a schedule bad already." in run("schedule", "add", "bad", "--when", "daily")[2]
+    assert run("schedule", "remove", "bad")[0] == 0
+    assert last_run("bad") is None
+    assert "25:00" not in file.read_text()
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"[policy.a]\nkeep-last = 1\n# \xff\n", ", line 3: what stands there is no text in UTF-8. Save the file"),
+        (b"[policy.a]\nkeep-last\n", ", line 2: Expected '=' after a key in a key/value pair."),
+        (None, " is a directory, where the file of policies should be. Move it away"),
+    ],
+)
+def test_a_file_that_cant_be_read_at_all_is_refused_with_what_to_do(
+    content: bytes | None, says: str, tmp_path: Path, run: Run
+) -> None:
+    file = tmp_path / "config" / "snaptree" / "policies.toml"
+    file.parent.mkdir(parents=True)
+    if content is None:
+        file.mkdir()
+    else:
+        file.write_bytes(content)
+    for command in (("schedule", "list"), ("prune", "--policy", "a"), ("run-schedule", "a"), ("check",)):
+        status, out, err = run(*command)
+        assert (status, out) == (1, "")
+        assert err.startswith(f"snaptree: {file}{says}")
+    assert run("policy", "check")[0] == 1
 
 
 def verify(directory: Path, *options: str) -> str:
@@ -463,9 +586,8 @@ def test_hostile_paths_come_through_to_systemd_as_they_are(tmp_path: Path) -> No
 
 
 def test_systemd_is_asked_what_a_time_means() -> None:
-    check_calendar("Mon..Fri *-*-* 22:30")
-    with pytest.raises(SnapTreeError, match="is no time that systemd knows"):
-        check_calendar("every now and then")
+    assert time_problem("Mon..Fri *-*-* 22:30") == ""
+    assert "is no time that systemd knows" in time_problem("every now and then")
     moment = next_time("2099-01-01 00:00 Europe/Berlin")
     assert moment == 4070905200
     assert next_time("2001-01-01") is None

@@ -7,7 +7,7 @@ import json
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -41,7 +41,8 @@ class LastRun:
         return self.finished is None and is_running(self.owner_pid, self.owner_started)
 
 
-def _file(schedule: str, ending: str) -> Path:
+def state_file(schedule: str, ending: str) -> Path:
+    """A file of what is known of a schedule."""
     return user_state_path("snaptree") / "schedules" / f"{schedule}{ending}"
 
 
@@ -51,7 +52,7 @@ def only_run(schedule: str) -> Iterator[None]:
 
     Raises AlreadyRunningError if another one is under way, SnapTreeError if there is no place for the lock.
     """
-    path = _file(schedule, ".lock")
+    path = state_file(schedule, ".lock")
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -80,9 +81,10 @@ def _lock(lock: int, schedule: str) -> None:
 
 def note_run(schedule: str, run: LastRun) -> None:
     """Write down how far a run is. Raises SnapTreeError if that can't be done."""
-    path = _file(schedule, ".json")
+    path = state_file(schedule, ".json")
     part = path.with_suffix(".part")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         part.write_text(json.dumps(asdict(run)), encoding="utf-8")
         part.replace(path)
     except OSError as error:
@@ -92,9 +94,16 @@ def note_run(schedule: str, run: LastRun) -> None:
 def last_run(schedule: str) -> LastRun | None:
     """The latest run of a schedule; None if there was none, or nobody knows."""
     try:
-        return LastRun(**json.loads(_file(schedule, ".json").read_text(encoding="utf-8")))
+        return LastRun(**json.loads(state_file(schedule, ".json").read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         return None
+
+
+def forget(schedule: str) -> None:
+    """Forget a schedule that is no more; but not the lock, which a run may hold."""
+    for ending in (".json", ".units"):
+        with suppress(OSError):
+            state_file(schedule, ending).unlink(missing_ok=True)
 
 
 def begun_now() -> LastRun:

@@ -3,26 +3,32 @@
 from __future__ import annotations
 
 import datetime as dt
+import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 
 from platformdirs import user_config_path
 
 from snaptree.hosts.journal import this_user
+from snaptree.hosts.schedule_runs import state_file
 from snaptree.model.errors import SnapTreeError
+from snaptree.plans.calendar import calendar_problem, no_time
 from snaptree.plans.schedule import Schedule
 from snaptree.plans.timer_units import Units, unit_name, units_of
 
 _WANTS = "timers.target.wants"
 _OUR_FILES = ("XDG_CONFIG_HOME", "XDG_STATE_HOME", "XDG_CACHE_HOME")
 """What says where SnapTree's files are: a timer runs without the environment of who wrote it."""
+_PATIENCE = 20
+"""Seconds that systemd may take to answer; it takes a hundredth of one."""
 _NEXT = re.compile(r"^\s*(?:\(in UTC\)|Next elapse): (?:\w+ )?(.*) UTC$", re.MULTILINE)
 
 
@@ -68,14 +74,10 @@ class Manager:
         return not self.is_system and not Path("/var/lib/systemd/linger", this_user()).exists()
 
 
-def check_calendar(when: str) -> None:
-    """Raise SnapTreeError if systemd does not understand a calendar expression. Without systemd, it may be anything."""
+def time_problem(when: str) -> str:
+    """Why systemd takes this for no calendar expression; empty if it takes it. Asked where it is, else guessed."""
     said = _analyze(when)
-    if said is not None and said.returncode != 0:
-        raise SnapTreeError(
-            f"“{when}” is no time that systemd knows: {said.stderr.strip()}.",
-            hint="Write it like daily, hourly or *-*-* 02:00; systemd.time(7) has all.",
-        )
+    return calendar_problem(when) if said is None else no_time(when) if said.returncode else ""
 
 
 def next_time(when: str) -> float | None:
@@ -85,16 +87,18 @@ def next_time(when: str) -> float | None:
     return dt.datetime.fromisoformat(f"{found[-1]}+00:00").timestamp() if found else None
 
 
-def _analyze(when: str) -> subprocess.CompletedProcess[str] | None:
+def _analyze(when: str, *options: str) -> subprocess.CompletedProcess[str] | None:
+    """What systemd says of a calendar expression; None where it can't be asked."""
     program = shutil.which("systemd-analyze")
-    if program is None:
+    if program is None or "\0" in when:
         return None
     environment = {**os.environ, "LC_ALL": "C.UTF-8"}
+    command = [program, "calendar", *options, "--", when]
     try:
         return subprocess.run(  # noqa: S603  systemd's own program
-            [program, "calendar", "--", when], capture_output=True, text=True, check=False, env=environment
+            command, capture_output=True, text=True, check=False, env=environment, timeout=_PATIENCE
         )
-    except OSError:
+    except (OSError, subprocess.TimeoutExpired):
         return None
 
 
@@ -113,7 +117,10 @@ def write_units(units: Units, manager: Manager) -> None:
         for name, text in units.files.items():
             (manager.directory / name).write_text(text, encoding="utf-8")
     except OSError as error:
-        raise SnapTreeError(f"The units can't be written to {manager.directory}: {error}.") from error
+        raise SnapTreeError(
+            f"The units can't be written to {manager.directory}: {error.strerror}.",
+            hint="Let this account write there, or name another directory: --units-in DIR.",
+        ) from error
 
 
 def enable(schedule: str, manager: Manager) -> None:
@@ -122,14 +129,13 @@ def enable(schedule: str, manager: Manager) -> None:
     _tell(manager, "enable", "--now", f"{unit_name(schedule)}.timer")
 
 
-def remove_units(schedule: str, manager: Manager) -> bool:
-    """Stop a schedule's timer and remove its units; whether there were any. Raises SnapTreeError if that fails.
+def remove_units(schedule: str, manager: Manager) -> list[Path]:
+    """Stop a schedule's timer and remove its units, which are returned. Raises SnapTreeError if that fails.
 
     A run that is under way goes on to its end.
     """
     name = unit_name(schedule)
-    files = [manager.directory / f"{name}{ending}" for ending in (".timer", ".service")]
-    there = [file for file in files if file.exists()]
+    there = [file for file in _files(schedule, manager) if file.exists()]
     if there and manager.is_running:
         with suppress(SnapTreeError):  # nobody runs it then
             _tell(manager, "disable", "--now", f"{name}.timer")
@@ -138,11 +144,47 @@ def remove_units(schedule: str, manager: Manager) -> bool:
         for file in there:
             file.unlink()
     except OSError as error:
-        raise SnapTreeError(f"The units of {schedule} can't be removed: {error}.") from error
+        left = " ".join(shlex.quote(str(file)) for file in there if file.exists())
+        raise SnapTreeError(
+            f"The units of {schedule} in {manager.directory} can't be removed: {error.strerror}.",
+            hint=f"Remove them as somebody who may, then try again: rm {left}",
+        ) from error
     if there and manager.is_running:
         with suppress(SnapTreeError):
             _tell(manager, "daemon-reload")
-    return bool(there)
+    return there
+
+
+def _files(schedule: str, manager: Manager) -> list[Path]:
+    return [manager.directory / f"{unit_name(schedule)}{ending}" for ending in (".timer", ".service")]
+
+
+def note_place(schedule: str, directory: Path) -> None:
+    """Remember that units of a schedule are in a directory that nobody would look into. Raises SnapTreeError."""
+    path = state_file(schedule, ".units")
+    places = dict.fromkeys([*map(str, noted_places(schedule)), str(directory)])
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        path.write_text(json.dumps([*places]), encoding="utf-8")
+    except OSError as error:
+        raise SnapTreeError(
+            f"Where the units are can't be noted in {path}: {error.strerror}.", hint="Look at the directory."
+        ) from error
+
+
+def noted_places(schedule: str) -> list[Path]:
+    """Directories into which units of a schedule were written, other than the manager's own."""
+    try:
+        return [Path(place) for place in json.loads(state_file(schedule, ".units").read_text(encoding="utf-8"))]
+    except (OSError, ValueError, TypeError):
+        return []
+
+
+def manager_of(schedule: str) -> Manager:
+    """Our manager, with the directory in which a schedule's timer is; its own if there is none."""
+    ours = Manager.ours()
+    places = [replace(ours, directory=place) for place in (ours.directory, *noted_places(schedule))]
+    return next((place for place in places if _files(schedule, place)[0].exists()), ours)
 
 
 def timer_state(units: Units, manager: Manager) -> TimerState:

@@ -1,5 +1,7 @@
 """The file of policies and schedules: TOML that people write, with every mistake named by its line.
 
+What is whole can be used, whatever else is wrong; what has a mistake is refused where somebody wants it.
+
 [policy.two-weeks]
 machines = ["web-*", "db-01"]   # patterns like those of files; all if it is left out
 names = ["auto-*"]              # of what schedules took; any if it is left out
@@ -31,6 +33,7 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from enum import StrEnum
@@ -39,14 +42,15 @@ from types import MappingProxyType
 from typing import Any, Final, TypeVar
 
 from snaptree.model.errors import SnapTreeError
+from snaptree.plans.calendar import calendar_problem
 from snaptree.plans.hours import Hours
 from snaptree.plans.plan import Freeze
 from snaptree.plans.policy import ALL, Duration, Period, Policy, Scope
 from snaptree.plans.schedule import (
+    DEFAULT_HOST,
     Notify,
     Schedule,
     TakeKind,
-    calendar_problem,
     is_named_by,
     names_problem,
     schedule_name_problem,
@@ -57,9 +61,13 @@ from snaptree.plans.wording import quoted
 
 _Named = TypeVar("_Named")
 
-_SIZE: Final = re.compile(r"(\d+(?:\.\d+)?) ?([KMGTP]i?)?B?", re.ASCII | re.IGNORECASE)
+_SIZE: Final = re.compile(r"(\d{1,18}(?:\.\d+)?) ?([KMGTP]i?)?B?", re.ASCII | re.IGNORECASE)
 _HEADER: Final = re.compile(r"\s*\[([^\[\]#]+)\]\s*(?:#.*)?")
 _KEY: Final = re.compile(r"""\s*(?:"([^"]*)"|'([^']*)'|([\w-]+))\s*[=.]""")
+
+
+_MOST_TOLD: Final = 3
+"""Mistakes in one error."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,18 +76,25 @@ class Problem:
 
     line: int
     text: str
+    key: str = ""
+    """Of a table, which it is about; empty where that is the table itself."""
 
     def __str__(self) -> str:
         return f"line {self.line}: {self.text}" if self.line else self.text
 
 
 class PolicyFileError(SnapTreeError):
-    """A file of policies that can't be used, with every mistake in it."""
+    """A file of policies, or a part of it that is wanted, can't be used; with every mistake in that."""
 
     def __init__(self, where: str, problems: tuple[Problem, ...]) -> None:
         self.problems = problems
-        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-        super().__init__(f"{where}, {problems[0]}{more}", hint="'snaptree policy check' names all that is wrong.")
+        super().__init__(told(where, problems), hint="'snaptree policy check' names all that is wrong.")
+
+
+def told(where: str, problems: tuple[Problem, ...]) -> str:
+    """Mistakes in a file as a line, the first few of them."""
+    more = f" (and {len(problems) - _MOST_TOLD} more)" if len(problems) > _MOST_TOLD else ""
+    return f"{where}, {' '.join(map(str, problems[:_MOST_TOLD]))}{more}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,19 +113,35 @@ class NamedPolicy:
 
 @dataclass(frozen=True, slots=True)
 class PolicyFile:
-    """All that a file says."""
+    """All that a file says, but for what has mistakes."""
 
     policies: Mapping[str, NamedPolicy] = field(default_factory=lambda: MappingProxyType({}))
     schedules: Mapping[str, Schedule] = field(default_factory=lambda: MappingProxyType({}))
     thresholds: Thresholds = field(default_factory=Thresholds)
+    where: str = ""
+    """What the file is called in errors."""
+    problems: tuple[Problem, ...] = ()
+    """Every mistake, by its line."""
+    refused: Mapping[tuple[str, ...], tuple[Problem, ...]] = field(default_factory=lambda: MappingProxyType({}))
+    """What can't be used, and why: ("policy", NAME), ("schedule", NAME), ("check",), or ("policy",) for all of them."""
+    addresses: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    """Of the host of each schedule that can't be used."""
 
     def policy(self, name: str) -> NamedPolicy:
-        """A policy by its name. Raises SnapTreeError if there is none."""
+        """A policy by its name. Raises PolicyFileError if it has mistakes, SnapTreeError if there is none."""
+        self.require("policy", name)
         return _named(name, self.policies, "policy", "policy show")
 
     def schedule(self, name: str) -> Schedule:
-        """A schedule by its name. Raises SnapTreeError if there is none."""
+        """A schedule by its name. Raises PolicyFileError if it has mistakes, SnapTreeError if there is none."""
+        self.require("schedule", name)
         return _named(name, self.schedules, "schedule", "schedule list")
+
+    def require(self, *place: str) -> None:
+        """Raise PolicyFileError if what stands there has mistakes."""
+        for size in range(len(place), 0, -1):
+            if problems := self.refused.get(place[:size]):
+                raise PolicyFileError(self.where, problems)
 
 
 def _named(name: str, known: Mapping[str, _Named], what: str, lister: str) -> _Named:
@@ -122,20 +153,35 @@ def _named(name: str, known: Mapping[str, _Named], what: str, lister: str) -> _N
     return found
 
 
-def read_policies(text: str, where: str) -> PolicyFile:
-    """Read a file's text; `where` names it in errors. Raises PolicyFileError with every mistake that is in it."""
+def read_policies(text: str, where: str, *, time_problem: Callable[[str], str] = calendar_problem) -> PolicyFile:
+    """Read a file's text; `where` names it in errors. Raises PolicyFileError if it is no TOML.
+
+    `time_problem` says why something is no time for systemd; nothing if it is one.
+    """
     try:
         document = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        at = re.search(r"at line (\d+)", str(error))
-        problem = re.sub(r" \(at .*\)", "", str(error))
-        raise PolicyFileError(where, (Problem(int(at[1]) if at else 0, f"{problem}."),)) from error
-    reader = _Reader(text)
+    except (ValueError, RecursionError) as error:
+        raise PolicyFileError(where, (_no_toml(text, error),)) from error
+    reader = _Reader(text, time_problem)
     policies = reader.policies(document)
-    schedules, thresholds = reader.schedules(document, policies), reader.thresholds(document)
-    if reader.problems:
-        raise PolicyFileError(where, tuple(sorted(reader.problems, key=lambda each: each.line)))
-    return PolicyFile(MappingProxyType(policies), MappingProxyType(schedules), thresholds)
+    return PolicyFile(
+        MappingProxyType(policies),
+        MappingProxyType(reader.schedules(document, policies)),
+        reader.thresholds(document),
+        where,
+        tuple(sorted(reader.problems, key=lambda each: each.line)),
+        MappingProxyType(reader.refused),
+        MappingProxyType(reader.addresses),
+    )
+
+
+def _no_toml(text: str, error: Exception) -> Problem:
+    if isinstance(error, RecursionError):
+        return Problem(0, "Lists stand in each other too deep.")
+    says = str(error)
+    at = re.search(r"at line (\d+)", says)
+    last = len(text.rstrip().split("\n")) if "end of document" in says else 0
+    return Problem(int(at[1]) if at else last, f"{re.sub(r' .at .*', '', says)}.")
 
 
 def parse_size(text: str) -> int:
@@ -192,12 +238,6 @@ def _text(value: Any) -> str:
     return value
 
 
-def _when(value: Any) -> str:
-    if problem := calendar_problem(_text(value)):
-        raise SnapTreeError(problem)
-    return str(value)
-
-
 def _rate(value: Any) -> int:
     rate = parse_size(_text(value))
     if rate < 1:
@@ -247,7 +287,7 @@ _THRESHOLDS: Final[_Readers] = MappingProxyType(
 _SCHEDULE: Final[_Readers] = MappingProxyType(
     {
         **_KEEPS,
-        "when": _when,
+        "when": _text,
         "connect": _text,
         "machines": _texts,
         "take": _one_of(TakeKind),
@@ -268,45 +308,74 @@ _SCOPE: Final = ("names", "tags", "owners", "schedules", "by-hand")
 
 
 class _Reader:
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, time_problem: Callable[[str], str]) -> None:
         self._lines: dict[tuple[str, ...], int] = {}
         for number, place in _places(text):
             for size in range(len(place) + 1):
                 self._lines.setdefault(place[:size], number)  # where it, or what is in it, is first spoken of
+        self._time_problem = time_problem
         self.problems: list[Problem] = []
+        self.refused: dict[tuple[str, ...], tuple[Problem, ...]] = {}
+        self.addresses: dict[str, str] = {}
 
     def policies(self, document: Mapping[str, Any]) -> dict[str, NamedPolicy]:
         for name in document.keys() - {"policy", "schedule", "check"}:
             says = "tables are named [policy.NAME], [schedule.NAME] or [check]."
             self._complain((name,), f"there is no {quoted(name)} here: {says}")
-        return {name: self._named_policy(name, table) for name, table in self._tables(document, "policy", "policies")}
+        tables = self._tables(document, "policy", "policies")
+        found = {name: self._named_policy(name, table) for name, table in tables}
+        return {name: policy for name, policy in found.items() if ("policy", name) not in self.refused}
 
     def thresholds(self, document: Mapping[str, Any]) -> Thresholds:
         table = document.get("check", {})
-        if not isinstance(table, dict):
-            self._complain(("check",), "what is checked stands below [check].")
-            return Thresholds()
-        values = self._values(("check",), table, _THRESHOLDS, "that is checked")
-        return Thresholds(**{key.replace("-", "_"): value for key, value in values})
+        with self._refusing("check"):
+            if not isinstance(table, dict):
+                self._complain(("check",), "what is checked stands below [check].")
+                table = {}
+            values = dict(self._values(("check",), table, _THRESHOLDS, "that is checked"))
+        return Thresholds(**{key.replace("-", "_"): value for key, value in values.items()})
 
     def schedules(self, document: Mapping[str, Any], policies: Mapping[str, NamedPolicy]) -> dict[str, Schedule]:
-        tables = self._tables(document, "schedule", "schedules")
-        found = ((name, self._schedule(name, table, policies)) for name, table in tables)
-        return {name: schedule for name, schedule in found if schedule is not None}
+        found = {}
+        for name, table in self._tables(document, "schedule", "schedules"):
+            with self._refusing("schedule", name):
+                schedule = self._schedule(name, table, policies)
+            if schedule is not None:
+                found[name] = schedule
+                continue
+            # What its policy has wrong is in its way as well, and said once.
+            used = ("policy", str(table["policy"])) if "policy" in table else ()
+            more = self.refused.get(used, self.refused.get(used[:1], ()))
+            self.refused["schedule", name] = (*self.refused.get(("schedule", name), ()), *more)
+            self.addresses[name] = str(table.get("connect", DEFAULT_HOST))
+        return found
+
+    @contextmanager
+    def _refusing(self, *place: str) -> Iterator[None]:
+        """What is complained of meanwhile is in the way of what stands there."""
+        before = len(self.problems)
+        yield
+        if found := self.problems[before:]:
+            self.refused[place] = tuple(found)
 
     def _tables(self, document: Mapping[str, Any], kind: str, every: str) -> list[tuple[str, Mapping[str, Any]]]:
         tables = document.get(kind, {})
-        if not isinstance(tables, dict) or not all(isinstance(table, dict) for table in tables.values()):
-            self._complain((kind,), f"{every} are named [{kind}.NAME].")
-            return []
-        return [*tables.items()]
+        with self._refusing(kind):
+            if not isinstance(tables, dict):
+                self._complain((kind,), f"{every} are named [{kind}.NAME].")
+                return []
+        for name in [name for name, table in tables.items() if not isinstance(table, dict)]:
+            with self._refusing(kind, name):
+                self._complain((kind, name), f"{every} are named [{kind}.NAME].")
+        return [(name, table) for name, table in tables.items() if isinstance(table, dict)]
 
     def _named_policy(self, name: str, table: Mapping[str, Any]) -> NamedPolicy:
-        values = dict(self._values(("policy", name), table, _POLICY, "that a policy says"))
-        scope = Scope(**{key.replace("-", "_"): values[key] for key in _SCOPE if key in values})
-        policy = _policy_of(values, scope)
-        if not policy.lets_go and len(values) == len(table):
-            self._complain(("policy", name), f"the policy {quoted(name)} lets nothing go: say what to keep.")
+        with self._refusing("policy", name):
+            values = dict(self._values(("policy", name), table, _POLICY, "that a policy says"))
+            scope = Scope(**{key.replace("-", "_"): values[key] for key in _SCOPE if key in values})
+            policy = _policy_of(values, scope)
+            if not policy.lets_go and len(values) == len(table):
+                self._complain(("policy", name), f"the policy {quoted(name)} lets nothing go: say what to keep.")
         return NamedPolicy(name, policy, values.get("machines", ()))
 
     def _schedule(self, name: str, table: Mapping[str, Any], policies: Mapping[str, NamedPolicy]) -> Schedule | None:
@@ -317,12 +386,14 @@ class _Reader:
             self._complain(place, problem)
         if "when" not in table:
             self._complain(place, f'the schedule {quoted(name)} does not say when, as in when = "daily".')
+        if "when" in values and (problem := self._time_problem(values["when"])):
+            self._complain((*place, "when"), problem)
         if "name" in values and (problem := names_problem(values["name"], name)):
             self._complain((*place, "name"), problem)
         if len(values) == len(table):
             self._check_what_it_does(place, values)
-        named = self._policy_named(place, values, policies)
-        if len(self.problems) > before:
+        named, is_usable = self._policy_named(place, values, policies)
+        if len(self.problems) > before or not is_usable:
             return None
         policy = _policy_of(values, Scope()) if named is None else named.policy
         said = {key: value for key, value in values.items() if key not in _KEEPS and key != "policy"}
@@ -355,14 +426,18 @@ class _Reader:
 
     def _policy_named(
         self, place: tuple[str, str], values: Mapping[str, Any], policies: Mapping[str, NamedPolicy]
-    ) -> NamedPolicy | None:
-        if "policy" not in values:
-            return None
+    ) -> tuple[NamedPolicy | None, bool]:
+        """The policy that a schedule names, and whether what it says of one can be used."""
+        name = values.get("policy")
+        if name is None:
+            return None, True
+        if ("policy", name) in self.refused or ("policy",) in self.refused:
+            return None, False
         try:
-            return _named(values["policy"], policies, "policy", "policy show")
+            return _named(name, policies, "policy", "policy show"), True
         except SnapTreeError as error:
             self._complain((*place, "policy"), f"{error.summary} {error.hint}")
-            return None
+            return None, False
 
     def _values(
         self, place: tuple[str, ...], table: Mapping[str, Any], readers: _Readers, what: str
@@ -382,7 +457,7 @@ class _Reader:
 
     def _complain(self, place: tuple[str, ...], text: str) -> None:
         line = next((self._lines[place[:size]] for size in range(len(place), 0, -1) if place[:size] in self._lines), 0)
-        self.problems.append(Problem(line, text))
+        self.problems.append(Problem(line, text, place[2] if len(place) > 2 else ""))
 
 
 def _policy_of(values: Mapping[str, Any], scope: Scope) -> Policy:
@@ -406,7 +481,7 @@ def table_begun_by(line: str) -> tuple[str, ...] | None:
 def _places(text: str) -> Iterator[tuple[int, tuple[str, ...]]]:
     """The lines on which tables and their keys begin, as people write them: TOML's parser keeps none."""
     table: tuple[str, ...] = ()
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(text.split("\n"), start=1):
         if begun := table_begun_by(line):
             table = begun
             yield number, table

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
+from difflib import get_close_matches
 from enum import StrEnum
 from fnmatch import fnmatchcase
 from typing import Final
@@ -13,15 +15,13 @@ from snaptree.plans.intention import Capture, Prune, Take
 from snaptree.plans.naming import FIELDS, is_template, template_problem
 from snaptree.plans.plan import Freeze
 from snaptree.plans.policy import Policy
-from snaptree.plans.wording import quoted
+from snaptree.plans.wording import listed, quoted
 
 DEFAULT_HOST: Final = "qemu:///system"
 DEFAULT_NAMES: Final = "{schedule}-{date}-{time}"
 
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,39}", re.ASCII)
 """It stands in names of snapshots, of systemd's units and of files."""
-_CALENDAR: Final = re.compile(r"[A-Za-z0-9 *:,./~+_-]{1,200}", re.ASCII)
-"""What systemd's calendar expressions are written in, time zones included. Source: systemd.time(7)."""
 _WILD: Final = re.compile(r"[*?\[]")
 """What lets a pattern be more than one name."""
 
@@ -126,18 +126,21 @@ def is_named_by(patterns: tuple[str, ...], domain: str) -> bool:
     return not patterns or any(fnmatchcase(domain, pattern) for pattern in patterns)
 
 
+def who_is_missing(patterns: tuple[str, ...], domains: Collection[str]) -> str:
+    """Which of these name no machine, and what they may mean; empty if all name one. One sentence."""
+    missing = [pattern for pattern in patterns if not any(fnmatchcase(domain, pattern) for domain in domains)]
+    if not missing:
+        return ""
+    near = dict.fromkeys(name for pattern in missing for name in get_close_matches(pattern, domains, n=2))
+    hint = f" (did you mean {listed(near, quoted)}?)" if near else ""
+    return f"No virtual machine is named {listed(missing, quoted)}{hint}."
+
+
 def schedule_name_problem(name: str) -> str:
     """Why no schedule can be called so; empty if one can. One sentence."""
     if _NAME.fullmatch(name):
         return ""
     return f"{quoted(name)} names no schedule: use up to 40 letters from a to z, digits, dashes and underscores."
-
-
-def calendar_problem(when: str) -> str:
-    """Why this is no calendar expression, as far as can be known without systemd; empty if it may be one."""
-    if _CALENDAR.fullmatch(when) and when.strip():
-        return ""
-    return f"{quoted(when)} is no time that systemd knows. Write it like daily, hourly or *-*-* 02:00."
 
 
 def names_problem(template: str, schedule: str) -> str:

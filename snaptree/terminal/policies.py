@@ -8,8 +8,10 @@ from typing import Any
 from rich.console import Console
 
 from snaptree import words
+from snaptree.model.errors import SnapTreeError
 from snaptree.plans.policy import ALL, Policy, Scope
-from snaptree.plans.policy_file import NamedPolicy, PolicyFile
+from snaptree.plans.policy_file import NamedPolicy, PolicyFile, told
+from snaptree.terminal.complaint import complain
 from snaptree.terminal.console import plain
 from snaptree.terminal.policy_options import PERIODS
 
@@ -21,6 +23,13 @@ def print_policies(out: Console, file: PolicyFile) -> None:
         out.print(f"{plain(each.name)}  ({machines})", style="bold", soft_wrap=False)
         for sentence in in_words(each.policy):
             out.print(f"  {plain(sentence)}", soft_wrap=False)
+
+
+def warn_of_mistakes(file: PolicyFile) -> None:
+    """Tell of mistakes in a file of which other parts are used."""
+    if file.problems:
+        hint = "The rest is used. 'snaptree policy check' names all that is wrong."
+        complain(SnapTreeError(f"warning: {plain(told(file.where, file.problems))}", hint=hint))
 
 
 def names_in(file: PolicyFile) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, closing
+from contextlib import AbstractContextManager, closing, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -27,9 +27,10 @@ from snaptree.plans.operation import Operation
 from snaptree.plans.plan import Plan
 from snaptree.plans.plan_json import plan_to_json
 from snaptree.plans.planner import make_plan
+from snaptree.plans.policy_file import PolicyFileError
 from snaptree.plans.prune import Pruning, plan_pruning, pruning_of
 from snaptree.plans.prune_many import keeping_groups
-from snaptree.plans.schedule import Notify, Schedule
+from snaptree.plans.schedule import Notify, Schedule, schedule_name_problem
 from snaptree.plans.situation import Situation
 from snaptree.plans.wording import listed
 from snaptree.terminal.changing import situation_for, with_progress
@@ -72,13 +73,17 @@ def run_schedule(schedule: Schedule, connected: Connected, *, as_json: bool, dry
         _tell_the_desktop(schedule, done)
     if as_json:
         print_json(run.document(begun))
-    else:
+    elif run.error is None:  # else that is said already
         run.tell(run.says)
     return run.status
 
 
-def tell_of_failure(schedule: str, error: SnapTreeError) -> None:
-    """Tell the desktop that a schedule could not be begun, or be noted."""
+def tell_of_failure(schedule: str, error: SnapTreeError, *, dry_run: bool) -> None:
+    """Tell the desktop that a schedule could not be begun, or be noted; and note that its file has mistakes."""
+    if isinstance(error, PolicyFileError) and not dry_run and not schedule_name_problem(schedule):
+        begun = begun_now()
+        with suppress(SnapTreeError):
+            note_run(schedule, replace(begun, finished=begun.started, status=STATUS_FAILED, says=str(error)))
     notify(f"The schedule {schedule} failed", str(error), is_urgent=True)
 
 

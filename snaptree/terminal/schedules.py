@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import os
+import re
 from argparse import Namespace
-from pathlib import Path
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import Any
 
 from rich.console import Console
 
 from snaptree import words
-from snaptree.hosts.policies import load_policies, policies_path, policies_text, write_policies
-from snaptree.hosts.schedule_runs import LastRun, last_run
+from snaptree.hosts.connection import Connection
+from snaptree.hosts.policies import load_policies, policies_in, policies_path, policies_text, write_policies
+from snaptree.hosts.reading import list_domains
+from snaptree.hosts.schedule_runs import LastRun, forget, last_run
 from snaptree.hosts.timers import (
     Manager,
     TimerState,
-    check_calendar,
     enable,
+    manager_of,
     next_time,
+    note_place,
+    noted_places,
     remove_units,
     timer_state,
     units_for,
@@ -26,13 +33,17 @@ from snaptree.hosts.timers import (
 from snaptree.model.errors import SnapTreeError
 from snaptree.plans.plan import Freeze
 from snaptree.plans.policy_edit import with_table, without_table
-from snaptree.plans.policy_file import PolicyFile, read_policies
-from snaptree.plans.schedule import DEFAULT_HOST, Schedule, schedule_name_problem
+from snaptree.plans.policy_file import PolicyFile, Problem
+from snaptree.plans.schedule import DEFAULT_HOST, Schedule, schedule_name_problem, who_is_missing
 from snaptree.plans.timer_units import unit_name
 from snaptree.terminal.complaint import complain
 from snaptree.terminal.console import console, iso_time, plain, print_json
+from snaptree.terminal.policies import warn_of_mistakes
 from snaptree.terminal.policy_options import keep_table, size_text
 from snaptree.terminal.table import Column, Cut, add_row, print_table
+
+Connected = Callable[[str], AbstractContextManager[list[Connection]]]
+"""Connects to the host with an address, to look at it."""
 
 _TIMERS = {
     TimerState.ENABLED: "enabled",
@@ -42,32 +53,40 @@ _TIMERS = {
 }
 
 
-def add_schedule(options: Namespace) -> int:
+def add_schedule(options: Namespace, connected: Connected) -> int:
     """Write a schedule into the file, and its timer; of one that is in the file, the timer only. The exit status."""
     path, manager = options.file or policies_path(), _manager(options)
+    text = policies_text(path) or ""
+    before = policies_in(text, path)
     values = _table_of(options)
-    text = _with_schedule(options.name, values, path) if values else policies_text(path) or ""
-    schedule = _known(options.name, read_policies(text, str(path)))
-    check_calendar(schedule.when)
+    text = _with_schedule(options.name, values, text, before) if values else text
+    file = policies_in(text, path)
+    _refuse_what_was_typed(options.name, before, file)
+    schedule = _known(options.name, file)
+    warn_of_mistakes(file)
     units = units_for(schedule, options.file, manager)
+    _look_for_machines(schedule, connected)
     if values:
         write_policies(path, text)
         console().print(f"The schedule {schedule.name} is written to {plain(str(path))}.")
+    is_elsewhere = options.units_in is not None
+    if is_elsewhere:
+        note_place(schedule.name, manager.directory)
     write_units(units, manager)
     console().print(f"Its timer and service are in {plain(str(manager.directory))}.")
-    return _enable(schedule, manager, is_elsewhere=options.units_in is not None)
+    return _enable(schedule, manager, is_elsewhere=is_elsewhere)
 
 
 def list_schedules(options: Namespace, *, as_json: bool) -> int:
     """Print all schedules with their timers and last runs. The exit status."""
-    manager = _manager(options)
     file = load_policies(options.file)
-    found = [(each, timer_state(units_for(each, options.file, manager), manager)) for each in file.schedules.values()]
+    found = [(each, _state(each, options)) for each in file.schedules.values()]
+    warn_of_mistakes(file)
     if as_json:
         print_json([_schedule_json(schedule, state) for schedule, state in found])
     elif found:
         _print_list(console(), found)
-    else:
+    elif not file.problems:
         console().print(f"There are no schedules in {plain(str(options.file or policies_path()))}.")
     for schedule, state in found:
         if state in (TimerState.OUTDATED, TimerState.MISSING):
@@ -87,25 +106,31 @@ _ASTRAY = {
 
 
 def remove_schedule(options: Namespace) -> int:
-    """Take a schedule out of the file, and remove its timer. What it took stays. The exit status."""
-    path = options.file or policies_path()
-    manager = _manager(options)
-    if problem := schedule_name_problem(options.name):
+    """Take a schedule out of the file, and remove its units wherever they are. What it took stays. The exit status."""
+    path, name = options.file or policies_path(), options.name
+    if problem := schedule_name_problem(name):
         raise SnapTreeError(problem)
     text = policies_text(path) or ""
-    is_known = options.name in read_policies(text, str(path)).schedules
-    without = without_table(text, ("schedule", options.name)) if is_known else text
-    had_units = remove_units(options.name, manager)
-    if not is_known and not had_units:
-        raise SnapTreeError(f"There is no schedule “{plain(options.name)}”.", hint="See 'snaptree schedule list'.")
+    file = policies_in(text, path)
+    is_known = name in file.schedules or ("schedule", name) in file.refused
+    without = without_table(text, ("schedule", name)) if is_known else text
+    manager = _manager(options)
+    directories = dict.fromkeys([manager.directory, Manager.ours().directory, *noted_places(name)])
+    removed = [unit for place in directories for unit in remove_units(name, replace(manager, directory=place))]
+    if not is_known and not removed:
+        raise SnapTreeError(f"There is no schedule “{plain(name)}”.", hint="See 'snaptree schedule list'.")
     if is_known:
         write_policies(path, without)
-    console().print(f"The schedule {options.name} is removed. What it took is kept; by hand, it can be pruned as ever.")
+    forget(name)
+    for unit in removed:
+        console().print(f"{plain(str(unit))} is removed.")
+    console().print(f"The schedule {name} is removed. What it took is kept; by hand, it can be pruned as ever.")
     return 0
 
 
 def _known(name: str, file: PolicyFile) -> Schedule:
-    """A schedule of the file, or what to do if there is none."""
+    """A schedule of the file, or what to do if there is none. Raises PolicyFileError if it has mistakes."""
+    file.require("schedule", name)
     if name not in file.schedules:
         raise SnapTreeError(
             f"There is no schedule “{plain(name)}” yet.", hint="Say when it runs (--when daily), and what it does."
@@ -113,17 +138,61 @@ def _known(name: str, file: PolicyFile) -> Schedule:
     return file.schedules[name]
 
 
-def _with_schedule(name: str, values: dict[str, Any], path: Path) -> str:
-    """The text of the file with a new schedule."""
+def _with_schedule(name: str, values: dict[str, Any], text: str, file: PolicyFile) -> str:
+    """The text of a file with a new schedule."""
     if problem := schedule_name_problem(name):
         raise SnapTreeError(problem)
-    text = policies_text(path) or ""
-    if name in read_policies(text, str(path)).schedules:
+    if name in file.schedules or ("schedule", name) in file.refused:
         raise SnapTreeError(
             f"There is a schedule {name} already.",
-            hint=f"Change it in {path} and run 'snaptree schedule add {name}', or remove it first.",
+            hint=f"Change it in {file.where} and run 'snaptree schedule add {name}', or remove it first.",
         )
     return with_table(text, ("schedule", name), values)
+
+
+def _refuse_what_was_typed(name: str, before: PolicyFile, file: PolicyFile) -> None:
+    """Raise SnapTreeError if a new schedule has mistakes: whoever typed it knows of options, and of no lines yet."""
+    typed = [each for each in file.refused.get(("schedule", name), ()) if each not in before.problems]
+    if typed:
+        raise SnapTreeError(
+            f"The schedule {name} is not added: {' '.join(map(_in_options, typed))}",
+            hint="'snaptree schedule add --help' says what can be given.",
+        )
+
+
+_OPTIONS = {"machines": "VM", "name": "--snapshot-name", "keep-forks": "--drop-forks"}
+"""What says something of a schedule on the command line, where that is no option named as in the file."""
+
+
+_SAID = re.compile(r'([a-z-]+) = "([^"]*)"(?: or "([^"]*)")?')
+"""What the file says, as mistakes propose it."""
+
+
+def _in_options(problem: Problem) -> str:
+    """A mistake, in words of the command line instead of the file's."""
+    option = _OPTIONS.get(problem.key, f"--{problem.key}") if problem.key else ""
+    text = _SAID.sub(lambda said: f"--{said[1]} {' or '.join(filter(None, said.groups()[1:]))}", problem.text)
+    text = text.replace(f"“{problem.key}”", option).replace("“take”", "--take")
+    return f"{text[0].upper()}{text[1:]}" if option in text else f"{option}: {text}"
+
+
+def _look_for_machines(schedule: Schedule, connected: Connected) -> None:
+    """Tell which of its machines are not there. Raises SnapTreeError if none is, and the host can be asked."""
+    if not schedule.machines:
+        return
+    try:
+        with connected(schedule.connect) as (connection,):
+            names = [domain.name for domain in list_domains(connection)]
+    except SnapTreeError as error:
+        complain(SnapTreeError(f"warning: whether its machines are there is not known: {error.summary}"))
+        return
+    missing = who_is_missing(schedule.machines, names)
+    if missing and not any(map(schedule.is_for, names)):
+        raise SnapTreeError(
+            f"{missing} So it would do nothing.", hint=f"'snaptree list -c {schedule.connect}' says who is there."
+        )
+    if missing:
+        complain(SnapTreeError(f"warning: {missing}", hint="It runs without, until there is one."))
 
 
 def _table_of(options: Namespace) -> dict[str, Any]:
@@ -143,8 +212,6 @@ def _table_of(options: Namespace) -> dict[str, Any]:
     }
     table = {key: value for key, value in said.items() if value} | keep_table(options)
     hosts = getattr(options, "connect", [])
-    if len(hosts) > 1 or getattr(options, "demo", False) or hasattr(options, "demo_dir"):
-        raise SnapTreeError("A schedule is for one host.", hint="Give its address: --connect URI.")
     if not table and not hosts:
         return {}
     # The timer will not have this terminal's environment.
@@ -152,8 +219,14 @@ def _table_of(options: Namespace) -> dict[str, Any]:
 
 
 def _manager(options: Namespace) -> Manager:
+    """The manager of units, with the directory that was named."""
     ours = Manager.ours()
-    return ours if options.units_in is None else Manager(ours.is_system, options.units_in.absolute())
+    return ours if options.units_in is None else replace(ours, directory=options.units_in.absolute())
+
+
+def _state(schedule: Schedule, options: Namespace) -> TimerState:
+    manager = manager_of(schedule.name) if options.units_in is None else _manager(options)
+    return timer_state(units_for(schedule, options.file, manager), manager)
 
 
 def _enable(schedule: Schedule, manager: Manager, *, is_elsewhere: bool) -> int:

@@ -179,16 +179,16 @@ class PolicyForm(QScrollArea):
     # The user's file
 
     def show_file(self, result: PolicyFile | SnapTreeError) -> None:
-        """Offer the policies of a file, or say what is wrong with it."""
-        if isinstance(result, SnapTreeError):
-            problems = result.problems if isinstance(result, PolicyFileError) else ()
+        """Offer the policies of a file, and say what is wrong with it."""
+        problems = result.problems if isinstance(result, PolicyFile | PolicyFileError) else ()
+        if problems or isinstance(result, SnapTreeError):
             says = "\n".join(["The file of policies has mistakes:", *map(str, problems)]) if problems else str(result)
             self.mistakes.set_text(says)
             self.mistakes.show()
-            return
-        self._file = result
-        for name in result.policies:
-            self.choice.addItem(menu_text(name), name)
+        if isinstance(result, PolicyFile):
+            self._file = result
+            for name in result.policies:
+                self.choice.addItem(menu_text(name), name)
 
     def _chosen(self, index: int) -> None:
         name = self.choice.itemData(index)

@@ -60,15 +60,17 @@ def test_what_is_checked_has_thresholds_of_its_own() -> None:
     assert read_policies(GOOD, "policies.toml").thresholds == Thresholds()
     text = '[check]\nmax-depth = 40\nmax-age = "1y"\ndays-left = 30\nmax-growth = "20 GiB"'
     assert read_policies(text, "policies.toml").thresholds == Thresholds(40, Duration(years=1), 30, 20 << 30)
-    with pytest.raises(PolicyFileError) as raised:
-        read_policies('[check]\nmax-depth = 0\n\nmax-days = "1"\ndays-left = "2"', "policies.toml")
-    assert [str(problem) for problem in raised.value.problems] == [
+    file = read_policies('[check]\nmax-depth = 0\n\nmax-days = "1"\ndays-left = "2"', "policies.toml")
+    assert [str(problem) for problem in file.problems] == [
         "line 2: “max-depth” is a number of layers, 1 or more.",
         "line 4: “max-days” is nothing that is checked. Did you mean “max-age”?",
         "line 5: “days-left” is a number of days, 1 or more.",
     ]
-    with pytest.raises(PolicyFileError, match="below"):
-        read_policies("check = 3", "policies.toml")
+    for text in ("check = 3", "[check]\nmax-depth = 0"):
+        file = read_policies(text, "policies.toml")
+        assert file.thresholds == Thresholds()
+        with pytest.raises(PolicyFileError, match="below" if "3" in text else "line 2"):
+            file.require("check")
 
 
 def test_a_policy_that_is_not_there_is_guessed_at() -> None:
@@ -95,9 +97,9 @@ def test_a_policy_that_is_not_there_is_guessed_at() -> None:
         ("[polices.a]\nkeep-last = 1\n", ["line 1: there is no “polices” here"]),
         ("keep-last = 1\n", ["line 1: there is no “keep-last” here"]),
         ("policy = 3\n", ["line 1: policies are named [policy.NAME]."]),
-        ("[policy]\na = 3\n", ["line 1: policies are named [policy.NAME]."]),
-        ("[policy.a]\nkeep-last = 1\nkeep-last = 2\n", ["line 3: Cannot overwrite a value"]),
-        ("[policy.a]\nkeep-last = \n", ["line 2: Invalid value"]),
+        ("[policy]\na = 3\n", ["line 2: policies are named [policy.NAME]."]),
+        ('[policy.a]\nfree-at-least = "' + "9" * 999 + '"\n', ["line 2: “9999"]),
+        ("# \u2028\r\n[policy.a]\r\nkeep-last = 1\r\nx = 1\r\n", ["line 4: “x”"]),
         (
             "[policy.a]\nkeep-last = 0.5\n[policy.'b']\n  'keep-daily' = []\nx = 1\n",
             ["line 2: “keep-last”", "line 4: “keep-daily”", "line 5: “x”"],
@@ -105,12 +107,36 @@ def test_a_policy_that_is_not_there_is_guessed_at() -> None:
     ],
 )
 def test_every_mistake_is_named_by_its_line(text: str, problems: list[str]) -> None:
-    with pytest.raises(PolicyFileError) as caught:
-        read_policies(text, "policies.toml")
-    found = [str(problem) for problem in caught.value.problems]
+    found = [str(problem) for problem in read_policies(text, "policies.toml").problems]
     assert len(found) == len(problems), found
     assert all(text.startswith(start) for text, start in zip(found, problems, strict=True)), found
-    assert caught.value.summary.startswith(f"policies.toml, {problems[0]}")
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("[policy.a]\nkeep-last = 1\nkeep-last = 2\n", "line 3: Cannot overwrite a value."),
+        ("[policy.a]\nkeep-last = \n", "line 2: Invalid value."),
+        ('[policy.a]\nnames = ["a"\n', "line 2: Unclosed array."),
+        ("x = " + "9" * 9999, "Exceeds the limit"),
+        ("x = " + "[" * 9999, "Lists stand in each other too deep."),
+    ],
+)
+def test_what_is_no_toml_is_refused_by_its_line(text: str, problem: str) -> None:
+    with pytest.raises(PolicyFileError) as caught:
+        read_policies(text, "policies.toml")
+    assert caught.value.summary.startswith(f"policies.toml, {problem}")
+
+
+def test_a_mistake_is_in_the_way_of_nothing_else() -> None:
+    file = read_policies(f"{GOOD}[policy.bad]\nkeep-last = -1\n[polices.x]\n[schedule.b]\na = 1\n", "policies.toml")
+    assert [problem.line for problem in file.problems] == [19, 20, 21, 22]
+    assert list(file.policies) == ["nightly", "by hand"]
+    assert file.policy("nightly").is_for("db-01")
+    with pytest.raises(PolicyFileError, match=r"^policies\.toml, line 19: “keep-last” is a number of snapshots"):
+        file.policy("bad")
+    with pytest.raises(PolicyFileError, match="are named"):
+        read_policies("policy = 3\n", "policies.toml").policy("nightly")
 
 
 @given(st.text(st.sampled_from("[]policy.a-keeplast=1\"'\n #{},x"), max_size=60))

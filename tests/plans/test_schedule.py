@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import tomllib
 from dataclasses import replace
@@ -22,9 +23,9 @@ from snaptree.plans.schedule import (
     Notify,
     Schedule,
     TakeKind,
-    calendar_problem,
     names_problem,
     schedule_name_problem,
+    who_is_missing,
 )
 from snaptree.plans.timer_units import units_of
 
@@ -109,6 +110,7 @@ def test_each_kind_is_taken_as_by_hand(kind: str, capture: Capture, live: bool) 
         ('when = "daily"\ntake = "all"', "line 3: “take” is one of best, disk-only, memory, live, internal."),
         ('when = "daily"\ntake = ["best"]', "line 3: “take” is one of"),
         ('when = "daily\\nUser=x"\ntake = "best"', "line 2: “daily"),
+        ('when = "Fri..Mon"\ntake = "best"', "line 2: “Fri..Mon” is no time that systemd knows."),
         ('when = 2\ntake = "best"', "line 2: “when” is a text."),
         ('when = "daily"\ntakes = "best"', "line 3: “takes” is nothing that a schedule says. Did you mean “take”?"),
         ('when = "daily"\npolicy = "b"\n', "line 3: There is no policy “b”."),
@@ -137,11 +139,13 @@ def test_each_kind_is_taken_as_by_hand(kind: str, capture: Capture, live: bool) 
     ],
 )
 def test_every_mistake_is_named_by_its_line(lines: str, problem: str) -> None:
-    with pytest.raises(PolicyFileError) as caught:
-        read_policies(f"[schedule.a]\n{lines}\n[policy.keep]\nkeep-last = 1\n", "policies.toml")
-    found = [str(problem) for problem in caught.value.problems]
+    file = read_policies(f"[schedule.a]\n{lines}\n[policy.keep]\nkeep-last = 1\n", "policies.toml")
+    found = [str(problem) for problem in file.problems]
     assert len(found) == 1, found
     assert found[0].startswith(problem)
+    with pytest.raises(PolicyFileError, match=re.escape(problem)):
+        file.schedule("a")
+    assert file.policy("keep"), "which has no mistake"
 
 
 @pytest.mark.parametrize("machines", ['machines = ["web", "db"]', 'machines = ["web-*"]', ""])
@@ -154,17 +158,33 @@ def test_machines_are_taken_together_if_the_file_says_so(machines: str) -> None:
 @pytest.mark.parametrize("name", ["", "a b", "a/b", "../a", "-a", "a.b", "a%h", "a\n", "ä", "a" * 41, "a;b", "$x"])
 def test_names_that_could_be_something_else_name_no_schedule(name: str) -> None:
     assert schedule_name_problem(name)
+    file = read_policies(f'[schedule.{_quoted(name)}]\nwhen = "daily"\nkeep-last = 1\n', "policies.toml")
     with pytest.raises(PolicyFileError):
-        read_policies(f'[schedule.{_quoted(name)}]\nwhen = "daily"\nkeep-last = 1\n', "policies.toml")
+        file.schedule(name)
+
+
+def test_what_is_wrong_with_its_policy_is_in_the_way_of_a_schedule_and_said_once() -> None:
+    schedules = '[schedule.a]\nwhen = "daily"\npolicy = "bad"\n[schedule.b]\nwhen = "daily"\nkeep-last = 1\n'
+    file = read_policies(f"{schedules}[policy.bad]\nkeep-last = -1\n", "policies.toml")
+    assert [str(problem) for problem in file.problems] == ['line 8: “keep-last” is a number of snapshots, or "all".']
+    assert list(file.schedules) == ["b"]
+    assert file.addresses == {"a": "qemu:///system"}
+    for wanted in (file.schedule, file.policy):
+        with pytest.raises(PolicyFileError, match=r"^policies\.toml, line 8: “keep-last”"):
+            wanted("a" if wanted == file.schedule else "bad")
+
+
+def test_machines_that_are_not_there_are_guessed_at() -> None:
+    names = ["web-01", "web-02", "db-01"]
+    assert who_is_missing((), names) == ""
+    assert who_is_missing(("web-*", "db-01"), names) == ""
+    said = who_is_missing(("wbe-01", "db-01", "x"), names)
+    assert said.startswith("No virtual machine is named “wbe-01” and “x” (did you mean “web-01”")
+    assert who_is_missing(("x",), []) == "No virtual machine is named “x”."
 
 
 def _quoted(text: str) -> str:
     return with_table("", ("a", "b"), {"c": text}).partition(" = ")[2].strip()
-
-
-def test_what_can_be_no_time_is_refused_without_asking_systemd() -> None:
-    assert not any(map(calendar_problem, ["daily", "Mon..Fri *-*-* 22:30:00", "*-*-1/2 2:00~3", "2:00 Etc/GMT+1"]))
-    assert all(map(calendar_problem, ["", " ", "daily\n", "daily\nUser=x", "%h", "$(reboot)", "a" * 201]))
 
 
 def test_names_of_snapshots_may_be_templates_of_any_field() -> None:
