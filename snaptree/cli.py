@@ -857,7 +857,7 @@ def _check(options: argparse.Namespace) -> int:
     with _connected(options) as connections:
         named = [_find(connections, name) for name in dict.fromkeys(options.vms)]
         places = [(connection, _options_for(connection.uri, options)) for connection in connections]
-        findings, machines = check_hosts(places, named, thresholds, _read)
+        findings, machines = check_hosts(places, named, thresholds, file, _read)
     if _wants_json(options):
         console.print_json(checks.findings_json(findings))
     else:

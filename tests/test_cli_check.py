@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shlex
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import MappingProxyType
@@ -21,6 +22,8 @@ from rich.console import Console
 
 from snaptree.cli import main
 from snaptree.hosts.policies import policies_path
+from snaptree.hosts.schedule_runs import LastRun, note_run
+from snaptree.hosts.timers import Manager
 from snaptree.model.troubles import Kind, Severity
 from snaptree.plans.advice import Advice, Cure
 from snaptree.plans.intention import Capture, Delete, Prune, Recover, Revert, Take
@@ -184,6 +187,53 @@ def test_thresholds_stand_in_the_users_file(machine: Machine, snaptree: Snaptree
     assert found(snaptree, "--max-depth", "3") == {}
     policies_path().write_text("[check]\nmax-depht = 2\n", encoding="utf-8")
     assert snaptree("check")[0] == 1
+
+
+@qemu
+def test_a_schedule_that_nothing_runs_that_fails_or_that_is_overdue_is_told(
+    machine: Machine, host: EmbeddedHost, snaptree: Snaptree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raw = host.make_machine(name="raw-01", disks=("raw",), running=False)
+    text = '[schedule.{name}]\nconnect = "{uri}"\nwhen = "daily"\nmachines = ["{machines}"]\ntake = "internal"\n'
+    here = text.format(name="nightly", uri=host.uri, machines="raw-*")
+    policies_path().parent.mkdir(parents=True, exist_ok=True)
+    policies_path().write_text(here + text.format(name="other", uri="qemu:///system", machines="x"), encoding="utf-8")
+    status, out = snaptree("check")
+    assert status == 4
+    assert f"{host.uri}: warning: The schedule “nightly” has no timer, so nothing runs it.\n" in out
+    assert "other" not in out, "it is another host's"
+    (finding,) = json.loads(snaptree("check", "--json")[1])
+    assert (finding["kind"], finding["domain"], finding["command"]) == ("schedule-not-run", None, None)
+    assert snaptree("check", machine.name) == (0, "Nothing found: 1 machine looked at.\n")
+
+    units = tmp_path / "units"
+    assert main(["schedule", "add", "nightly", "--units-in", str(units)]) == 0
+    assert "systemctl" in found(snaptree)["schedule-not-run"]["remedy"]
+    wants = units / "timers.target.wants"
+    wants.mkdir()
+    (wants / "snaptree-nightly.timer").symlink_to("../snaptree-nightly.timer")
+    assert snaptree("check") == (0, "Nothing found: 2 machines looked at.\n")
+
+    assert main(["run-schedule", "nightly"]) == 3
+    failed = found(snaptree)
+    assert failed.keys() == {"schedule-failed"}
+    assert "0 snapshots taken, 0 deleted; not all done: raw-01." in failed["schedule-failed"]["text"]
+
+    long_ago = time.time() - 4 * 86_400
+    note_run("nightly", LastRun(long_ago, 1, 1.0, long_ago, 0, "All done."))
+    for path in units.rglob("*"):
+        os.utime(path, (long_ago, long_ago), follow_symlinks=False)
+    assert found(snaptree) == {}, "whether systemd was there to run it is not known"
+    monkeypatch.setattr(Manager, "runs_since", long_ago)
+    assert "and was to do so 3 times" in found(snaptree)["schedule-not-run"]["text"]
+
+    policies_path().write_text(here.replace("daily", "hourly").replace("raw-*", raw.name + "x"), encoding="utf-8")
+    both = found(snaptree)
+    assert both.keys() == {"schedule-not-run", "schedule-names"}
+    assert "has other times than the file" in both["schedule-not-run"]["text"]
+    assert f"(did you mean “{raw.name}”?)" in both["schedule-names"]["text"]
+    policies_path().write_text(here.replace("daily", "25:00"), encoding="utf-8")
+    assert "has mistakes, so it does not run: " in found(snaptree)["schedule-not-run"]["text"]
 
 
 # Commands

@@ -1,4 +1,4 @@
-"""What is around the layers of a host's machines: the space that is left there, and layers that nobody refers to."""
+"""What is around the layers of a host's machines: space that is left, layers that nobody refers to, and schedules."""
 
 from __future__ import annotations
 
@@ -12,21 +12,26 @@ import libvirt
 from snaptree.hosts.connection import Connection
 from snaptree.hosts.layers import Images
 from snaptree.hosts.reading import texts_of
+from snaptree.hosts.schedules import read_schedules
 from snaptree.hosts.situation import MAXIMUM_FILES_LOOKED_AT, files_in, free_in
 from snaptree.model.estate import DomainLayers, Image
 from snaptree.plans.check import Space, Stray, Surroundings
+from snaptree.plans.policy_file import PolicyFile
 
 _SETTLED_AFTER = 3_600
 """Seconds: a younger file may be in the making."""
 
 
 def read_surroundings(
-    connection: Connection, machines: Collection[DomainLayers], *, with_strays: bool = True
+    connection: Connection, machines: Collection[DomainLayers], policies: PolicyFile, *, with_strays: bool = True
 ) -> Surroundings:
-    """Look at the directories that these machines write to. Blocking; `machines` are all of the host."""
+    """Look at the directories that these machines write to, and at the host's schedules in the user's file.
+
+    Blocking; `machines` are all of the host.
+    """
     written = {str(Path(chain.active).parent) for each in machines for chain in each.chains if chain.active is not None}
     strays = tuple(_strays(connection, machines)) if with_strays and connection.host.is_local else ()
-    return Surroundings(tuple(_spaces(connection, sorted(written))), strays)
+    return Surroundings(tuple(_spaces(connection, sorted(written))), strays, read_schedules(connection, policies))
 
 
 def _spaces(connection: Connection, directories: Iterable[str]) -> Iterator[Space]:

@@ -12,7 +12,6 @@ import subprocess
 import sys
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from enum import StrEnum
 from pathlib import Path
 
 from platformdirs import user_config_path
@@ -22,25 +21,14 @@ from snaptree.hosts.schedule_runs import state_file
 from snaptree.model.errors import SnapTreeError
 from snaptree.plans.calendar import calendar_problem, no_time
 from snaptree.plans.schedule import Schedule
-from snaptree.plans.timer_units import Units, unit_name, units_of
+from snaptree.plans.timer_units import TimerState, Units, calendar_line, unit_name, units_of
 
 _WANTS = "timers.target.wants"
 _OUR_FILES = ("XDG_CONFIG_HOME", "XDG_STATE_HOME", "XDG_CACHE_HOME")
 """What says where SnapTree's files are: a timer runs without the environment of who wrote it."""
 _PATIENCE = 20
 """Seconds that systemd may take to answer; it takes a hundredth of one."""
-_NEXT = re.compile(r"^\s*(?:\(in UTC\)|Next elapse): (?:\w+ )?(.*) UTC$", re.MULTILINE)
-
-
-class TimerState(StrEnum):
-    """What there is of a schedule's timer."""
-
-    ENABLED = "enabled"
-    WRITTEN = "written"
-    """The units are there, but nothing starts them."""
-    OUTDATED = "outdated"
-    """They do not say what the schedule says."""
-    MISSING = "missing"
+_NEXT = re.compile(r"^\s*(?:\(in UTC\)|Next elapse|Iter\S* #\d+): (?:\w+ )?(.*) UTC$", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +57,16 @@ class Manager:
         return Path("/run/systemd/system").is_dir() and shutil.which("systemctl") is not None
 
     @property
+    def runs_since(self) -> float | None:
+        """Since when it starts units, in seconds since 1970; None where it does not run, or nobody knows."""
+        own = Path(os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.geteuid()}")
+        runtime = Path("/run") if self.is_system else own
+        try:
+            return (runtime / "systemd" / "private").stat().st_mtime if self.is_running else None
+        except OSError:
+            return None
+
+    @property
     def needs_lingering(self) -> bool:
         """Whether it ends when its user logs out."""
         return not self.is_system and not Path("/var/lib/systemd/linger", this_user()).exists()
@@ -82,9 +80,17 @@ def time_problem(when: str) -> str:
 
 def next_time(when: str) -> float | None:
     """When a calendar expression comes next, in seconds since 1970, UTC. None where nobody can say."""
-    said = _analyze(when)
-    found = None if said is None else _NEXT.findall(said.stdout)
-    return dt.datetime.fromisoformat(f"{found[-1]}+00:00").timestamp() if found else None
+    return next(iter(_times_in(_analyze(when))), None)
+
+
+def times_after(when: str, moment: float, count: int) -> tuple[float, ...]:
+    """When a calendar expression comes next after a moment, so many times. None of them where nobody can say."""
+    return tuple(_times_in(_analyze(when, f"--base-time=@{int(moment)}", f"--iterations={count}")))
+
+
+def _times_in(said: subprocess.CompletedProcess[str] | None) -> list[float]:
+    found = [] if said is None else _NEXT.findall(said.stdout)
+    return [dt.datetime.fromisoformat(f"{each}+00:00").timestamp() for each in found]
 
 
 def _analyze(when: str, *options: str) -> subprocess.CompletedProcess[str] | None:
@@ -196,8 +202,36 @@ def timer_state(units: Units, manager: Manager) -> TimerState:
             return TimerState.MISSING
         if written != text:
             return TimerState.OUTDATED
-    is_wanted = (manager.directory / _WANTS / f"{units.name}.timer").is_symlink()
+    return _enabled(units.name, manager)
+
+
+def timer_of(schedule: Schedule, manager: Manager) -> tuple[TimerState, float]:
+    """What there is of a schedule's timer, whichever program it was that wrote it; and since when, 0 if never.
+
+    Programs move, and have other directories: what counts is that there are units, and when they run.
+    """
+    timer, service = _files(schedule.name, manager)
+    try:
+        text, written = timer.read_text(encoding="utf-8"), timer.stat().st_mtime
+    except (OSError, UnicodeDecodeError):
+        return TimerState.MISSING, 0.0
+    if not service.exists():
+        return TimerState.MISSING, 0.0
+    if calendar_line(schedule) not in text.splitlines():
+        return TimerState.OUTDATED, written
+    enabled = [link.lstat().st_mtime for link in _links(timer.stem, manager) if link.is_symlink()]
+    return _enabled(timer.stem, manager), max([written, *enabled])
+
+
+def _enabled(name: str, manager: Manager) -> TimerState:
+    is_wanted = any(link.is_symlink() for link in _links(name, manager))
     return TimerState.ENABLED if is_wanted else TimerState.WRITTEN
+
+
+def _links(name: str, manager: Manager) -> list[Path]:
+    """What enables a timer: units may be elsewhere, systemctl puts it into its own directory."""
+    directories = dict.fromkeys([manager.directory, Manager.ours().directory])
+    return [directory / _WANTS / f"{name}.timer" for directory in directories]
 
 
 def _tell(manager: Manager, *words: str) -> None:

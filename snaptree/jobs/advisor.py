@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from contextlib import suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from snaptree.model.errors import SnapTreeError
@@ -30,20 +30,24 @@ class Advisor:
         `machines` are all of the host by UUID. `is_settled`: all were read, and nothing is being changed, so that a
         layer which nobody refers to is nobody's.
         """
+        from snaptree.hosts.connection import is_embedded
         from snaptree.hosts.policies import load_policies
         from snaptree.hosts.surroundings import read_surroundings
         from snaptree.plans.check import check_host
-        from snaptree.plans.thresholds import Thresholds
+        from snaptree.plans.policy_file import PolicyFile
 
-        thresholds = Thresholds()
-        with suppress(SnapTreeError):  # what is wrong with the file is said where policies are used
-            thresholds = load_policies().thresholds
+        policies, unusable = PolicyFile(), ""
+        try:
+            policies = load_policies()
+        except SnapTreeError as error:
+            unusable = "" if is_embedded(connection.uri) else error.summary  # a demo has no schedules
+        thresholds = policies.thresholds
         now = int(time.time())
         checked = [self._check(seen, thresholds, now) for seen in machines.values()]
         self._known = {uuid: known for uuid, known in self._known.items() if uuid in machines}
         layers = [seen.layers for seen in machines.values()]
-        around = read_surroundings(connection, layers, with_strays=is_settled)
-        return check_host(checked, around, thresholds, now)
+        around = read_surroundings(connection, layers, policies, with_strays=is_settled)
+        return check_host(checked, replace(around, unusable_file=unusable), thresholds, now)
 
     def _check(self, seen: Observed, thresholds: Thresholds, now: int) -> Checked:
         from snaptree.hosts.layers import is_analysed

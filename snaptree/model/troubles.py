@@ -54,6 +54,10 @@ class Kind(StrEnum):
     FAST_GROWTH = "fast-growth"
     LOW_SPACE = "low-space"
     ORPHAN = "orphan"
+    SCHEDULE_FAILED = "schedule-failed"
+    SCHEDULE_NOT_RUN = "schedule-not-run"
+    SCHEDULE_NAMES = "schedule-names"
+    POLICY_FILE = "policy-file"
 
 
 @dataclass(frozen=True, slots=True)

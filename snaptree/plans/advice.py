@@ -84,6 +84,10 @@ WHY: Final[Mapping[Kind, str]] = MappingProxyType(
         Kind.FAST_GROWTH: "What a guest overwrites is kept as long as a snapshot holds it.",
         Kind.LOW_SPACE: "A guest whose image can't grow is paused, and so is every other one there.",
         Kind.ORPHAN: "It takes room that no figure of a machine counts.",
+        Kind.SCHEDULE_FAILED: "What it was to take or to prune then, it did not, or not all of it.",
+        Kind.SCHEDULE_NOT_RUN: "What it is to take is not taken, and what it is to prune stays.",
+        Kind.SCHEDULE_NAMES: "Nothing is taken of a machine that is named otherwise.",
+        Kind.POLICY_FILE: "None of its policies can be used, and none of its schedules runs.",
     }
 )
 REMEDIES: Final[Mapping[Kind, str]] = MappingProxyType(

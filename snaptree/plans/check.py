@@ -37,6 +37,7 @@ from snaptree.plans.planner import make_plan
 from snaptree.plans.policy import Period, Policy, Scope, decide, local_zone
 from snaptree.plans.prune import depth_of, pruning_of
 from snaptree.plans.rules_depth import MOST_LAYERS_TO_START, NESTING_SINCE, NESTING_UNTIL
+from snaptree.plans.schedule_check import BrokenSchedule, SeenSchedule, check_broken, check_schedule
 from snaptree.plans.situation import Situation, glance
 from snaptree.plans.thresholds import Thresholds
 from snaptree.plans.wording import files_named, listed, plain, quoted, snapshots_named, version
@@ -78,6 +79,10 @@ class Surroundings:
 
     spaces: tuple[Space, ...] = ()
     strays: tuple[Stray, ...] = ()
+    schedules: tuple[SeenSchedule | BrokenSchedule, ...] = ()
+    """Those of the user's that are for this host."""
+    unusable_file: str = ""
+    """Why the user's file of policies can't be used at all, as a sentence; empty if it can."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +126,7 @@ def check_host(machines: Iterable[Checked], surroundings: Surroundings, threshol
     shared = [
         *(advice for space in surroundings.spaces for advice in _space(space, every, thresholds, now)),
         *_strays(surroundings.strays),
+        *_schedules(surroundings, now),
     ]
     by_machine = {uuid: worst_first(advice) for uuid, advice in found.items()}
     return HostAdvice(worst_first(shared), MappingProxyType(by_machine))
@@ -435,3 +441,14 @@ def _strays(strays: Iterable[Stray]) -> Iterator[Advice]:
         text = f"Nothing on this host refers to the image {plain(stray.path)}, which takes {size(stray.bytes)}."
         remedy = "Another host may need it, or a person. SnapTree does not delete what it can't prove to be unneeded."
         yield Advice(Kind.ORPHAN, Severity.NOTE, text, WHY[Kind.ORPHAN], remedy)
+
+
+def _schedules(surroundings: Surroundings, now: int) -> Iterator[Advice]:
+    if surroundings.unusable_file:
+        text = f"The file of policies can't be used: {plain(surroundings.unusable_file)}"
+        yield advice_on(Trouble(Severity.WARNING, text, Kind.POLICY_FILE), remedy="Mend the file.")
+    for schedule in surroundings.schedules:
+        if isinstance(schedule, BrokenSchedule):
+            yield check_broken(schedule)
+        else:
+            yield from check_schedule(schedule, now)

@@ -131,7 +131,8 @@ def who_is_missing(patterns: tuple[str, ...], domains: Collection[str]) -> str:
     missing = [pattern for pattern in patterns if not any(fnmatchcase(domain, pattern) for domain in domains)]
     if not missing:
         return ""
-    near = dict.fromkeys(name for pattern in missing for name in get_close_matches(pattern, domains, n=2))
+    others = [domain for domain in domains if not is_named_by(patterns, domain)]
+    near = dict.fromkeys(name for pattern in missing for name in get_close_matches(pattern, others, n=1))
     hint = f" (did you mean {listed(near, quoted)}?)" if near else ""
     return f"No virtual machine is named {listed(missing, quoted)}{hint}."
 

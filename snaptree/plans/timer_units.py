@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -32,6 +33,17 @@ RestrictSUIDSGID=yes
 SystemCallArchitectures=native
 """
 """What SnapTree never needs. Images may lie in homes, in /tmp and on block devices: these stay as they are."""
+
+
+class TimerState(StrEnum):
+    """What there is of a schedule's timer."""
+
+    ENABLED = "enabled"
+    WRITTEN = "written"
+    """The units are there, but nothing starts them."""
+    OUTDATED = "outdated"
+    """They do not say what the schedule says."""
+    MISSING = "missing"
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +105,11 @@ KillMode=process
 {sandbox}"""
 
 
+def calendar_line(schedule: Schedule) -> str:
+    """The line of a timer that says when it runs a schedule."""
+    return f"OnCalendar={schedule.when}"
+
+
 def _timer(schedule: Schedule) -> str:
     return f"""\
 # Written by 'snaptree schedule add {schedule.name}', which writes it anew.
@@ -100,7 +117,7 @@ def _timer(schedule: Schedule) -> str:
 Description=When SnapTree's schedule {schedule.name} runs
 
 [Timer]
-OnCalendar={schedule.when}
+{calendar_line(schedule)}
 # What was missed while the computer was off is caught up on.
 Persistent=true
 RandomizedDelaySec={_DELAY}

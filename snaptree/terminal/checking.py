@@ -14,6 +14,7 @@ from snaptree.model.merging import ALONE, Elsewhere
 from snaptree.model.troubles import worst_first
 from snaptree.plans.advice import Observed, advice_on_failure
 from snaptree.plans.check import Surroundings, check_host, check_machine, side_by_side
+from snaptree.plans.policy_file import PolicyFile
 from snaptree.plans.thresholds import Thresholds
 from snaptree.terminal.checks import Finding, findings_on
 
@@ -25,6 +26,7 @@ def check_hosts(
     places: Sequence[tuple[Connection, tuple[str, ...]]],
     named: Sequence[tuple[Connection, str]],
     thresholds: Thresholds,
+    policies: PolicyFile,
     read: Read,
 ) -> tuple[tuple[Finding, ...], int]:
     """Findings of the machines named by UUID, or of all and what they share; and how many were looked at.
@@ -39,7 +41,7 @@ def check_hosts(
             continue
         domains = [domain for domain in list_domains(connection) if not uuids or domain.uuid in uuids]
         machines += len(domains)
-        findings += _check_host(connection, where, domains, thresholds, read, is_all=not uuids)
+        findings += _check_host(connection, where, domains, thresholds, policies, read, is_all=not uuids)
     return worst_first(findings), machines
 
 
@@ -48,6 +50,7 @@ def _check_host(
     where: tuple[str, ...],
     domains: Sequence[Domain],
     thresholds: Thresholds,
+    policies: PolicyFile,
     read: Read,
     *,
     is_all: bool,
@@ -65,7 +68,8 @@ def _check_host(
     if is_all:
         observed = side_by_side(observed)
         is_settled = len(observed) == len(domains) and not any(each.unfinished for each in observed)
-        around = read_surroundings(connection, [each.layers for each in observed], with_strays=is_settled)
+        layers = [each.layers for each in observed]
+        around = read_surroundings(connection, layers, policies, with_strays=is_settled)
     now = int(time.time())
     advice = check_host([check_machine(each, thresholds, now) for each in observed], around, thresholds, now)
     findings += findings_on(connection.uri, "", advice.host, where)

@@ -19,7 +19,6 @@ from snaptree.hosts.reading import list_domains
 from snaptree.hosts.schedule_runs import LastRun, forget, last_run
 from snaptree.hosts.timers import (
     Manager,
-    TimerState,
     enable,
     manager_of,
     next_time,
@@ -35,7 +34,7 @@ from snaptree.plans.plan import Freeze
 from snaptree.plans.policy_edit import with_table, without_table
 from snaptree.plans.policy_file import PolicyFile, Problem
 from snaptree.plans.schedule import DEFAULT_HOST, Schedule, schedule_name_problem, who_is_missing
-from snaptree.plans.timer_units import unit_name
+from snaptree.plans.timer_units import TimerState, unit_name
 from snaptree.terminal.complaint import complain
 from snaptree.terminal.console import console, iso_time, plain, print_json
 from snaptree.terminal.policies import warn_of_mistakes

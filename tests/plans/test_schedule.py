@@ -179,7 +179,7 @@ def test_machines_that_are_not_there_are_guessed_at() -> None:
     assert who_is_missing((), names) == ""
     assert who_is_missing(("web-*", "db-01"), names) == ""
     said = who_is_missing(("wbe-01", "db-01", "x"), names)
-    assert said.startswith("No virtual machine is named “wbe-01” and “x” (did you mean “web-01”")
+    assert said == "No virtual machine is named “wbe-01” and “x” (did you mean “web-01”?)."
     assert who_is_missing(("x",), []) == "No virtual machine is named “x”."
 
 

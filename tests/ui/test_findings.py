@@ -57,6 +57,23 @@ def notice(driver: Driver) -> FindingNotice:
 
 
 @pytest.mark.qemu
+def test_a_schedule_that_nothing_runs_is_told_beside_its_host(open_window: OpenWindow, host: EmbeddedHost) -> None:
+    host.make_machine(running=False)
+    policies_path().parent.mkdir(parents=True, exist_ok=True)
+    text = f'[schedule.nightly]\nconnect = "{host.uri}"\nwhen = "daily"\ntake = "best"\n'
+    policies_path().write_text(text, encoding="utf-8")
+    driver = open_window(host.uri)
+    driver.until(lambda: host.uri in driver.session.estate and driver.session.estate[host.uri].findings)
+    (finding,) = driver.session.estate[host.uri].findings
+    assert finding.text == "The schedule “nightly” has no timer, so nothing runs it."
+    hosts = driver.window.estate_view.list
+    hosts.setCurrentIndex(hosts.model().index(0, 0))
+    driver.until(lambda: driver.window.inspector.findings.isVisible())
+    (notice,) = driver.window.inspector.findings.notices
+    assert notice.text.text() == finding.text
+
+
+@pytest.mark.qemu
 def test_a_deep_chain_is_told_and_made_shorter_by_two_clicks(
     open_window: OpenWindow, host: EmbeddedHost, machine: Machine
 ) -> None:
