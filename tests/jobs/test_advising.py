@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from contextlib import closing
 from typing import Any
 
 import pytest
 
 from snaptree.hosts import layers
+from snaptree.hosts.connection import Connection
+from snaptree.hosts.policies import policies_path
 from snaptree.jobs import host_backend
+from snaptree.jobs.advisor import Advisor
+from snaptree.model.troubles import Kind
 from snaptree.plans.advice import HostAdvice
 from tests.jobs.conftest import Listener
 from tests.kit.machines import EmbeddedHost, remove
@@ -48,3 +53,18 @@ def test_a_tree_is_not_checked_with_the_costs_of_another(
     finally:
         goes_on.set()
     listener.until(lambda: machine.uuid in heard[-1].machines)
+
+
+def test_a_file_that_cant_be_used_is_told_of_every_host_but_a_demo(host: EmbeddedHost) -> None:
+    policies_path().parent.mkdir(parents=True, exist_ok=True)
+    policies_path().write_text("[policy.a]\nkeep-last\n", encoding="utf-8")
+
+    def kinds(uri: str) -> list[Kind]:
+        with closing(Connection(uri)) as connection:
+            connection.open()
+            return [each.kind for each in Advisor().advise(connection, {}, is_settled=True).host]
+
+    assert kinds("test:///default") == [Kind.POLICY_FILE]
+    assert kinds(host.uri) == []
+    policies_path().unlink()
+    assert kinds("test:///default") == []
