@@ -18,7 +18,7 @@ from snaptree.cli import main
 from snaptree.hosts.journal import Journal, journal_path
 from snaptree.hosts.notifying import notify
 from snaptree.hosts.schedule_runs import last_run
-from snaptree.hosts.timers import Manager, next_time, time_problem, timer_state, units_for, write_units
+from snaptree.hosts.timers import Manager, next_time, time_problem, timer_state, times_after, units_for, write_units
 from snaptree.model.errors import SnapTreeError
 from snaptree.plans.intention import Describe, Take
 from snaptree.plans.schedule import Schedule, TakeKind
@@ -592,6 +592,17 @@ def test_systemd_is_asked_what_a_time_means() -> None:
     moment = next_time("2099-01-01 00:00 Europe/Berlin")
     assert moment == 4070905200
     assert next_time("2001-01-01") is None
+    assert times_after("daily UTC", 86_400, 3) == (172_800, 259_200, 345_600)
+    assert times_after("1970-01-03 UTC", 86_400, 3) == (172_800,)
+
+
+def test_where_systemd_is_not_times_are_judged_all_the_same(monkeypatch: pytest.MonkeyPatch, run: Run) -> None:
+    monkeypatch.setenv("PATH", "")
+    assert time_problem("Mon..Fri *-*-* 22:30") == ""
+    status, _, err = run("schedule", "add", "a", "--when", "Fri..Mon", "--take", "best")
+    assert status == 1
+    assert "--when: “Fri..Mon” is no time that systemd knows" in err
+    assert times_after("daily", 0, 3) == ()
 
 
 # The desktop
