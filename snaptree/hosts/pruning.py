@@ -30,8 +30,8 @@ def begin_in_hours(
 
     Raises OutOfHoursError if they are not now.
     """
-    if not are_now(between):
-        raise OutOfHoursError(f"It is not between {between}.", hint="Nothing was done.")
+    if between is not None and not are_now(between):
+        raise OutOfHoursError(f"It is not {between.in_words}.", hint="Nothing was done.")
     return begin_run(connection, plan, cancelled=lambda: cancelled() or not are_now(between), **options)
 
 

@@ -29,6 +29,8 @@ class GroupPlan:
     name: str
     """Of the snapshots that are taken or reverted to."""
     members: tuple[Plan, ...]
+    when: str = ""
+    """When it is done, in sentences; empty for at once."""
 
     @property
     def machines(self) -> str:

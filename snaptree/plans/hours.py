@@ -35,5 +35,28 @@ class Hours:
             return self.begin <= time < self.end
         return time >= self.begin or time < self.end
 
+    @property
+    def in_words(self) -> str:
+        """`between 22:00 and 06:00`."""
+        return f"between {self.begin:%H:%M} and {self.end:%H:%M}"
+
+    def foretold(self, moment: dt.datetime, *, waits: bool, machines: int = 1) -> str:
+        """What these hours mean for work that somebody is about to agree to at a moment, on local clocks.
+
+        `waits`: who does it waits for them. Else nothing is begun at another time.
+        """
+        if not waits and not self.allow(moment):
+            return f"It is not {self.in_words} now: nothing is begun, and nothing waits for that time."
+        begins = "Begins now" if self.allow(moment) else f"Waits until {self.begin:%H:%M}"
+        others = ""
+        if machines > 1:
+            others = " Machines whose turn has not come by then " + (
+                "wait for the next day." if waits else "are not begun."
+            )
+        return (
+            f"{begins}, and stops at {self.end:%H:%M}: what has not gone by then stays, and a merge that is cut short"
+            f" can be finished.{others}"
+        )
+
     def __str__(self) -> str:
         return f"{self.begin:%H:%M}-{self.end:%H:%M}"

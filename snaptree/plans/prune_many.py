@@ -92,9 +92,9 @@ def _of_kept_groups(situation: Situation, pruning: Pruning) -> dict[str, str]:
     return {name: because_of_group(group) for name, group in groups.items() if group}
 
 
-def in_turn(plans: Iterable[Plan]) -> PlansInTurn:
-    """Show these plans as one."""
-    return PlansInTurn(Action.PRUNE, "", tuple(plans))
+def in_turn(plans: Iterable[Plan], *, when: str = "") -> PlansInTurn:
+    """Show these plans as one, with what is to be said of when they are run."""
+    return PlansInTurn(Action.PRUNE, "", tuple(plans), when)
 
 
 def unreadable(host_uri: str, uuid: str, domain: str, error: SnapTreeError) -> Plan:

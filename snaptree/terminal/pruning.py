@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from rich.console import Console
 from snaptree import words
 from snaptree.hosts.connection import Connection
 from snaptree.hosts.journal import Journal, journal_path
-from snaptree.hosts.pruning import begin_in_hours
+from snaptree.hosts.pruning import are_now, begin_in_hours
 from snaptree.model.errors import CancelledError, SnapTreeError
 from snaptree.model.tree import SnapshotTree
 from snaptree.plans.hours import Hours
@@ -136,22 +137,26 @@ def prune_machines(
     # What libvirt merges itself can be neither slowed down nor stopped.
     found = _planned(machines, Prune(policy, by_own_jobs=limit is not None or between is not None, limit=limit))
     out = console()
+    willing = [machine for machine in found if machine.plan.steps]
+    hours = None if between is None else _hours(between, len(willing))
     if not as_json:
         for machine in found:
             _show(out, machine, by_hand)
         if len(found) > 1:
             _show_totals(out, found)
-    willing = [machine for machine in found if machine.plan.steps]
+        if hours is not None and willing:
+            out.print(hours["says"], soft_wrap=False)
     for machine in found:
         for refusal in machine.plan.refusals:
             kind = "refused" if machine.planned is not None else "not begun"
             complain(SnapTreeError(f"{machine.name}: {kind}: {refusal.reason}", hint=refusal.remedy))
-    is_agreed = not dry_run and bool(willing) and (yes or agreed())
+    # Where nothing would be begun anyway, there is nothing to ask.
+    is_agreed = not dry_run and bool(willing) and (yes or not are_now(between) or agreed())
     if is_agreed:
         for machine in willing:
             _run(machine, limit, between)
     if as_json:
-        documents = [machine.document() for machine in found]
+        documents = [machine.document() | {"hours": hours} for machine in found]
         print_json(documents[0] if is_one else documents)
     elif is_agreed:
         _show_outcome(out, found)
@@ -159,6 +164,20 @@ def prune_machines(
     if reasons - {"refused"}:
         return 1
     return 3 if reasons or (bool(willing) and not dry_run and not is_agreed) else 0
+
+
+def _hours(between: Hours, machines: int) -> dict[str, Any]:
+    """What the hours mean for so many machines, for documents and for people."""
+    now = dt.datetime.now().astimezone()
+    says = between.foretold(now, waits=False, machines=machines)
+    if not between.allow(now):
+        says += " A schedule is run at times of its own: snaptree schedule add."
+    return {
+        "from": f"{between.begin:%H:%M}",
+        "to": f"{between.end:%H:%M}",
+        "are_now": between.allow(now),
+        "says": says,
+    }
 
 
 def _planned(machines: Sequence[tuple[Connection, str, str]], intention: Prune) -> list[_Machine]:

@@ -125,6 +125,8 @@ class PlanView(QScrollArea):
             for warning in sorted(plan.warnings, key=lambda each: not each.says_finality):
                 layout.addWidget(_finding("warning", warning, page))
         if parts:
+            if isinstance(plan, GroupPlan) and plan.when:
+                layout.addWidget(Notice("info", plan.when, "", page))
             for part in parts:
                 of = "" if part is plan else f" to {in_sentence(part.domain)}"
                 layout.addWidget(SectionTitle(f"What will happen{of}", page))

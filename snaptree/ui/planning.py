@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import datetime as dt
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 from snaptree.plans.intention import Revert, Take
 
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
     from snaptree.ui.estate import HostEntry
 
 _Answer = TypeVar("_Answer")
+
+WITHOUT_WINDOW: Final = "A schedule prunes without a window: snaptree schedule add."
+STAYS_OPEN: Final = f"The window has to stay open for that. {WITHOUT_WINDOW}"
+"""What is said wherever something is to wait for its hours."""
 
 
 class PlanMaker(Protocol):
@@ -151,7 +156,7 @@ class PrunePlanner:
                 from snaptree.plans.prune_many import in_turn  # with all rules
 
                 self._planned, unread = result
-                self._plans = in_turn([*(each.plan for each in self._planned), *unread])
+                self._plans = in_turn([*(each.plan for each in self._planned), *unread], when=self._when())
                 on_ready(self._plans)
             else:
                 on_ready(result)
@@ -161,6 +166,14 @@ class PrunePlanner:
     def refused(self) -> tuple[Plan, ...]:
         """The plans by which nothing goes, once there are any, each with the reason."""
         return () if self._plans is None else self._plans.left_out
+
+    def _when(self) -> str:
+        """What the hours mean, as of now."""
+        if self._between is None:
+            return ""
+        number = sum(1 for each in self._planned if each.plan.steps)
+        foretold = self._between.foretold(dt.datetime.now().astimezone(), waits=True, machines=number)
+        return f"{foretold} {STAYS_OPEN}"
 
     def forget(self) -> None:
         """Drop the answer if it is still to come."""

@@ -34,7 +34,7 @@ from snaptree.plans.wording import plain
 from snaptree.ui.estate_model import natural
 from snaptree.ui.labels import ElidedLabel, PlainLabel
 from snaptree.ui.plan_dialog import PlanDialog
-from snaptree.ui.planning import PrunePlanner
+from snaptree.ui.planning import STAYS_OPEN, PrunePlanner
 from snaptree.ui.policy_form import BY_ANYBODY, PolicyForm
 from snaptree.ui.prune_machines import Outcome, PruneMachines
 from snaptree.ui.prune_view import BY_HAND, PruneView
@@ -159,6 +159,7 @@ class PruneDialog(QDialog):
         layout.addWidget(self.short)
         layout.addWidget(self.remarks)
         layout.addLayout(last)
+        layout.addWidget(self.stays_open)
         room = self.screen().availableSize()
         self.resize(min(1120, room.width() - _FRAME), min(700, room.height() - _FRAME))
 
@@ -172,9 +173,7 @@ class PruneDialog(QDialog):
         self.limit.valueChanged.connect(self._show_costs)
         self.limit.setToolTip(tooltip("How much is copied per second at most. It can be changed while it runs."))
         self.between = QCheckBox("&Only between", self)
-        self.between.setToolTip(
-            tooltip("Wait for these hours of the day, and stop when they are over. The window has to stay open.")
-        )
+        self.between.setToolTip(tooltip("Wait for these hours of the day, and stop when they are over."))
         self.begin, self.end = QTimeEdit(QTime(22, 0), self), QTimeEdit(QTime(6, 0), self)
         for edit, name in ((self.begin, "From"), (self.end, "To")):
             edit.setDisplayFormat("HH:mm")
@@ -183,6 +182,9 @@ class PruneDialog(QDialog):
             edit.timeChanged.connect(self._offer)
             self.between.toggled.connect(edit.setEnabled)
         self.between.toggled.connect(self._offer)
+        self.stays_open = PlainLabel(STAYS_OPEN, self, dim=True)
+        self.stays_open.hide()
+        self.between.toggled.connect(self.stays_open.setVisible)
         return [self.limit, self.between, self.begin, PlainLabel("and", self), self.end]
 
     def done(self, result: int) -> None:

@@ -33,3 +33,25 @@ def test_hours(text: str, allowed: tuple[str, ...], not_allowed: tuple[str, ...]
 def test_what_is_no_hours(text: str) -> None:
     with pytest.raises(SnapTreeError, match="no hours of the day"):
         Hours.parse(text)
+
+
+@pytest.mark.parametrize(
+    ("time", "waits", "machines", "expected"),
+    [
+        ("21:59", True, 1, "Waits until 22:00, and stops at 06:00: what has not gone by then stays,"),
+        ("23:00", True, 1, "Begins now, and stops at 06:00: what has not gone by then stays,"),
+        ("23:00", False, 2, "Machines whose turn has not come by then are not begun."),
+        ("12:00", True, 2, "Machines whose turn has not come by then wait for the next day."),
+        (
+            "12:00",
+            False,
+            2,
+            "It is not between 22:00 and 06:00 now: nothing is begun, and nothing waits for that time.",
+        ),
+    ],
+)
+def test_what_hours_mean_is_told_beforehand(time: str, waits: bool, machines: int, expected: str) -> None:
+    moment = dt.datetime.fromisoformat(f"2026-11-26T{time}:00")
+    foretold = Hours.parse("22:00-06:00").foretold(moment, waits=waits, machines=machines)
+    assert expected in foretold
+    assert ("Machines" in foretold) == (machines > 1 and "It is not" not in foretold)

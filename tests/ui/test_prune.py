@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from PySide6.QtCore import QPoint, Qt
+from PySide6.QtCore import QPoint, Qt, QTime
 from PySide6.QtTest import QTest
 from PySide6.QtWidgets import QLabel
 
@@ -126,9 +126,18 @@ def test_what_is_seen_goes_on_all_machines_that_are_ticked(
         "d": "kept: last",
     }
     assert "In all, 5 of 8 snapshots" in dialog.sums.text()
+    assert dialog.stays_open.isHidden()
+    now = QTime.currentTime()
+    dialog.begin.setTime(now.addSecs(-3600))
+    dialog.end.setTime(now.addSecs(9 * 3600))
+    dialog.between.click()
+    assert "snaptree schedule add" in dialog.stays_open.text()
+    assert dialog.stays_open.isVisible()
     preview = previewed(driver, dialog)
     assert preview.windowTitle() == "Prune 2 machines"
     said = said_in(preview)
+    assert f"Begins now, and stops at {dialog.end.time().toString('HH:mm')}:" in said
+    assert "Machines whose turn has not come by then wait for the next day. The window has to stay open" in said
     assert "to prune-1" in said
     assert "to prune-2" in said
     preview.accept()
