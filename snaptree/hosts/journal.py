@@ -176,7 +176,6 @@ class Journal:
         another SnapTree changes the machine, or an operation on it was interrupted that this one does not recover.
         """
         started = time.time()
-        who = this_user()
         with self._writing() as database:
             for row in database.execute(
                 f"{_SELECT} WHERE {_OPEN} AND o.host = ? AND o.domain_uuid = ?", (plan.host_uri, plan.domain_uuid)
@@ -192,27 +191,50 @@ class Journal:
                         hint="Refresh, and look at the machine.",
                     )
                 undoes = recovered["undoes"]
-            cursor = database.execute(
-                "INSERT INTO operations (host, domain_uuid, domain, action, plan, state, started, undoes, who,"
-                " owner_pid, owner_started) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                (
-                    plan.host_uri,
-                    plan.domain_uuid,
-                    plan.domain,
-                    plan.action.value,
-                    json.dumps(plan_to_record(plan)),
-                    OperationState.RUNNING.value,
-                    started,
-                    undoes,
-                    who,
-                    *this_process(),
-                ),
-            )
-            number = cursor.lastrowid
-            assert number is not None
+            number = self._insert(database, plan, OperationState.RUNNING, started, undoes)
             database.execute("UPDATE operations SET settled_by = ? WHERE id = ?", (number, plan.recovers))
             _take_over(database, number, plan)
-        return Operation(id=number, plan=plan, state=OperationState.RUNNING, started=started, who=who)
+        return Operation(id=number, plan=plan, state=OperationState.RUNNING, started=started, who=this_user())
+
+    def given_up(self, operation: Operation) -> None:
+        """Record what waited, was agreed to, and never began: `operation.error` says why."""
+        error = operation.error
+        assert error is not None
+        with self._writing() as database:
+            number = self._insert(database, operation.plan, operation.state, operation.started)
+            database.execute(
+                "UPDATE operations SET finished = ?, error_summary = ?, error_hint = ? WHERE id = ?",
+                (operation.finished, error.summary, error.hint, number),
+            )
+
+    def _insert(
+        self,
+        database: sqlite3.Connection,
+        plan: Plan,
+        state: OperationState,
+        started: float,
+        undoes: int | None = None,
+    ) -> int:
+        """Write a new operation, and return its number."""
+        cursor = database.execute(
+            "INSERT INTO operations (host, domain_uuid, domain, action, plan, state, started, undoes, who,"
+            " owner_pid, owner_started) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                plan.host_uri,
+                plan.domain_uuid,
+                plan.domain,
+                plan.action.value,
+                json.dumps(plan_to_record(plan)),
+                state.value,
+                started,
+                undoes,
+                this_user(),
+                *this_process(),
+            ),
+        )
+        number = cursor.lastrowid
+        assert number is not None
+        return number
 
     def step_begins(self, operation: int, number: int, *, was_active: bool) -> None:
         """Record that a step is about to act, and whether QEMU runs for the machine then."""

@@ -279,6 +279,8 @@ class HostBackend(QObject):
         """What drives the operations that are not over."""
         self._for_later: dict[int, _Waiting] = {}
         """Operations that are queued when their hours have come."""
+        self._given_up: list[Operation] = []
+        """What waited when it was told to end, and is not in the journal yet."""
         self._paused: dict[str, tuple[Operation, ...]] = {}  # the change thread's own: by UUID, what stands still
         self._journal_numbers: dict[int, int] = {}
         self._being_undone: set[int] = set()
@@ -387,6 +389,7 @@ class HostBackend(QObject):
         """Stop everything and disconnect; returns at once. Nothing is told any more but that it is closed."""
         if self._is_closed:
             return
+        self._withdraw_what_waits()
         if self._status.phase is not Phase.CLOSED:
             self._set_status(Phase.CLOSED)
             self._garbage.release()
@@ -407,6 +410,14 @@ class HostBackend(QObject):
         """After `close`: block until all threads have ended, or so many seconds. Returns whether they have."""
         deadline = time.monotonic() + seconds
         return all(worker.join(max(0.0, deadline - time.monotonic())) for worker in self._workers)
+
+    def record_given_up(self) -> None:
+        """After `close`: write into the journal what waited and was never begun. Blocks for a moment."""
+        given_up, self._given_up = self._given_up, []
+        if self._journal is not None:
+            for operation in given_up:
+                with suppress(SnapTreeError):  # nobody is left who could be told
+                    self._journal.given_up(operation)
 
     def _connect(self) -> None:
         was_connected = self._status.phase is Phase.LOST
@@ -1157,6 +1168,29 @@ class HostBackend(QObject):
                 operation = self._operations[number]
                 self._over(replace(operation, state=OperationState.CANCELLED, finished=time.time()))
 
+    def give_up_what_waits(self) -> None:
+        """Cancel what waits for its hours, as the program is about to end. What waits for its turn is left to that."""
+        for number, waiting in [*self._for_later.items()]:
+            del self._for_later[number]
+            given_up = self._never_begun(number, f"for its hours, {waiting.between.in_words}")
+            self._given_up.append(given_up)
+            self._over(given_up)
+
+    def _withdraw_what_waits(self) -> None:
+        """As it is closed: what has not begun by now never will."""
+        for number, waiting in self._for_later.items():
+            self._given_up.append(self._never_begun(number, f"for its hours, {waiting.between.in_words}"))
+        jobs = {change.job for change in self._changes.values() if change.job is not None}
+        withdrawn = {job for job in jobs if self._changer.withdraw(job)}
+        for number, change in self._changes.items():
+            if change.job in withdrawn and self._operations[number].state is OperationState.QUEUED:
+                self._given_up.append(self._never_begun(number, "for the work before it"))
+
+    def _never_begun(self, number: int, waited_for: str) -> Operation:
+        why = CancelledError(f"Given up while it waited {waited_for}: SnapTree was closed.", hint="Nothing was done.")
+        operation = replace(self._operations[number], remark="", is_for_later=False)
+        return replace(operation, state=OperationState.CANCELLED, finished=time.time(), error=why)
+
     def limit(self, operation_id: int, bytes_per_second: int | None) -> None:
         """Let a running operation copy so much at most, or as much as it can. Merges of our own heed it at once."""
         change = self._changes.get(operation_id)
@@ -1234,7 +1268,7 @@ class HostBackend(QObject):
 
     def _wait(self, operation: Operation, waiting: _Waiting) -> None:
         self._for_later[operation.id] = waiting
-        remark = f"Waits until {waiting.between.begin:%H:%M}"
+        remark = f"Waits until {waiting.between.begin:%H:%M}, and stops at {waiting.between.end:%H:%M}"
         self._tell_operation(replace(operation, remark=remark, is_for_later=True))
         self._hours_timer.start()
 

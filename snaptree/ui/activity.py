@@ -286,7 +286,19 @@ class Activity(QWidget):
 
     @property
     def running(self) -> list[Operation]:
-        """Work of this program's that is not over."""
+        """Work of this program's that is not over, but for what is `waiting`."""
+        return [each for each in self._not_over() if not each.is_for_later]
+
+    @property
+    def waiting(self) -> list[Operation]:
+        """Work of this program's whose hours are still to come."""
+        return [each for each in self._not_over() if each.is_for_later]
+
+    def work_on(self, uri: str) -> list[Operation]:
+        """Work of this program's on a host that is not over."""
+        return [each for each in self._not_over() if self.host_of(each) == uri]
+
+    def _not_over(self) -> list[Operation]:
         return [each for each in self.operations if not each.state.is_over and each.id not in self._elsewhere]
 
     def is_earlier(self, operation: Operation) -> bool:

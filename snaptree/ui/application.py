@@ -35,6 +35,7 @@ from snaptree import __version__
 from snaptree.model.errors import CancelledError, SnapTreeError
 from snaptree.plans.plan import Finding
 from snaptree.ui import icons
+from snaptree.ui.activity import title_of
 from snaptree.ui.error_dialog import show_error
 from snaptree.ui.estate import Estate
 from snaptree.ui.main_window import MainWindow
@@ -169,6 +170,7 @@ class Session(QObject):
         self._journal_opened.connect(self._open_host)
         self.window.host_wanted.connect(self._add_host)
         self.window.host_removed.connect(self._remove_host)
+        application.commitDataRequest.connect(self.window.closing.session_ends)
         if self._demo is not None:
             self._demo.prepared.connect(self._open_demo)
             self._demo.went_on.connect(self._demo_went_on)
@@ -188,6 +190,7 @@ class Session(QObject):
         deadline = monotonic() + _CLOSES_WITHIN_SECONDS
         for host in self.estate:
             host.backend.wait_until_closed(max(0.0, deadline - monotonic()))
+            host.backend.record_given_up()
         for journal in self._journals.values():
             journal.close()
         if self._demo is not None:
@@ -343,7 +346,7 @@ def _errors_are_shown(window: MainWindow) -> Iterator[None]:
 
     def show(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         if issubclass(kind, KeyboardInterrupt):
-            window.close()
+            window.end()
             return
         _log.error("Unexpected error", exc_info=(kind, error, trace))
         if shown:
@@ -374,15 +377,23 @@ def _errors_are_shown(window: MainWindow) -> Iterator[None]:
 
 @contextmanager
 def _signals_close(session: Session) -> Iterator[None]:
-    """Ctrl+C, SIGTERM and SIGHUP close the window; the second time without waiting for work in progress."""
+    """Ctrl+C, SIGTERM and SIGHUP close the window; the second time without waiting for work in progress.
+
+    Nothing is asked then, nor when the desktop's session ends: who would see it?
+    """
     asked: list[int] = []
 
     def close(number: int, _frame: FrameType | None) -> None:
         if asked:
-            QApplication.quit()
+            QApplication.exit()  # quit() would ask the window, which waits
         asked.append(number)
         # Not at once: a signal may come while the window is being painted, which must not lose it meanwhile.
-        QTimer.singleShot(0, session.window, session.window.close)
+        QTimer.singleShot(0, session.window, end)
+
+    def end() -> None:
+        if not session.window.end():
+            work = "; ".join(title_of(operation.plan) for operation in session.window.activity.running)
+            sys.stderr.write(f"snaptree: Closes as soon as this is done: {work}. Once more stops it where it can.\n")
 
     before = {number: signal.signal(number, close) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     # Python handles signals only when it runs: wake it up now and then.

@@ -234,6 +234,11 @@ class Estate(QObject):
         for entry in self:
             entry.backend.close()
 
+    def give_up_what_waits(self) -> None:
+        """Cancel what waits for its hours: the program is about to end."""
+        for entry in self:
+            entry.backend.give_up_what_waits()
+
     def machine(self, machine_id: MachineId | None) -> Machine | None:
         """What is known of one machine; None if it is not there (any more)."""
         if machine_id is None or machine_id.uri not in self._hosts:

@@ -11,6 +11,7 @@ from PySide6.QtGui import QAction, QActionGroup, QContextMenuEvent, QKeySequence
 from PySide6.QtWidgets import QApplication, QMainWindow, QMenu, QMessageBox, QSplitter, QToolBar, QWidget
 
 from snaptree import __version__
+from snaptree.model.errors import SnapTreeError
 from snaptree.model.figures import unknown
 from snaptree.plans.intention import Describe
 from snaptree.plans.operation import last_undoable
@@ -19,15 +20,17 @@ from snaptree.ui.actions import Actions
 from snaptree.ui.activity import Activity, title_of
 from snaptree.ui.availability import Selection
 from snaptree.ui.changed_settings import selected_moments
+from snaptree.ui.closing import Closing
 from snaptree.ui.commands import Commands
 from snaptree.ui.connect_dialog import ConnectDialog
 from snaptree.ui.credentials_dialog import CredentialsDialog
+from snaptree.ui.error_dialog import show_error
 from snaptree.ui.estate_model import EstateModel, host_title
 from snaptree.ui.estate_view import EstateView
 from snaptree.ui.inspector import MEANT_WIDTH, Inspector
 from snaptree.ui.machine import MachineId
 from snaptree.ui.settings import HostRequest, SafetySnapshot, Settings, ThemeChoice
-from snaptree.ui.text import window_title
+from snaptree.ui.text import in_sentence, window_title
 from snaptree.ui.thumbnails import ThumbnailLibrary
 from snaptree.ui.tree_page import TreePage
 
@@ -39,7 +42,6 @@ if TYPE_CHECKING:
 
     from snaptree.jobs.host_backend import CredentialsRequest
     from snaptree.plans.advice import Cure
-    from snaptree.plans.operation import Operation
     from snaptree.plans.plan import Finding
     from snaptree.ui.changed_settings import Moments
     from snaptree.ui.estate import Estate, HostEntry
@@ -82,7 +84,6 @@ class MainWindow(QMainWindow):
         self._under_way = ""
         """What changed the machine when the actions were last offered."""
         self._was_painted = False
-        self._closes_when_done = False
         self._is_narrow = False
         self._shows_inspector_when_wide = False
         self.setWindowTitle("SnapTree")
@@ -94,6 +95,7 @@ class MainWindow(QMainWindow):
         self.inspector = Inspector(self.actions_, self, self.thumbnails)
         self.activity = Activity(self)
         self.commands = Commands(estate, settings, self.activity, self)
+        self.closing = Closing(estate, self.activity, self.commands, self)
         self._is_showing = False
         self._gather = QTimer(self, singleShot=True, interval=_GATHER_MS)
         self._gather.timeout.connect(self._show_news)
@@ -254,7 +256,6 @@ class MainWindow(QMainWindow):
         self.inspector.changed.opened.connect(self.commands.compare)
         self.activity.began.connect(partial(actions.activity.setChecked, True))
         self.activity.changed.connect(self._offer_anew)
-        self.activity.changed.connect(self._close_if_done)
         estate = self._estate
         estate.hosts_changed.connect(self._hosts_changed)
         estate.host_changed.connect(self._host_changed)
@@ -531,8 +532,14 @@ class MainWindow(QMainWindow):
 
     def _remove_host(self) -> None:
         host = self._host()
-        if host is not None:
-            self.host_removed.emit(host.uri)
+        if host is None:
+            return
+        if work := self.activity.work_on(host.uri):
+            title = in_sentence(host_title(host))
+            hint = "Wait for it or cancel it, which is done below. Then remove the host."
+            show_error(SnapTreeError(f"On {title} there is still work: {title_of(work[0].plan)}.", hint=hint), self)
+            return
+        self.host_removed.emit(host.uri)
 
     def _retry(self) -> None:
         host = self._host()
@@ -666,35 +673,14 @@ class MainWindow(QMainWindow):
             inspector.setChecked(True)
 
     def closeEvent(self, event: QCloseEvent) -> None:
-        """Remember the window's shape; with work going on, ask first."""
-        if running := self.activity.running:
+        """Remember the window's shape; with work going on, or waiting, ask first."""
+        if not self.closing.may_close():
             event.ignore()
-            self._ask_about_work(running)
             return
         self._save_shape()
         super().closeEvent(event)
 
-    def _ask_about_work(self, running: list[Operation]) -> None:
-        """Never leave work half done without a word."""
-        if self._closes_when_done:
-            return
-        box = QMessageBox(self)
-        box.setAttribute(Qt.WidgetAttribute.WA_DeleteOnClose)
-        box.setWindowTitle("Work is going on")
-        box.setIcon(QMessageBox.Icon.Question)
-        box.setTextFormat(Qt.TextFormat.PlainText)
-        box.setText("Work is still going on:\n" + "\n".join(title_of(operation.plan) for operation in running[:5]))
-        box.setInformativeText("The window can close by itself as soon as that is done.")
-        box.addButton("&Close When Done", QMessageBox.ButtonRole.AcceptRole).clicked.connect(self._close_when_done)
-        box.addButton("&Keep Open", QMessageBox.ButtonRole.RejectRole)
-        box.open()
-
-    def _close_when_done(self) -> None:
-        self._closes_when_done = True
-        for operation in [each for each in self.activity.operations if not each.state.is_over]:
-            self.commands.pause(self.activity.host_of(operation), operation, pauses=False)
-        self._close_if_done()
-
-    def _close_if_done(self) -> None:
-        if self._closes_when_done and not self.activity.running:
-            self.close()
+    def end(self) -> bool:
+        """Close without a question, as soon as no work is going on. Returns whether that was at once."""
+        self.closing.told_to_end()
+        return self.close()

@@ -157,7 +157,7 @@ def test_a_prune_waits_for_its_hours_and_no_more_goes_then_than_was_agreed_to(
     waiting = now_of(listener, operation)
     assert waiting.state is OperationState.QUEUED
     assert waiting.is_for_later
-    assert waiting.remark == f"Waits until {later().begin:%H:%M}"
+    assert waiting.remark == f"Waits until {later().begin:%H:%M}, and stops at {later().end:%H:%M}"
     machine.virsh_take_disk_only("d")
     before = machine.contents()
 
@@ -182,3 +182,25 @@ def test_hours_that_are_over_before_its_turn_come_again(
     listener.backend.cancel(operation.id)
     assert now_of(listener, operation).state is OperationState.CANCELLED
     assert list(machine.tree().snapshots) == ["a", "b"]
+
+
+def test_what_was_never_begun_when_it_ends_is_in_the_journal_with_the_reason(
+    listener: Listener, host: EmbeddedHost, journal: Journal
+) -> None:
+    machines = [make_machine(host, "a", "b") for _ in range(3)]
+    listener.open()
+    first, second, third = planned(listener, last(1), *machines)
+    listener.backend.prune(third, between=later())
+    listener.backend.prune(first)
+    listener.backend.prune(second)
+    listener.backend.close()
+    assert listener.backend.wait_until_closed(60)
+    listener.backend.record_given_up()
+    found = {uuid: journal.recent(domain_uuid=uuid) for uuid in (machines[1].uuid, machines[2].uuid)}
+    waited = [str(each.error) for operations in found.values() for each in operations]
+    assert waited == [
+        "Given up while it waited for the work before it: SnapTree was closed. Nothing was done.",
+        f"Given up while it waited for its hours, {later().in_words}: SnapTree was closed. Nothing was done.",
+    ]
+    assert list(machines[1].tree().snapshots) == ["a", "b"]
+    assert not journal.unfinished(domain_uuid=machines[1].uuid)
