@@ -328,6 +328,8 @@ def test_a_plan_says_what_counts_and_says_it_once() -> None:
     (sentence,) = printed(10_000, lambda out: print_plan(out, replace(plan, steps=())), is_terminal=False)
     assert sentence == f"Note: {plan.warnings[0].reason}"
     assert printed(80, lambda out: print_plan(out, replace(plan, warnings=())))[-1] == "This can't be undone."
+    subtree = replace(plan, snapshots=("s1", "s2", "s3"))
+    assert printed(60, lambda out: print_plan(out, subtree))[0] == "3 snapshots go: s1, s2, s3"
 
 
 def test_what_is_wrong_is_wrapped_between_words() -> None:

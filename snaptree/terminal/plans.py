@@ -48,7 +48,10 @@ def print_plan(out: Console, plan: Plan | GroupPlan) -> None:
 
 
 def _what_happens(plan: Plan) -> list[tuple[str, str]]:
-    lines = [(f"{number} {text}", "") for number, text in steps_in_words(plan.steps)]
+    lines = []
+    if plan.action is Action.DELETE and len(plan.snapshots) > 1:  # a prune has told of each
+        lines.append((f"{words.count(len(plan.snapshots), 'snapshot')} go: {', '.join(plan.snapshots)}", ""))
+    lines += [(f"{number} {text}", "") for number, text in steps_in_words(plan.steps)]
     if plan.settings:
         lines.append(("Settings that change back:", ""))
         lines += [(f"  {words.setting(change)}", "") for change in plan.settings]

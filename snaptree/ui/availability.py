@@ -89,6 +89,11 @@ def why_no_prune(selection: Selection) -> Finding | None:
     )
 
 
+def why_no_cure(machine: Machine | None, under_way: str) -> Finding | None:
+    """Why nothing that cures a finding is planned for its machine now. Whether it can be at all was tried before."""
+    return _not_connected(machine) or _changes_already(Selection(machine, under_way=under_way))
+
+
 def _why_never(machine: Machine | None) -> Finding | None:
     """What forbids every change of a host."""
     if machine is not None and machine.host.host is not None and machine.host.host.read_only:

@@ -9,14 +9,15 @@ from PySide6.QtWidgets import QPushButton, QVBoxLayout, QWidget
 
 from snaptree.model.troubles import Severity
 from snaptree.ui.plan_view import Notice
-from snaptree.ui.text import in_sentence
+from snaptree.ui.text import in_sentence, tooltip
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from PySide6.QtGui import QColor
 
-    from snaptree.plans.advice import Advice
+    from snaptree.plans.advice import Advice, Cure
+    from snaptree.plans.plan import Finding
     from snaptree.ui.theme import Colours
 
 SIGNS: Final = {Severity.ERROR: "error", Severity.WARNING: "warning", Severity.NOTE: "info"}
@@ -52,11 +53,19 @@ class FindingNotice(Notice):
         if advice.cure is not None:
             of = "" if advice.cure.uuid == about else f" for {in_sentence(advice.cure.domain)}".replace("&", "&&")
             self.button = QPushButton(f"Show Plan{of}…", self)
-            self.button.setAccessibleDescription(advice.text)
             self.button.setAutoDefault(False)
             self.button.clicked.connect(self.pressed)
             self.texts.addSpacing(2)
             self.texts.addWidget(self.button, 0, Qt.AlignmentFlag.AlignLeft)
+        self.offer(None)
+
+    def offer(self, reason: Finding | None) -> None:
+        """Let its plan be asked for, unless there is a reason against that now: the button says it then."""
+        if self.button is not None:
+            self.button.setEnabled(reason is None)
+            why = "" if reason is None else f"{reason.reason} {reason.remedy}".strip()
+            self.button.setToolTip(tooltip(why))
+            self.button.setAccessibleDescription(f"{self.text.text()} {why}".strip())
 
 
 class Findings(QWidget):
@@ -98,6 +107,12 @@ class Findings(QWidget):
         self.more.setText(f"Show {len(findings) - _SHOWN} More")
         self.more.setVisible(len(findings) > _SHOWN)
         self.setVisible(bool(findings))
+
+    def offer(self, why_not: Callable[[Cure], Finding | None]) -> None:
+        """Offer the plans that nothing speaks against at present."""
+        for notice in self.notices:
+            if notice.cure is not None:
+                notice.offer(why_not(notice.cure))
 
     def _show_all(self) -> None:
         self.more.hide()

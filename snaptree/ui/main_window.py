@@ -18,7 +18,7 @@ from snaptree.plans.operation import last_undoable
 from snaptree.ui import icons
 from snaptree.ui.actions import Actions
 from snaptree.ui.activity import Activity, title_of
-from snaptree.ui.availability import Selection
+from snaptree.ui.availability import Selection, why_no_cure
 from snaptree.ui.changed_settings import selected_moments
 from snaptree.ui.closing import Closing
 from snaptree.ui.commands import Commands
@@ -338,7 +338,11 @@ class MainWindow(QMainWindow):
         self.actions_.offer(selection)
         if selection.machine is not None:
             self.inspector.show_selection(selection)
-            return
+        else:
+            self._show_host()
+        self._offer_cures()
+
+    def _show_host(self) -> None:
         host = self._host()
         rows = [row for row in self.model.rows if host is not None and row.entry.uri == host.uri]
         disk = rows[0].total if rows else unknown("not read yet")
@@ -398,6 +402,17 @@ class MainWindow(QMainWindow):
         if self.selection().under_way != self._under_way:
             self._selection_changed()
         self._offer_undo()
+        self._offer_cures()
+
+    def _offer_cures(self) -> None:
+        """Those of a host's findings are for machines that are not shown."""
+        host = self._host()
+        if host is not None:
+            self.inspector.findings.offer(partial(self._why_no_cure, host.uri))
+
+    def _why_no_cure(self, uri: str, cure: Cure) -> Finding | None:
+        machine = self._estate.machine(MachineId(uri, cure.uuid))
+        return self.actions_.held or why_no_cure(machine, self.activity.under_way(uri, cure.uuid))
 
     def _offer_undo(self) -> None:
         machine = self.machine

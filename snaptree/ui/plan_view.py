@@ -11,6 +11,7 @@ from PySide6.QtWidgets import (
     QHBoxLayout,
     QLabel,
     QProgressBar,
+    QPushButton,
     QScrollArea,
     QVBoxLayout,
     QWidget,
@@ -20,7 +21,7 @@ from snaptree import words
 from snaptree.model.errors import SnapTreeError
 from snaptree.model.figures import Confidence, Figure
 from snaptree.plans.group import GroupPlan
-from snaptree.plans.plan import Plan
+from snaptree.plans.plan import Action, Plan
 from snaptree.plans.plan_words import steps_in_words
 from snaptree.plans.totals import totals_of
 from snaptree.ui import icons
@@ -29,10 +30,14 @@ from snaptree.ui.text import in_sentence, tooltip
 from snaptree.ui.theme import colours_of
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from snaptree.plans.plan import Finding
     from snaptree.plans.totals import Totals
 
 _SETTINGS_SHOWN = 50
+_NAMES_SHOWN = 8
+"""Of many; more are shown by a click."""
 
 
 class Notice(QFrame):
@@ -70,6 +75,30 @@ class Notice(QFrame):
         colours = colours_of(self.palette())
         colour = {"error": colours.error, "warning": colours.warning}.get(self._sign, colours.accent)
         self._picture.setPixmap(icons.pixmap(self._sign, colour, icons.SIZE, self.devicePixelRatioF()))
+
+
+class FoldedNames(QWidget):
+    """Names below each other; of many the first, and the others by a click."""
+
+    def __init__(self, names: Sequence[str], parent: QWidget | None = None) -> None:
+        super().__init__(parent)
+        self._names = [in_sentence(name) for name in names]
+        is_folded = len(self._names) > _NAMES_SHOWN + 1
+        self.label = PlainLabel("\n".join(self._names[:_NAMES_SHOWN] if is_folded else self._names), self)
+        self.more = QPushButton(f"Show All {len(self._names):,}", self)
+        self.more.setFlat(True)
+        self.more.setAutoDefault(False)
+        self.more.setVisible(is_folded)
+        self.more.clicked.connect(self._unfold)
+        layout = QVBoxLayout(self)
+        layout.setContentsMargins(0, 0, 0, 0)
+        layout.setSpacing(4)
+        layout.addWidget(self.label)
+        layout.addWidget(self.more, 0, Qt.AlignmentFlag.AlignLeft)
+
+    def _unfold(self) -> None:
+        self.more.hide()
+        self.label.set_text("\n".join(self._names))
 
 
 class PlanView(QScrollArea):
@@ -129,6 +158,11 @@ class PlanView(QScrollArea):
                 layout.addWidget(Notice("info", plan.when, "", page))
             for part in parts:
                 of = "" if part is plan else f" to {in_sentence(part.domain)}"
+                if part.action is Action.PRUNE or (part.action is Action.DELETE and len(part.snapshots) > 1):
+                    which = words.count(len(part.snapshots), "snapshot")
+                    on = "" if part is plan else f" of {in_sentence(part.domain)}"
+                    layout.addWidget(SectionTitle(f"What goes{on}: {which}", page))
+                    layout.addWidget(FoldedNames(part.snapshots, page))
                 layout.addWidget(SectionTitle(f"What will happen{of}", page))
                 for warning in () if part is plan else part.warnings:
                     layout.addWidget(_finding("warning", warning, page))

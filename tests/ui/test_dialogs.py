@@ -22,6 +22,7 @@ from snaptree.ui.connect_dialog import ConnectDialog, address_problem
 from snaptree.ui.credentials_dialog import CredentialsDialog
 from snaptree.ui.error_dialog import show_error
 from snaptree.ui.plan_dialog import Alternatives, Choice, PlanDialog
+from snaptree.ui.plan_view import FoldedNames, PlanView
 from snaptree.ui.planning import Planner
 from snaptree.ui.settings import HostRequest
 from tests.ui.values import HOSTILE_NAMES, MIB, URI
@@ -286,3 +287,20 @@ def test_errors_are_plain_text(parent: QWidget) -> None:
     assert isinstance(box, QMessageBox)
     assert not box.isModal() or box.windowModality() is Qt.WindowModality.WindowModal
     box.close()
+
+
+def test_a_plan_names_all_that_goes_and_many_by_a_click(qtbot: QtBot) -> None:
+    names = tuple(f"auto-{number}" for number in range(30))
+    plan = replace(DELETE, snapshots=names)
+    view = PlanView()
+    qtbot.addWidget(view)
+    view.show_plan(plan)
+    assert "What goes: 30 snapshots" in [label.text() for label in view.findChildren(QLabel)]
+    (folded,) = view.findChildren(FoldedNames)
+    assert folded.label.text().split("\n") == list(names[:8])
+    assert folded.more.text() == "Show All 30"
+    folded.more.click()
+    assert folded.label.text().split("\n") == list(names)
+    assert folded.more.isHidden()
+    view.show_plan(DELETE)
+    assert not view.findChildren(FoldedNames), "the heading names it"

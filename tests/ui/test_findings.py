@@ -85,11 +85,20 @@ def test_a_deep_chain_is_told_and_made_shorter_by_two_clicks(
     assert "5 layers" in found.text.text()
     assert kinds(driver) == [Kind.DEEP_CHAIN]
     assert found.button is not None
+    token = object()
+    driver.window.activity.planning(token, "Revert it", host.uri, machine.uuid)
+    assert not found.button.isEnabled(), "what is planned now would be out of date"
+    assert "This is still to be done: Revert it." in found.button.toolTip()
+    driver.window.activity.planned(token)
+    assert found.button.isEnabled()
+    assert not found.button.toolTip()
     found.button.setFocus()
     QTest.keyClick(found.button, Qt.Key.Key_Space)
     dialog = driver.plan_dialog()
     assert machine.name in dialog.windowTitle()
     assert any("can't go back to" in label.text() for label in dialog.view.findChildren(QLabel))
+    said = [label.text() for label in dialog.view.findChildren(QLabel)]
+    assert said[said.index("What goes: 2 snapshots") + 1] == "a\nb"
     assert machine.contents() == before, "it was only shown"
     dialog.run_button.click()
     assert driver.last_operation().plan.action is Action.PRUNE
