@@ -335,6 +335,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     recover.add_argument("vm", metavar="VM", nargs="?")
     recover.add_argument("--leave", action="store_true", help="do nothing more about it, and say what that leaves")
+    remove_demo = command(
+        "remove-demo", "end the machines of a demo estate that was kept, and remove it", _remove_demo, changes=True
+    )
+    remove_demo.add_argument("directory", metavar="DIR", type=Path, help="what --demo-dir was given")
     return parser
 
 
@@ -1128,6 +1132,27 @@ def _change_machine(
     if not _wants_json(options):
         plans.print_result(console.console(), operation)
     return 0
+
+
+def _remove_demo(options: argparse.Namespace) -> int:
+    """Nothing is connected to: where libvirt does not know the machines any more, they are ended all the same."""
+    from snaptree.demo import kept_estate, remove_kept
+    from snaptree.terminal import console
+    from snaptree.terminal.changing import agreed
+
+    path = kept_estate(options.directory)
+    out = console.console()
+    if not _wants_json(options):
+        says = f"Ends the machines of the demo estate in {path}, and removes their disks and snapshots."
+        out.print(console.plain(f"{says} This can't be undone."), soft_wrap=False)
+    is_agreed = not options.dry_run and (options.yes or agreed())
+    left = remove_kept(path) if is_agreed else ()
+    if _wants_json(options):
+        console.print_json({"directory": str(path), "removed": is_agreed, "left": list(left)})
+    elif is_agreed:
+        others = f" {path} stays: there is more in it, such as '{left[0]}'." if left else ""
+        out.print(console.plain(f"Removed.{others}"), soft_wrap=False)
+    return 0 if is_agreed or options.dry_run else EXIT_REFUSED
 
 
 # The window

@@ -348,11 +348,16 @@ def test_only_one_process_has_a_kept_estate(kept: Kept, places: Path) -> None:
     assert owner.stdout is not None
     assert owner.stdout.readline().startswith("uri")
     second = snaptree("--demo-dir", str(kept.directory), "list", places=places)
+    removal = snaptree("remove-demo", str(kept.directory), "-y", places=places)
     owner.communicate()
-    assert second.returncode == 1
-    assert second.stderr == (
-        f"snaptree: The demo estate in {kept.directory} is open in another SnapTree (pid {owner.pid}). "
-        "Close that one first, or choose another directory.\n"
+    assert (second.returncode, removal.returncode) == (1, 1)
+    assert (
+        second.stderr
+        == removal.stderr
+        == (
+            f"snaptree: The demo estate in {kept.directory} is open in another SnapTree (pid {owner.pid}). "
+            "Close that one first, or choose another directory.\n"
+        )
     )
     third = snaptree("--demo-dir", str(kept.directory), "list", places=places)
     assert third.returncode == 0, third.stderr
@@ -369,15 +374,18 @@ def test_any_path_will_do(places: Path) -> None:
     listed = snaptree("--demo-dir", str(directory), "list", "--json", places=places)
     assert listed.returncode == 0, listed.stderr
     assert all(name in listed.stdout for name in RUNNING | OFF)
-    removed = run(
-        "import sys, pathlib, snaptree.demo as demo\n"
-        "estate = demo.DemoEstate.prepare(pathlib.Path(sys.argv[1])); estate.build(); estate.remove()",
-        directory,
-        places=places,
-    )
+    (directory / "notes.txt").write_text("mine")
+    machines = qemu_processes(directory)
+    only_said = snaptree("remove-demo", str(directory), places=places)
+    assert only_said.returncode == 3, "nobody agreed"
+    assert "This can't be undone." in only_said.stdout
+    assert machines
+    assert qemu_processes(directory) == machines
+    removed = snaptree("remove-demo", str(directory), "-y", "--json", places=places)
     assert removed.returncode == 0, removed.stderr
+    assert json.loads(removed.stdout) == {"directory": str(directory), "removed": True, "left": ["notes.txt"]}
     assert not qemu_processes(places)
-    assert not list(places.iterdir())
+    assert [entry.name for entry in directory.iterdir()] == ["notes.txt"], "what is not the estate's stays"
 
 
 def test_a_directory_with_something_else_in_it_is_refused_and_left_alone(places: Path) -> None:
@@ -388,6 +396,9 @@ def test_a_directory_with_something_else_in_it_is_refused_and_left_alone(places:
         f"snaptree: {places} is not empty and not a demo estate: it holds 'thesis.txt'. "
         "Choose a directory that is empty or does not exist yet.\n"
     )
+    no_demo = snaptree("remove-demo", str(places), "-y", places=places)
+    assert no_demo.returncode == 1
+    assert f"{places} is no demo estate of SnapTree's" in no_demo.stderr
     assert [entry.name for entry in places.iterdir()] == ["thesis.txt"]
 
 

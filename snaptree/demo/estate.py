@@ -197,6 +197,34 @@ def clean_up_leftovers() -> None:
                 os.close(lock)
 
 
+def kept_estate(directory: Path) -> Path:
+    """The path of an estate that is kept in a directory. Raises SnapTreeError if there is none."""
+    path = directory.expanduser().resolve()
+    if _state(path) is None:
+        raise SnapTreeError(
+            f"{path} is no demo estate of SnapTree's: no {_MARKER} in it says so.", hint="Nothing was removed."
+        )
+    return path
+
+
+def remove_kept(directory: Path) -> tuple[str, ...]:
+    """End the machines of a kept estate and remove what is its own; return the names of what else is there, and stays.
+
+    Raises SnapTreeError if there is no estate, if another SnapTree has it open, or if it can't be removed.
+    """
+    path = kept_estate(directory)
+    with _explained(path):
+        _lock_for_us(path)
+        _demolish(path)
+        left = sorted(entry.name for entry in path.iterdir()) if path.exists() else []
+    if ours := [name for name in left if name in _OURS]:
+        raise SnapTreeError(
+            f"Not all of the demo estate in {path} could be removed: '{ours[0]}' is still there.",
+            hint="Look at who owns it, and remove it by hand: the machines were ended.",
+        )
+    return tuple(left)
+
+
 class _Building:
     """The stories, told side by side."""
 
@@ -280,13 +308,18 @@ def _claim(directory: Path) -> Path:
             f"{path} is not empty and not a demo estate: it holds '{surprise}'.",
             hint="Choose a directory that is empty or does not exist yet.",
         )
+    _lock_for_us(path)
+    return path
+
+
+def _lock_for_us(path: Path) -> None:
+    """Raises SnapTreeError if another SnapTree has the estate open."""
     if not _lock(path / _LOCK):
         owner = (path / _LOCK).read_text(encoding="utf-8").strip() or "unknown"
         raise SnapTreeError(
             f"The demo estate in {path} is open in another SnapTree (pid {owner}).",
             hint="Close that one first, or choose another directory.",
         )
-    return path
 
 
 def _lock(path: Path) -> bool:

@@ -174,8 +174,16 @@ def interruption(operation: Operation) -> str:
     local = dt.datetime.fromtimestamp(operation.started, dt.UTC).astimezone()
     return (
         f"{_NAMES[operation.plan.action]} was interrupted on {local.day} {local:%b %Y, %H:%M},"
-        f" after {operation.steps_done} of {len(operation.plan.steps)} steps. {operation.remark}".rstrip()
+        f" {how_far(operation)}. {operation.remark}".rstrip()
     )
+
+
+def how_far(operation: Operation) -> str:
+    """How far it came that did not end well: `after 2 of 3 steps`."""
+    if not (operation.steps_begun or operation.steps_done):
+        return "before anything was done"
+    steps = len(operation.plan.steps)
+    return f"after {operation.steps_done} of {steps} steps" if steps > 1 else "in its only step"
 
 
 def troubles_of_operation(unfinished: Operation | None) -> Iterator[Trouble]:

@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 
 from snaptree import words
-from snaptree.plans.operation import Operation, OperationState, last_undoable
+from snaptree.plans.operation import Operation, OperationState, how_far, last_undoable
 from snaptree.plans.plan import Action
 from snaptree.plans.plan_words import describe_plan
 from snaptree.terminal.console import iso_time, plain
@@ -92,7 +92,7 @@ def print_history(out: Console, operations: Sequence[Operation]) -> None:
 
 def result(operation: Operation) -> str:
     """What came of an operation."""
-    done = f"after {operation.steps_done} of {words.count(len(operation.plan.steps), 'step')}"
+    done = how_far(operation)
     why = "" if operation.error is None else f": {operation.error.summary}"
     match operation.state:
         case OperationState.DONE:

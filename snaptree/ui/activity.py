@@ -225,8 +225,15 @@ def _detail(operation: Operation) -> str:
             if operation.plan.is_refused:
                 return f"Left out, as it was refused: {said}"
             settled = "" if operation.settled is None else f" {_SETTLED.get(operation.settled.how, '')}".rstrip()
-            done = f"{operation.steps_done} of {len(operation.plan.steps)} steps were done."
-            return f"{said.rstrip('.')}. {done}{settled}"
+            return f"{said.rstrip('.')}.{_what_was_done(operation, said)}{settled}"
+
+
+def _what_was_done(operation: Operation, said: str) -> str:
+    """How much of it, as another sentence; empty where that is said, or where it has one step."""
+    steps = len(operation.plan.steps)
+    if not (operation.steps_begun or operation.steps_done):
+        return "" if "othing was done" in said or "before anything was done" in said else " Nothing was done."
+    return f" {operation.steps_done} of {steps} steps were done." if steps > 1 else ""
 
 
 class Activity(QWidget):

@@ -68,7 +68,7 @@ class Closing(QObject):
         if waiting:
             lines = [f"{title_of(each.plan)}: {each.remark[:1].lower()}{each.remark[1:]}" for each in waiting]
             said.append(_listed("This waits for its hours, in this window only:", lines))
-            means.append(f"What waits is not done then, and nothing is lost by that. {WITHOUT_WINDOW}")
+            means.append(f"What waits is not done if the window closes; nothing is lost by that. {WITHOUT_WINDOW}")
         box = QMessageBox(self._window)
         box.setWindowTitle("Work is going on" if running else "Work waits for its hours")
         box.setIcon(QMessageBox.Icon.Question)
@@ -79,7 +79,9 @@ class Closing(QObject):
         if running and waiting:
             agree = "&Cancel What Waits, Close When Done"
         box.addButton(agree, QMessageBox.ButtonRole.AcceptRole).clicked.connect(self._agreed)
-        box.addButton("&Keep Open", QMessageBox.ButtonRole.RejectRole)
+        keep = box.addButton("&Keep Open", QMessageBox.ButtonRole.RejectRole)
+        if waiting:
+            box.setDefaultButton(keep)
         box.finished.connect(self._forget_question)
         self._forget_question()
         self._question = box

@@ -186,7 +186,7 @@ ANY = [
         "unfinished-operation",
         external(),
         a_machine().having(unfinished=interrupted(a_machine().external("a"), Delete(("a",)))),
-        ("A delete was interrupted", "0 of 1", "snaptree recover web-01"),
+        ("A delete was interrupted", "in its only step", "snaptree recover web-01"),
         a_machine(),
     ),
     Row(
