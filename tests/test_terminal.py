@@ -14,7 +14,17 @@ from rich.console import Console
 
 from snaptree import words
 from snaptree.model.costs import domain_costs, selection_cost
-from snaptree.model.estate import Annotations, DiskChain, Domain, DomainLayers, DomainState, Mark, Snapshot
+from snaptree.model.estate import (
+    Annotations,
+    DiskChain,
+    DiskSnapshot,
+    Domain,
+    DomainLayers,
+    DomainState,
+    Mark,
+    Snapshot,
+    SnapshotDisk,
+)
 from snaptree.model.figures import Confidence, Figure, exact
 from snaptree.model.settings import Comparison, SettingChange
 from snaptree.model.tree import SnapshotTree
@@ -67,7 +77,7 @@ LONG = "a-rather-long-name-of-a-snapshot-that-somebody-chose"
 STORY = (
     snapshot("start", days=400, note="The beginning of all things, and a long note about them"),
     snapshot(f"{LONG}-1", "start", days=33, memory=True, note="二回目。拡張機能を先に入れてから移行した"),
-    snapshot(f"{LONG}-2", "start", days=2, memory=True),
+    snapshot(f"{LONG}-2", f"{LONG}-1", days=2, memory=True),
 )
 
 SIZES = {
@@ -132,7 +142,7 @@ def test_a_list_never_cuts_figures_states_and_headers(width: int) -> None:
     assert max(map(cell_len, lines)) <= width
     (header,) = (line for line in lines if "  State " in line)
     assert re.match(
-        "(Virtual machine|VM) +State +Snapshots( +Depth)? +Disk +(Saved memory|Memory)( +Current)?$", header
+        "(Virtual machine|VM) +State +Snapshots( +Layers)? +Disk +(Saved memory|Memory)( +Current)?$", header
     )
     first, second = lines[lines.index(header) + 1 :]
     assert first.startswith("a-")
@@ -148,21 +158,28 @@ MARKED = (
     snapshot("kept", "plain", days=19, annotations=Annotations(pinned=Mark())),
     snapshot("good", "kept", days=18, annotations=Annotations(pinned=Mark(), known_good=Mark())),
     snapshot("saved", "good", days=17, annotations=Annotations(safety=True)),
-    snapshot("inside", "saved", days=16, internal=True),
-    snapshot("bad", "inside", days=15, problem="bad XML"),
+    snapshot("torn", "saved", days=16, annotations=Annotations(half_deleted=True)),
+    snapshot("merged", "torn", days=15, annotations=Annotations(doubtful=True)),
+    snapshot("bad", "merged", days=14, problem="bad XML"),
+    replace(
+        snapshot("inside", "bad", days=13, internal=True),
+        disks=(SnapshotDisk("vda", DiskSnapshot.INTERNAL, "/vm/bad.qcow2"),),
+    ),
 )
 
 
 @pytest.mark.parametrize("width", [60, 80, 10_000])
 def test_a_tree_marks_what_the_window_has_badges_for(width: int) -> None:
     lines = printed(width, lambda out: print_tree(out, reading(MARKED)), is_terminal=width < 10_000)
-    assert "6 snapshots, mostly external; " in " ".join(lines)
+    assert "8 snapshots, mostly external; " in " ".join(lines)
     rows = {match[1]: line for line in lines if (match := re.match(r"[│●◉] (\w+)", line))}
     for name, marks in (
         ("plain", ""),
         ("kept", "pinned"),
         ("good", "pinned, known good"),
         ("saved", "safety"),
+        ("torn", "half deleted"),
+        ("merged", "doubtful"),
         ("inside", "internal"),
         ("bad", "damaged"),
     ):

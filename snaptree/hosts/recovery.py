@@ -27,7 +27,7 @@ from snaptree.images.files import read_chain
 from snaptree.model.errors import SnapTreeError
 from snaptree.model.estate import DiskChain, DiskSnapshot, Snapshot, SnapshotKind
 from snaptree.plans.naming import part_of
-from snaptree.plans.operation import Operation, StepFound, StepState
+from snaptree.plans.operation import Operation, StepFound, StepState, half_deleted
 from snaptree.plans.plan import (
     Action,
     CopyOut,
@@ -52,7 +52,6 @@ from snaptree.plans.plan import (
     TakeSnapshot,
     ThawFileSystems,
 )
-from snaptree.plans.recovery import half_deleted
 from snaptree.plans.situation import Situation
 from snaptree.plans.wording import files_named, listed, plain, quoted
 

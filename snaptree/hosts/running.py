@@ -43,7 +43,7 @@ from snaptree.model.errors import (
     VanishedError,
 )
 from snaptree.model.estate import Annotations, Consistency, DiskSnapshot, DomainState, Impact, MemorySnapshot
-from snaptree.plans.operation import Operation, OperationState, Progress, StepFound, StepState
+from snaptree.plans.operation import Operation, OperationState, Progress, StepFound, StepState, half_deleted
 from snaptree.plans.plan import (
     Action,
     CopyOut,
@@ -71,7 +71,7 @@ from snaptree.plans.plan import (
     ThawFileSystems,
 )
 from snaptree.plans.plan_words import describe_step, steps_in_words
-from snaptree.plans.recovery import half_deleted, is_torn
+from snaptree.plans.recovery import is_torn
 from snaptree.plans.rule import QEMU
 from snaptree.plans.wording import plain, snapshots_named
 

@@ -42,16 +42,16 @@ from snaptree.model.merging import ALONE, Elsewhere
 from snaptree.model.settings import Comparison, layers_of_one_disk
 from snaptree.model.tree import SnapshotTree
 from snaptree.plans.advice import HostAdvice, Observed
+from snaptree.plans.facts import Facts
 from snaptree.plans.group import GroupPlan
 from snaptree.plans.hours import Hours
 from snaptree.plans.intention import Intention, Prune, Recover, Take, only_describes, places_of, take_back
-from snaptree.plans.mixtures import doubtful_ones
 from snaptree.plans.operation import Operation, OperationState, Pause, Progress, Settled, undoes_look
 from snaptree.plans.plan import Action, Plan
 from snaptree.plans.plan_words import describe_step
 from snaptree.plans.planner import make_plan, needs_analysis
 from snaptree.plans.prune_many import PlannedPrune, no_more_than, plan_prunes, unreadable
-from snaptree.plans.situation import Situation
+from snaptree.plans.situation import Situation, glance
 from snaptree.plans.speed import NOT_MEASURED, Speed
 from snaptree.plans.wording import machines_named, plain
 
@@ -842,7 +842,9 @@ class HostBackend(QObject):
 
     def _doubtful(self, uuid: str, tree: SnapshotTree, layers: DomainLayers) -> frozenset[str]:
         host, domain = self._status.host, self._domains.get(uuid)
-        return frozenset() if host is None or domain is None else doubtful_ones(host, domain, tree, layers)
+        if host is None or domain is None:
+            return frozenset()
+        return Facts(glance(host, domain, tree, layers)).doubtful_snapshots
 
     def _speed_now(self) -> Speed:
         """On a worker: how long merges took of late. Asked of the journal after each change."""

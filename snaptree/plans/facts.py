@@ -452,6 +452,12 @@ class Facts:
             return frozenset()  # as it mostly is, and thousands would have to be asked one by one
         return frozenset(snapshot.name for snapshot in self.situation.tree if self.is_written_to_since(snapshot))
 
+    @cached_property
+    def doubtful_snapshots(self) -> frozenset[str]:
+        """Those and what is marked so: they may hold something else than when they were taken."""
+        marked = (snapshot.name for snapshot in self.situation.tree if snapshot.annotations.doubtful)
+        return self.written_to_since.union(marked)
+
     def is_written_to_since(self, snapshot: Snapshot) -> bool:
         """Whether a snapshot is one of `written_to_since`."""
         return any(

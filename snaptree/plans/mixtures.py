@@ -5,14 +5,11 @@ from __future__ import annotations
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from snaptree.plans.facts import Facts
-from snaptree.plans.recovery import half_deleted
-from snaptree.plans.situation import glance
+from snaptree.plans.operation import half_deleted
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from snaptree.model.estate import Domain, DomainLayers, Host
     from snaptree.model.tree import SnapshotTree
     from snaptree.plans.operation import Operation
 
@@ -20,14 +17,8 @@ HALF_DELETED = "half deleted"
 DOUBTFUL = "doubtful"
 
 
-def doubtful_ones(host: Host, domain: Domain, tree: SnapshotTree, layers: DomainLayers) -> frozenset[str]:
-    """Snapshots with layers that seem to have been written to since: others' records tell, or a mark does."""
-    told = Facts(glance(host, domain, tree, layers)).written_to_since
-    return told.union(snapshot.name for snapshot in tree if snapshot.annotations.doubtful)
-
-
 def mixtures(tree: SnapshotTree, doubtful: Iterable[str], unfinished: Operation | None) -> Mapping[str, str]:
-    """All such snapshots, each with its mark in a word or two. `doubtful` are the `doubtful_ones`.
+    """All such snapshots, each with its mark in a word or two. `doubtful` are those of `Facts.doubtful_snapshots`.
 
     What an operation that was interrupted had begun to overwrite is half deleted already.
     """

@@ -11,7 +11,7 @@ from math import inf
 from snaptree.model.errors import SnapTreeError
 from snaptree.model.estate import Impact
 from snaptree.model.troubles import Kind, Severity, Trouble
-from snaptree.plans.plan import Action, Plan, Step
+from snaptree.plans.plan import Action, DeleteSnapshot, MergeLayers, MergeWay, Plan, RecordLayers, Step
 
 
 class OperationState(StrEnum):
@@ -230,3 +230,16 @@ def _changed_something(operation: Operation) -> bool:
             return operation.steps_begun > 0
         case _:
             return operation.steps_done > 0
+
+
+def half_deleted(operation: Operation) -> tuple[str, ...]:
+    """Snapshots that an operation had begun to overwrite when it was cut short, and that are listed still."""
+    begun, rest = operation.plan.steps[: operation.steps_begun], operation.plan.steps[operation.steps_done :]
+    match rest[: len(begun) - operation.steps_done]:
+        case (DeleteSnapshot(name=name, merges=True),):
+            return (name,)
+    records = [number for number, step in enumerate(begun[: operation.steps_done]) if isinstance(step, RecordLayers)]
+    since = begun[records[-1] + 1 :] if records else begun
+    if not any(isinstance(step, MergeLayers) and step.way is MergeWay.COMMIT for step in since):
+        return ()
+    return next((step.forgotten for step in rest if isinstance(step, RecordLayers)), ())

@@ -14,7 +14,7 @@ from snaptree.plans.draft import Draft
 from snaptree.plans.intention import Recover
 from snaptree.plans.merge import layer_tree_of
 from snaptree.plans.naming import part_of
-from snaptree.plans.operation import Operation, StepFound, StepState
+from snaptree.plans.operation import Operation, StepFound, StepState, half_deleted
 from snaptree.plans.plan import (
     Action,
     CopyOut,
@@ -105,19 +105,6 @@ def is_torn(plan: Plan, steps_begun: int, steps_done: int) -> bool:
     return (merged and any(isinstance(step, RecordLayers) for step in rest)) or (
         copied and any(isinstance(step, MakeLook) for step in rest)
     )
-
-
-def half_deleted(operation: Operation) -> tuple[str, ...]:
-    """Snapshots that an operation had begun to overwrite when it was cut short, and that are listed still."""
-    begun, rest = operation.plan.steps[: operation.steps_begun], operation.plan.steps[operation.steps_done :]
-    match rest[: len(begun) - operation.steps_done]:
-        case (DeleteSnapshot(name=name, merges=True),):
-            return (name,)
-    records = [number for number, step in enumerate(begun[: operation.steps_done]) if isinstance(step, RecordLayers)]
-    since = begun[records[-1] + 1 :] if records else begun
-    if not any(isinstance(step, MergeLayers) and step.way is MergeWay.COMMIT for step in since):
-        return ()
-    return next((step.forgotten for step in rest if isinstance(step, RecordLayers)), ())
 
 
 # Finishing

@@ -11,8 +11,10 @@ from rich.console import Console
 from snaptree import words
 from snaptree.model.troubles import Severity, Trouble, troubles_of_layers, troubles_of_tree, worst_first
 from snaptree.plans.advice import Advice, Observed
-from snaptree.plans.mixtures import doubtful_ones, mixtures
+from snaptree.plans.facts import Facts
+from snaptree.plans.mixtures import mixtures
 from snaptree.plans.operation import troubles_of_operation
+from snaptree.plans.situation import glance
 from snaptree.terminal.console import plain
 
 
@@ -34,8 +36,8 @@ class DomainReading(Observed):
     @cached_property
     def mixtures(self) -> Mapping[str, str]:
         """Its snapshots that may hold something else than when they were taken, each with its mark."""
-        doubtful = doubtful_ones(self.host, self.domain, self.tree, self.layers)
-        return mixtures(self.tree, doubtful, self.unfinished)
+        seen = glance(self.host, self.domain, self.tree, self.layers)
+        return mixtures(self.tree, Facts(seen).doubtful_snapshots, self.unfinished)
 
 
 def looks_at_json(reading: DomainReading) -> dict[str, str] | None:

@@ -13,7 +13,15 @@ from snaptree.model.figures import NOTHING, Confidence, exact
 from snaptree.plans.aftermath import after
 from snaptree.plans.intention import Capture, Delete, Recover, Revert, Take
 from snaptree.plans.merge import layer_tree_of
-from snaptree.plans.operation import Operation, OperationState, Settled, StepFound, StepState, last_undoable
+from snaptree.plans.operation import (
+    Operation,
+    OperationState,
+    Settled,
+    StepFound,
+    StepState,
+    half_deleted,
+    last_undoable,
+)
 from snaptree.plans.plan import (
     Action,
     CopyOut,
@@ -29,7 +37,7 @@ from snaptree.plans.plan import (
     TakeSnapshot,
 )
 from snaptree.plans.planner import make_plan
-from snaptree.plans.recovery import half_deleted, is_torn
+from snaptree.plans.recovery import is_torn
 from snaptree.plans.speed import Sample, Speed, Way
 from snaptree.plans.step_costs import StepCosts
 from tests.plans.situations import MIB, SituationBuilder, a_machine, interrupted
