@@ -196,18 +196,21 @@ def decide(
     now: int,
     *,
     kept: Mapping[str, str] | None = None,
+    of_no_use: Mapping[str, str] = MappingProxyType({}),
     zone: dt.tzinfo | None = None,
 ) -> dict[str, Decision]:
     """Decide on each snapshot of a machine, in the tree's order. `now` is in seconds since 1970, UTC.
 
-    `kept` are others that are to be kept, each with the reason. `zone` is whose calendar counts: this computer's by
-    default. What `maximum_depth` and `free_at_least` keep depends on what layers hold: `plans/prune.py` knows.
+    `kept` are others that are to be kept, each with the reason. What nobody can rely on to go back to takes no other's
+    place: it is kept and not counted, as are those `of_no_use`, each with the reason. `zone` is whose calendar counts:
+    this computer's by default. What `maximum_depth` and `free_at_least` keep, and which images are missing, depends on
+    layers: `plans/prune.py` knows.
     """
     zone = zone or local_zone()
     reasons: dict[str, list[str]] = {snapshot.name: [] for snapshot in tree}
     in_scope: list[Snapshot] = []
     for snapshot in tree:
-        if why_not := policy.scope.why_not(snapshot):
+        if why_not := policy.scope.why_not(snapshot) or _why_of_no_use(snapshot) or of_no_use.get(snapshot.name, ""):
             reasons[snapshot.name].append(why_not)
         elif not 0 < snapshot.created <= now:
             reasons[snapshot.name].append("of unknown age" if snapshot.created <= 0 else "from the future")
@@ -256,6 +259,15 @@ def because_of_group(group: str) -> str:
     return f"its group {quoted(group)} is kept"
 
 
+def _why_of_no_use(snapshot: Snapshot) -> str:
+    """Why nobody can rely on a snapshot to go back to, as far as it says so itself; empty if it does not."""
+    if snapshot.problem:
+        return "damaged"
+    if snapshot.annotations.half_deleted:
+        return "half deleted"
+    return "doubtful" if snapshot.annotations.doubtful else ""
+
+
 def _whatever_is_said(policy: Policy, snapshot: Snapshot, tree: SnapshotTree) -> Iterator[str]:
     """Why a snapshot is kept by what it is."""
     if snapshot.annotations.pinned is not None:
@@ -264,8 +276,6 @@ def _whatever_is_said(policy: Policy, snapshot: Snapshot, tree: SnapshotTree) ->
         yield "known good"
     if policy.keep_forks and len(tree.children(snapshot.name)) > 1:
         yield "a fork"
-    if snapshot.problem:
-        yield "damaged"
 
 
 def _by_calendar(policy: Policy, moments: dict[str, dt.datetime]) -> Iterator[tuple[str, str]]:

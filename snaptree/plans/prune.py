@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from snaptree.model.costs import SelectionCost, cost_of_deleting
+from snaptree.model.estate import ImageKey
 from snaptree.model.figures import Figure
 from snaptree.model.merging import LayerTree
 from snaptree.plans.delete import add_deletions
@@ -57,7 +58,7 @@ def prune(
     zone: dt.tzinfo | None = None,
 ) -> Pruning:
     """Work out what a policy lets go and what that comes to. As `decide`; `kept` are others to be kept, with why."""
-    decisions = decide(policy, layer_tree.tree, now, kept=kept, zone=zone)
+    decisions = decide(policy, layer_tree.tree, now, kept=kept, of_no_use=_lacking_images(layer_tree), zone=zone)
     candidates = [name for name, decision in decisions.items() if not decision.keeps]
     chosen, falls_short = _within_limits(policy, layer_tree, candidates)
     for name in set(candidates).difference(chosen):
@@ -89,6 +90,18 @@ def hint_of_by_hand(scope: Scope, prunings: Iterable[Pruning], remedy: str) -> s
     matches = f"{'matches' if is_one else 'match'} {said} but " if said else ""
     which = f"{number:,} snapshot{'' if is_one else 's'}"
     return f"{which} {matches}{'was' if is_one else 'were'} not made by a schedule: {remedy}."
+
+
+def _lacking_images(layer_tree: LayerTree) -> dict[str, str]:
+    """Snapshots that nobody can go back to as an image is missing that they stand on, each with the reason."""
+    waiting = [layer_tree.layers.key(path) for path, image in layer_tree.layers.images.items() if image.is_missing]
+    lost: set[ImageKey] = set()
+    while waiting:
+        key = waiting.pop()
+        if key not in lost:
+            lost.add(key)
+            waiting += layer_tree.above.get(key, ())
+    return {name: "an image is missing" for key in lost for name in layer_tree.holders.get(key, ())}
 
 
 def prune_together(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from types import MappingProxyType
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -71,6 +72,33 @@ def test_what_is_kept_stays_out_of_the_plan() -> None:
     plan = make_plan(Prune(last(1), kept={"c": "kept by hand"}), situation)
     assert plan.snapshots == ("a",)
     assert not plan.is_refused
+
+
+@pytest.mark.parametrize(
+    ("spoil", "why"),
+    [
+        ({"annotations": replace(BY_SCHEDULE, half_deleted=True)}, "half deleted"),
+        ({"annotations": replace(BY_SCHEDULE, doubtful=True)}, "doubtful"),
+        ({"problem": "no <disks>"}, "damaged"),
+    ],
+)
+def test_what_nobody_can_rely_on_takes_no_other_s_place(spoil: dict[str, Any], why: str) -> None:
+    situation = nightly("a", "b", "c")
+    spoilt = [replace(each, **spoil) if each.name == "c" else each for each in situation.tree]
+    situation = replace(situation, tree=SnapshotTree.build(spoilt, "c"))
+    pruning = prune(last(1), layer_tree_of(situation), NOW + 3600)
+    assert pruning.goes == ("a",), "b is the last that is good"
+    assert pruning.decisions["c"].reasons == (why,)
+
+
+def test_what_stands_on_a_missing_image_takes_no_other_s_place() -> None:
+    builder = a_machine()
+    for name in "abc":
+        builder.external(name).snapshot(name, annotations=BY_SCHEDULE)
+    layer_tree = layer_tree_of(builder.missing("/images/vda.a").build())
+    pruning = prune(last(1), layer_tree, NOW + 3600)
+    assert pruning.decisions["a"].keeps, "the last that is good: b froze what is missing, and c stands on it"
+    assert [pruning.decisions[name].reasons for name in "bc"] == [("an image is missing",)] * 2
 
 
 def test_where_nothing_goes_there_is_nothing_to_do() -> None:
