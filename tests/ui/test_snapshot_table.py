@@ -17,7 +17,7 @@ from snaptree.model.errors import SnapTreeError
 from snaptree.model.estate import Annotations, Consistency, DomainLayers, DomainState, Image, Mark
 from snaptree.model.figures import Confidence, Figure, exact, unknown
 from snaptree.model.folding import Fold
-from snaptree.ui import snapshot_delegate
+from snaptree.ui import icons, snapshot_delegate
 from snaptree.ui.snapshot_delegate import those_that_fit, width_of_lanes
 from snaptree.ui.snapshot_model import Badge, Column, Shown, SnapshotModel, Tone
 from snaptree.ui.snapshot_view import SnapshotView
@@ -495,9 +495,9 @@ def test_what_is_wrong_is_badged_beside_a_long_name_too(view: SnapshotView) -> N
     view.resize(300, 200)
     row = view.visualRect(view.snapshot_model.index(0, 0))
     picture = view.viewport().grab(row).toImage()
-    error = LIGHT.error.rgb()
-    reds = [x for x in range(picture.width()) for y in range(picture.height()) if picture.pixel(x, y) == error]
-    assert max(reds) - min(reds) > snapshot_delegate._badge_width(Badge("damaged", "", Tone.ERROR), view.font()) // 2
+    places = [(x, y) for x in range(picture.width()) for y in range(picture.height())]
+    reds = [x for x, y in places if (colour := picture.pixelColor(x, y)).red() - colour.green() > 60]
+    assert max(reds) - min(reds) >= icons.SIZE // 2, "by its sign, as its words would leave the name no room"
 
 
 def test_marks_stay_where_other_badges_give_way_and_what_is_hidden_is_counted(view: SnapshotView) -> None:
@@ -508,7 +508,7 @@ def test_marks_stay_where_other_badges_give_way_and_what_is_hidden_is_counted(vi
     others = (Badge("safety", ""), Badge("group", ""), Badge("internal", ""))
 
     def shown(room: int, for_words: int, most: int) -> list[str]:
-        fitting = those_that_fit((*marks, *others), view.font(), room, for_words, most)
+        fitting = those_that_fit((*marks, *others), view.font(), room, for_words, for_words, most)
         return [badge.text or badge.icon for badge in fitting]
 
     every = sum(view.fontMetrics().horizontalAdvance(each.text) + 20 for each in (*marks, *others))
@@ -517,6 +517,11 @@ def test_marks_stay_where_other_badges_give_way_and_what_is_hidden_is_counted(vi
     assert shown(0, 110, every) == ["pin", "known-good", "+3"], "signs, where words don't fit"
     assert shown(0, 0, 110) == ["pin", "known-good", "+3"], "or would take the name's room"
     assert shown(0, 0, 0) == ["+5"]
+
+    wrong = (*marks, Badge("damaged", "", Tone.ERROR, stays=True, icon="error"))
+    for for_wrong, says in ((every, "damaged"), (0, "error")):
+        fitting = those_that_fit(wrong, view.font(), 0, 0, for_wrong, every)
+        assert [badge.text or badge.icon for badge in fitting] == ["pin", "known-good", says]
 
 
 def test_a_pinned_snapshot_that_is_known_good_says_so_in_a_narrow_column(view: SnapshotView) -> None:
