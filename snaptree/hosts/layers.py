@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from snaptree.images.analyses import Place
+    from snaptree.images.copy_map import CopyMap
     from snaptree.images.overlaps import Overlaps
     from snaptree.images.sharing import Sharing
     from snaptree.model.estate import ImageKey, LayerOverlaps
@@ -93,6 +94,15 @@ class Images:
     ) -> Overlaps | None:
         """What the layers of one disk hold; None where that can't be read, or not while they are written to."""
         return self._first_found(lambda place: _analyses.overlaps(place, below, formats, cancelled))
+
+    def copy_map(
+        self, formats: Mapping[str, str], into: str | None, cancelled: Callable[[], bool] = never
+    ) -> CopyMap | None:
+        """Where lies what merging layers copies, given from the top down; None where that can't be read.
+
+        `into` is the one that is pulled into; None for a commit, of which only those are looked at that go.
+        """
+        return self._first_found(lambda place: _analyses.copy_map(place, formats, into, cancelled))
 
     def _first_found(self, look: Callable[[Place], _Found]) -> _Found | None:
         """Look at files where we may, at what libvirt lets us have elsewhere."""

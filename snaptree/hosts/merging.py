@@ -13,10 +13,10 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, replace
 from enum import Enum, auto
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import libvirt
 import libvirt_qemu
@@ -30,6 +30,9 @@ from snaptree.hosts.reading import never, texts_of
 from snaptree.images.files import read_chain
 from snaptree.model.errors import CancelledError, ChangedMeanwhileError, SnapTreeError
 from snaptree.plans.plan import MergeLayers, MergeWay
+
+if TYPE_CHECKING:
+    from snaptree.images.copy_map import CopyMap
 
 _POLL_SECONDS = 0.1
 _SETTLE_SECONDS = 2.0
@@ -48,11 +51,15 @@ def unlimited() -> None:
 
 @dataclass(frozen=True, slots=True)
 class MergeProgress:
-    """How far a block job is: bytes, of a total that grows while a guest writes."""
+    """How far a block job is: bytes that are copied, of a total that grows while a guest writes.
+
+    Where nobody knows how much that is, both are places on the disk (`is_share`): of use as a share only.
+    """
 
     done: int
     total: int
     remark: str = ""
+    is_share: bool = False
 
 
 OnMerge = Callable[[MergeProgress], None]
@@ -80,6 +87,21 @@ def merge_layers(
     all layers as before, SnapTreeError if it failed.
     """
     return _Merge(connection, domain, step, on_progress, cancelled, bandwidth, deleted_later, was_begun).run()
+
+
+def merge_progress(info: Mapping[str, int], copy_map: CopyMap | None) -> MergeProgress:
+    """What libvirt's word of a block job says of the bytes that are copied.
+
+    A commit of the layer in use counts these itself (QEMU's block/mirror.c). Any other job says how far on the disk it
+    is, holes and all, and `copy_map` knows what lies there.
+    """
+    done, total = int(info["cur"]), int(info["end"])
+    if info["type"] != libvirt.VIR_DOMAIN_BLOCK_JOB_TYPE_ACTIVE_COMMIT:
+        if copy_map is not None:
+            return MergeProgress(copy_map.copied(done), copy_map.total)
+        return MergeProgress(done, total, is_share=True)
+    # Before it has counted, libvirt says 0 of 1 (qemuBlockJobInfoTranslate).
+    return MergeProgress(done, total) if total > 1 else MergeProgress(0, 0)
 
 
 def is_merged(connection: Connection, domain: Any, step: MergeLayers) -> bool:
@@ -321,17 +343,33 @@ class _Merge:
     def _follow(self, machine: Any, target: str) -> float:
         """Let a job run to its end; returns for how many seconds it held up the guest's disk."""
         job = _Job(machine, target, self._step, self._bandwidth)
+        copy_map = self._copy_map()
         with job.listening(self._connection):
             if not (self._was_begun and machine is self._domain and self._has_job(target)):
                 job.start()
             try:
-                self._to_the_end(job)
+                self._to_the_end(job, copy_map)
             except BaseException:
                 job.abort()
                 raise
         return job.held_up
 
-    def _to_the_end(self, job: _Job) -> None:
+    def _copy_map(self) -> CopyMap | None:
+        """Where lies what the job copies. Looked for before it begins, so that the first word of it is right."""
+        step = self._step
+        if step.goes_over:
+            return None
+        formats = {layer.path: layer.format for layer in step.stack if layer.path in step.layers}
+        images = Images(self._connection)
+        try:
+            if step.way is MergeWay.PULL:
+                return images.copy_map(formats, step.merged, self._cancelled)
+            del formats[step.merged]
+            return images.copy_map(formats, None, self._cancelled)
+        except CancelledError:
+            raise CancelledError(f"Stopped before merging on disk {step.target} began.") from None
+
+    def _to_the_end(self, job: _Job, copy_map: CopyMap | None) -> None:
         pace = _Pace(is_active=self._step.goes_over)
         is_stopping = False
         while (info := job.info()) != {}:
@@ -340,8 +378,9 @@ class _Merge:
                 job.abort()
             elif info is not None:
                 job.adjust_speed()
-                done, total = int(info["cur"]), int(info["end"])
-                self._on_progress(MergeProgress(done, total, pace.remark(total - done, time.monotonic())))
+                how_far = merge_progress(info, copy_map)
+                remark = pace.remark(how_far.total - how_far.done, time.monotonic())
+                self._on_progress(replace(how_far, remark=remark))
                 if job.is_ready():
                     job.pivot()
                     continue

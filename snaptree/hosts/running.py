@@ -6,13 +6,14 @@ import dataclasses
 import shlex
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from copy import copy
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import libvirt
 
@@ -23,11 +24,12 @@ from snaptree.hosts.errors import explain, explained
 from snaptree.hosts.forgetting import forget_memory
 from snaptree.hosts.freezing import CannotFreezeError, Frozen, freeze, thaw_surely
 from snaptree.hosts.journal import Journal, this_user
-from snaptree.hosts.layers import live_chains
+from snaptree.hosts.layers import Images, live_chains
 from snaptree.hosts.leftovers import remove_leftover
 from snaptree.hosts.looking import copy_out, make_look, remove_look, start_look
 from snaptree.hosts.measuring import TakeMeter
-from snaptree.hosts.merging import Bandwidth, MergeProgress, merge_layers, unlimited
+from snaptree.hosts.merging import Bandwidth, MergeProgress, merge_layers, merge_progress, unlimited
+from snaptree.hosts.rates import Rate
 from snaptree.hosts.reading import current_name, never, read_domain
 from snaptree.hosts.records import record_layers
 from snaptree.hosts.recovery import block_job, files_made, find_next_step, find_step, is_orphaned, merging_disks
@@ -74,6 +76,9 @@ from snaptree.plans.plan_words import describe_step, steps_in_words
 from snaptree.plans.recovery import is_torn
 from snaptree.plans.rule import QEMU
 from snaptree.plans.wording import plain, snapshots_named
+
+if TYPE_CHECKING:
+    from snaptree.images.copy_map import CopyMap
 
 POLL_SECONDS = 0.1
 
@@ -168,6 +173,8 @@ class Run:
         self._picture = b""
         """The guest's screen before the first step; empty if there is none."""
         self._step_began = 0.0
+        self._rate = Rate()
+        """Of the step that runs."""
         self._merging = False
         """libvirt was seen to merge, in the step that runs."""
         self._frozen: Frozen | None = None
@@ -258,7 +265,7 @@ class Run:
         return self._operation
 
     def _run_step(self, number: int, step: Step) -> None:
-        self._step_began = time.monotonic()
+        self._step_began, self._rate = time.monotonic(), Rate()
         self._progress(Progress(doing=describe_step(step), step=number, steps=len(self._operation.plan.steps)))
         self._merging, self._paused = False, None
         found = self._find(number)
@@ -369,7 +376,7 @@ class Run:
         while targets := merging_disks(self._connection, self._domain):
             if is_orphaned(self._domain):
                 raise ChangedMeanwhileError("the machine is paused, with a merge that nobody finishes")
-            self._merge_progress(targets, {}, "libvirt can't stop a merge that it has begun")
+            self._merge_progress(dict.fromkeys(targets), {})
             if self._cancelled():
                 raise CancelledError("Stopped waiting for a merge that goes on.")
             threading.Event().wait(POLL_SECONDS)
@@ -432,30 +439,35 @@ class Run:
             self._on_progress(self._operation)
 
     def _measured(self, done: int, total: int, **more: Any) -> None:
-        """Report bytes, with the rate since the step began and the time left at that rate."""
+        """Report bytes, with the rate of late and the time left at that rate."""
         assert self._operation.progress is not None
-        seconds = max(time.monotonic() - self._step_began, 1e-3)
-        rate = done / seconds if done else None
+        rate = self._rate.measure(done)
         left = (total - done) / rate if rate else None
         self._progress(
             dataclasses.replace(self._operation.progress, done=done, total=total, rate=rate, seconds_left=left, **more)
         )
 
-    def _merge_progress(
-        self, targets: tuple[str, ...], totals: dict[str, tuple[int, int]], why_not_cancel: str
-    ) -> None:
-        """Tell how far the block jobs of some disks are; `totals` has the last that was heard of each."""
-        for target in targets:
-            info = block_job(self._domain, target)
-            if info.get("end"):
-                totals[target] = int(info["cur"]), int(info["end"])
-        if totals:
+    def _merged(self, how_far: Sequence[MergeProgress], **more: Any) -> None:
+        """Report block jobs: in bytes, if these are known of each."""
+        assert self._operation.progress is not None
+        if not any(each.is_share for each in how_far):
+            self._measured(sum(each.done for each in how_far), sum(each.total for each in how_far), **more)
+        else:
+            shares = [each.done / each.total for each in how_far if each.total]
+            share = sum(shares) / len(how_far)
+            self._progress(dataclasses.replace(self._operation.progress, share=share, **more))
+
+    def _merge_progress(self, jobs: Mapping[str, CopyMap | None], seen: dict[str, MergeProgress]) -> None:
+        """Tell how far libvirt's block jobs are: of some disks, each with where lies what is copied.
+
+        `seen` has the last that was heard of each.
+        """
+        for target, copy_map in jobs.items():
+            if info := block_job(self._domain, target):
+                seen[target] = merge_progress(info, copy_map)
+        if seen:
             self._merging = True
-            self._measured(
-                sum(done for done, _ in totals.values()),
-                sum(end for _, end in totals.values()),
-                why_not_cancel=why_not_cancel,
-            )
+            self._merged([*seen.values()], why_not_cancel="libvirt can't stop a merge that it has begun")
 
     def _blocking(self, call: Callable[[], Any], poll: Callable[[], None]) -> Any:
         """Make a libvirt call that blocks for long, while `poll` looks how far it is."""
@@ -634,7 +646,9 @@ class Run:
                 self._domain.abortJob()
             except libvirt.libvirtError:
                 return  # it ended meanwhile
-        self._measured(int(stats.get("memory_processed", 0)), int(stats["memory_total"]), can_cancel=True)
+        total = int(stats["memory_total"])
+        # What was processed leaves out pages of zeros, which the total counts.
+        self._measured(total - int(stats.get("memory_remaining", total)), total, can_cancel=True)
 
     def _check_taken(self, step: TakeSnapshot) -> None:
         self._snapshot(step.name)
@@ -738,14 +752,10 @@ class Run:
         children = {child.getName() for child in handle.listAllChildren()}
         if children != set(step.expected_children):
             raise ChangedMeanwhileError(f"{step.name} has other children than when this was planned")
-        targets = self._disk_targets() if step.merges else ()
-        totals: dict[str, tuple[int, int]] = {}
-
-        def poll() -> None:
-            self._merge_progress(targets, totals, "libvirt can't stop a merge that it has begun")
-
+        jobs = self._jobs_of(handle) if step.merges else {}
+        seen: dict[str, MergeProgress] = {}
         with explained(f"deleting the snapshot {step.name}"):
-            self._blocking(lambda: handle.delete(0), poll)
+            self._blocking(lambda: handle.delete(0), lambda: self._merge_progress(jobs, seen))
         try:
             self._snapshot(step.name)
         except VanishedError:
@@ -754,9 +764,21 @@ class Run:
             f"libvirt says that {step.name} was deleted, but still lists it.", hint="Refresh, and look at the machine."
         )
 
+    def _jobs_of(self, handle: Any) -> dict[str, CopyMap | None]:
+        """The disks that libvirt merges when it deletes a snapshot, each with where lies what it copies."""
+        images = Images(self._connection)
+        snapshot = read_snapshot(handle.getName(), handle.getXMLDesc())
+        frozen = {disk.frozen for disk in snapshot.disks if disk.frozen is not None}
+        jobs: dict[str, CopyMap | None] = {}
+        for chain in live_chains(self._connection, self._domain, images):
+            for upper, lower in pairwise(chain.layers):
+                if lower in frozen:  # the layer in use counts by itself what it gives
+                    jobs[chain.target] = None if upper == chain.active else images.copy_map({upper: "qcow2"}, None)
+        return jobs
+
     def _merge(self, step: MergeLayers, deleted_later: Collection[str], *, was_begun: bool) -> None:
         def progress(how_far: MergeProgress) -> None:
-            self._measured(how_far.done, how_far.total, can_cancel=True, can_limit=True, remark=how_far.remark)
+            self._merged([how_far], can_cancel=True, can_limit=True, remark=how_far.remark)
 
         try:
             self._paused = merge_layers(

@@ -11,7 +11,9 @@ from snaptree.images.read_at import BadImageError, ReadAt
 from snaptree.images.versions import Remembered, Version
 
 if TYPE_CHECKING:
+    from snaptree.images.copy_map import CopyMap
     from snaptree.images.extents import Taken
+    from snaptree.images.layer_windows import Layer
     from snaptree.images.overlaps import Overlaps
     from snaptree.images.sharing import Sharing
 
@@ -86,22 +88,41 @@ class Analyses:
         self, place: Place, below: Mapping[str, str | None], formats: Mapping[str, str], cancelled: Callable[[], bool]
     ) -> Overlaps:
         """What images that stand on each other hold, each given with what it stands on. Raises as `sharing`."""
-        from snaptree.images.layer_windows import Layer  # numpy is loaded when it is needed
-        from snaptree.images.overlaps import read_overlaps
+        from snaptree.images.overlaps import read_overlaps  # numpy is loaded when it is needed
 
         paths = sorted(below)
         key = place.name, *paths
         if key in self._overlaps and (known := self._overlaps.get(key, *place.versions(paths))) is not None:
             return known
         with place.open_images({path: formats[path] for path in paths}, cancelled) as opened:
-            layers = {
-                path: Layer.of_raw(image.source, image.taken, image.written, image.shown, image.allocated)
-                if formats[path] == "raw"
-                else Layer.of_qcow2(image.source, image.allocated)
-                for path, image in opened.items()
-            }
-            overlaps = read_overlaps(layers, below, cancelled=cancelled)
+            overlaps = read_overlaps(_layers_of(opened, formats), below, cancelled=cancelled)
         if overlaps.anomalies:
             raise BadImageError("its tables point to nowhere: it is broken, or written to at this moment")
         self._overlaps.keep(key, overlaps, *(opened[path].version for path in paths))
         return overlaps
+
+    def copy_map(
+        self, place: Place, formats: Mapping[str, str], into: str | None, cancelled: Callable[[], bool]
+    ) -> CopyMap:
+        """Where lies what merging layers copies, of which `into` covers the others, if it is one of them.
+
+        It is for once, and not remembered. Raises as `sharing`, but for what is being changed.
+        """
+        from snaptree.images.copy_map import read_copy_map  # numpy is loaded when it is needed
+
+        with place.open_images(formats, cancelled) as opened:
+            layers = _layers_of(opened, formats)
+            covered_by = None if into is None else layers.pop(into)
+            return read_copy_map([*layers.values()], covered_by, cancelled=cancelled)
+
+
+def _layers_of(opened: Mapping[str, OpenImage], formats: Mapping[str, str]) -> dict[str, Layer]:
+    """Make layers of images that are open, in the order of `formats`. Raises BadImageError or OSError."""
+    from snaptree.images.layer_windows import Layer
+
+    return {
+        path: Layer.of_raw(image.source, image.taken, image.written, image.shown, image.allocated)
+        if formats[path] == "raw"
+        else Layer.of_qcow2(image.source, image.allocated)
+        for path, image in ((path, opened[path]) for path in formats)
+    }

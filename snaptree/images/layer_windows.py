@@ -6,7 +6,7 @@ Windows go from the disk's beginning to its end. All layers of a disk are read i
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -19,6 +19,7 @@ from snaptree.images.read_at import BadImageError, ReadAt
 from snaptree.images.tables import (
     COMPRESSED,
     COPIED,
+    MOST_TABLE_BYTES,
     OFFSET_BITS,
     ZERO,
     Budget,
@@ -26,6 +27,7 @@ from snaptree.images.tables import (
     Offsets,
     Words,
     l2_places,
+    most_table_bytes,
     read_batch,
     read_l2_tables,
     read_words,
@@ -42,6 +44,11 @@ DATA: Final = 2
 
 LARGEST_CLUSTER: Final = 2 << 20
 _SMALLEST_UNIT: Final = 512
+_WINDOW_UNITS: Final = 1 << 14
+_MOST_WINDOW_UNITS: Final = 1 << 18
+"""So few that what is worked on stays in a processor's cache; the more the better where layers hold something."""
+_MOST_VIEW_UNITS: Final = 1 << 24
+"""Of all views that are held at once: 32 MiB."""
 _L1_SLICE: Final = 1 << 14
 """Entries of an L1 table that are held at a time; all that a disk of 8 TiB has in clusters of 64 KiB."""
 
@@ -155,11 +162,53 @@ class Room:
         return self._arrays[0, :length], self._arrays[1, :length]
 
 
-def reader_of(layer: Layer, budget: Budget, room: Room, cancelled: Callable[[], bool]) -> LayerReader:
-    """Make the reader of a layer. Those of one disk share a budget, and room to work in: there may be hundreds."""
-    if layer.header is None:
-        return _RawReader(layer)
-    return _Qcow2Reader(layer, layer.header, budget, room, cancelled)
+def readers_of(layers: Sequence[Layer], cancelled: Callable[[], bool]) -> list[LayerReader]:
+    """Make the readers of a disk's layers. They share a budget, and room to work in: there may be hundreds."""
+    allocated = allocated_by(layers)
+    budget = Budget(MOST_TABLE_BYTES * len(layers) if allocated is None else most_table_bytes(allocated))
+    room = Room()
+    return [
+        _RawReader(layer) if layer.header is None else _Qcow2Reader(layer, layer.header, budget, room, cancelled)
+        for layer in layers
+    ]
+
+
+def allocated_by(layers: Iterable[Layer]) -> int | None:
+    """Bytes that all files together take on the host; None if that is not known of each."""
+    total = 0
+    for layer in layers:
+        if layer.allocated is None:
+            return None
+        total += layer.allocated
+    return total
+
+
+def touched_windows(readers: Sequence[LayerReader], unit: int, grain: int, views: int) -> Iterator[Window]:
+    """Windows that some layer may say something of; they begin and end at multiples of `grain`.
+
+    They are so narrow that so many `views` of one can be held at once.
+    """
+
+    def is_touched(start: int, stop: int) -> bool:
+        return any((found := each.next_touched(start)) is not None and found < stop for each in readers)
+
+    end = max((reader.size for reader in readers), default=0)
+    widest, narrowest = (
+        max(min(units, _MOST_VIEW_UNITS // views) * unit // grain * grain, grain)
+        for units in (_MOST_WINDOW_UNITS, _WINDOW_UNITS)
+    )
+    start = 0
+    while start < end:
+        touched = [found for each in readers if (found := each.next_touched(start)) is not None]
+        if not touched:
+            return
+        start = min(touched) // grain * grain
+        most = min(widest, -(-(end - start) // grain) * grain)
+        length = min(narrowest, most)
+        while length < most and is_touched(start + length, start + 2 * length):
+            length = min(2 * length, most)
+        yield Window(start, length // unit, unit)
+        start += length
 
 
 class _Qcow2Reader:

@@ -24,14 +24,13 @@ from snaptree.images.layer_windows import (
     TRANSPARENT,
     Kinds,
     Layer,
-    LayerReader,
-    Room,
     Window,
+    allocated_by,
     common_unit,
-    reader_of,
+    readers_of,
+    touched_windows,
 )
 from snaptree.images.read_at import BadImageError
-from snaptree.images.tables import MOST_TABLE_BYTES, Budget, most_table_bytes
 from snaptree.model.errors import CancelledError
 
 View = NDArray[np.uint16]
@@ -41,11 +40,6 @@ that is data. 0 where none does."""
 Tally = NDArray[np.int64]
 """How often each code occurs in a view."""
 
-_WINDOW_UNITS: Final = 1 << 14
-_MOST_WINDOW_UNITS: Final = 1 << 18
-"""So few that what is worked on stays in a processor's cache; the more the better where layers hold something."""
-_MOST_VIEW_UNITS: Final = 1 << 24
-"""Of all views that are held at once: 32 MiB."""
 _MOST_UNITS: Final = 1 << 31
 """Units times layers that are looked at: some ten seconds, 6 TiB in each of twenty layers."""
 _LEAST_UNITS: Final = 1 << 24
@@ -336,15 +330,9 @@ class _Walk:
                 raise ValueError("only a bottom layer can be raw")
         if max(self._depths.values(), default=0) > DEEPEST_CHAIN:
             raise BadImageError(f"it has more than {DEEPEST_CHAIN} layers")
-        allocated = _allocated(layers)
-        most = MOST_TABLE_BYTES * len(layers) if allocated is None else most_table_bytes(allocated)
-        budget = Budget(most)
-        room = Room()
-        self._readers: dict[str, LayerReader] = {
-            name: reader_of(layers[name], budget, room, cancelled) for name in layers
-        }
+        self._readers = dict(zip(layers, readers_of([*layers.values()], cancelled), strict=True))
         self._units_left = _MOST_UNITS
-        if allocated is not None:
+        if (allocated := allocated_by(layers.values())) is not None:
             self._units_left = min(_MOST_UNITS, _LEAST_UNITS + allocated // _BYTES_PER_UNIT)
 
     def run(self) -> Overlaps:
@@ -355,7 +343,8 @@ class _Walk:
         spans = [self._readers[name].table_span for name in self._order if self._layers[name].header is not None]
         span = max(min(spans, default=0), coarse)
         counts = {name: _Counts(self._depths[name]) for name in self._order}
-        for window in self._windows(unit, max(span, LARGEST_CLUSTER)):
+        held = 2 + sum(len(above) > 1 for above in self._above.values())
+        for window in touched_windows(readers, unit, max(span, LARGEST_CLUSTER), held):
             self._look(window, counts, coarse // unit, span // unit)
         return Overlaps(
             {name: self._known(name, counts[name], unit, coarse) for name in self._order},
@@ -383,31 +372,6 @@ class _Walk:
             tables=held.tables,
             seen=counts.seen(unit, coarse),
         )
-
-    def _windows(self, unit: int, grain: int) -> Iterator[Window]:
-        """Windows that some layer may say something of; they begin and end at multiples of `grain`."""
-        end = max((reader.size for reader in self._readers.values()), default=0)
-        held = 2 + sum(len(above) > 1 for above in self._above.values())
-        widest, narrowest = (
-            max(min(units, _MOST_VIEW_UNITS // held) * unit // grain * grain, grain)
-            for units in (_MOST_WINDOW_UNITS, _WINDOW_UNITS)
-        )
-        start = 0
-        while start < end:
-            touched = [found for each in self._readers.values() if (found := each.next_touched(start)) is not None]
-            if not touched:
-                return
-            start = min(touched) // grain * grain
-            most = min(widest, -(-(end - start) // grain) * grain)
-            length = min(narrowest, most)
-            while length < most and self._is_touched(start + length, start + 2 * length):
-                length = min(2 * length, most)
-            yield Window(start, length // unit, unit)
-            start += length
-
-    def _is_touched(self, start: int, stop: int) -> bool:
-        """Whether a layer may say something of a part of the disk."""
-        return any((found := each.next_touched(start)) is not None and found < stop for each in self._readers.values())
 
     def _look(self, window: Window, counts: Mapping[str, _Counts], per_coarse: int, per_table: int) -> None:
         """Go through all layers from the bottom up, branch by branch."""
@@ -482,16 +446,6 @@ def _cut_off(view: View, tally: Tally, units: int, depth: int) -> tuple[View, Ta
         return view, tally
     view[units:] = 0
     return view, np.bincount(view, minlength=2 * depth + 2)
-
-
-def _allocated(layers: Mapping[str, Layer]) -> int | None:
-    """Bytes that all files together take on the host; None if that is not known of each."""
-    total = 0
-    for layer in layers.values():
-        if layer.allocated is None:
-            return None
-        total += layer.allocated
-    return total
 
 
 def _upside_down(layers: Mapping[str, Layer], below: Mapping[str, str | None]) -> dict[str | None, list[str]]:

@@ -52,6 +52,8 @@ class Progress:
     steps: int
     done: int | None = None
     total: int | None = None
+    share: float | None = None
+    """How much is done, from 0 to 1, where nobody knows how many bytes that are."""
     rate: float | None = None
     seconds_left: float | None = None
     can_cancel: bool = False
