@@ -23,6 +23,7 @@ from snaptree.model.text import plain, quoted
 from snaptree.model.text import size as size
 
 if TYPE_CHECKING:
+    from snaptree.plans.operation import Progress
     from snaptree.plans.totals import Totals
 
 UNKNOWN = "?"
@@ -93,6 +94,20 @@ def duration(seconds: float) -> str:
     if seconds < 1:
         return "less than a second"
     return humanize.precisedelta(dt.timedelta(seconds=round(seconds)), minimum_unit="seconds", format="%d")
+
+
+def how_far(progress: Progress) -> str:
+    """How far a step is, as far as that is known: `1.2 GiB of 4.0 GiB, 310.0 MiB/s, 9 seconds left`."""
+    parts = []
+    if progress.done is not None and progress.total:
+        parts.append(f"{size(progress.done)} of {size(progress.total)}")
+    elif progress.share is not None:
+        parts.append(f"{int(100 * progress.share)} %")
+    if progress.rate:
+        parts.append(f"{size(progress.rate)}/s")
+    if progress.seconds_left is not None:
+        parts.append(f"{duration(progress.seconds_left)} left")
+    return ", ".join(parts)
 
 
 def pause(seconds: float) -> str:

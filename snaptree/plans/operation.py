@@ -68,6 +68,11 @@ class Progress:
     can_pause: bool = False
     """Whether it can be told to stand still: what another program does can't."""
 
+    @property
+    def fraction(self) -> float | None:
+        """How much is done, from 0 to 1, however that is known; None if it is not."""
+        return (self.done or 0) / self.total if self.total else self.share
+
 
 @dataclass(frozen=True, slots=True)
 class Settled:

@@ -11,8 +11,9 @@ from dataclasses import replace
 from functools import partial
 from typing import TypeVar
 
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from rich.progress import BarColumn, Progress, TextColumn
 
+from snaptree import words
 from snaptree.hosts.connection import Connection
 from snaptree.hosts.journal import Journal, journal_of, journal_path
 from snaptree.hosts.layers import analysed
@@ -25,7 +26,7 @@ from snaptree.plans.operation import Operation
 from snaptree.plans.plan import Plan
 from snaptree.plans.planner import needs_analysis
 from snaptree.plans.situation import Situation
-from snaptree.terminal.console import console
+from snaptree.terminal.console import console, plain
 
 _Result = TypeVar("_Result")
 
@@ -86,20 +87,19 @@ def with_progress(
     columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(),
-        DownloadColumn(binary_units=True),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
+        TextColumn("{task.fields[how_far]}", markup=False),
     )
     with Progress(*columns, console=out, transient=True, disable=not out.is_terminal) as bar:
-        task = bar.add_task(name, total=None)
+        task = bar.add_task(plain(name), total=None, how_far="")
 
         def on_progress(operation: Operation) -> None:
-            if operation.progress is not None:
+            if (progress := operation.progress) is not None:
                 bar.update(
                     task,
-                    description=operation.progress.doing,
-                    completed=operation.progress.done or 0,
-                    total=operation.progress.total,
+                    description=plain(progress.doing),
+                    completed=progress.fraction or 0.0,
+                    total=None if progress.fraction is None else 1.0,
+                    how_far=words.how_far(progress),
                 )
 
         before = signal.signal(signal.SIGINT, ask_to_stop)

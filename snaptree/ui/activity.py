@@ -54,19 +54,9 @@ def title_of(plan: Plan) -> str:
 
 
 def progress_text(progress: Progress) -> str:
-    """How far a step is: `step 2 of 3, 1.2 of 4.0 GiB, 310 MiB/s, 9 seconds left`."""
-    parts = []
-    if progress.steps > 1:
-        parts.append(f"step {progress.step + 1} of {progress.steps}")
-    if progress.done is not None and progress.total:
-        parts.append(f"{words.size(progress.done)} of {words.size(progress.total)}")
-    if progress.rate:
-        parts.append(f"{words.size(progress.rate)}/s")
-    if progress.seconds_left is not None:
-        parts.append(f"{words.duration(progress.seconds_left)} left")
-    if progress.remark:
-        parts.append(progress.remark)
-    return ", ".join(parts)
+    """How far a step is: `step 2 of 3, 1.2 GiB of 4.0 GiB, 310.0 MiB/s, 9 seconds left`."""
+    step = f"step {progress.step + 1} of {progress.steps}" if progress.steps > 1 else ""
+    return ", ".join(part for part in (step, words.how_far(progress)) if part)
 
 
 class OperationRow(QFrame):
@@ -87,6 +77,8 @@ class OperationRow(QFrame):
         self._picture.setFixedSize(QSize(icons.SIZE, icons.SIZE))
         self.title = ElidedLabel("", self)
         self.detail = ElidedLabel("", self, dim=True)
+        self.figures = ElidedLabel("", self, dim=True)
+        """How far it is. Where there is no room, the names beside it give way."""
         self.bar = QProgressBar(self)
         self.bar.setTextVisible(False)
         self.bar.setFixedWidth(180)
@@ -111,7 +103,11 @@ class OperationRow(QFrame):
         texts = QVBoxLayout()
         texts.setSpacing(1)
         texts.addWidget(self.title)
-        texts.addWidget(self.detail)
+        below = QHBoxLayout()
+        below.setSpacing(10)
+        below.addWidget(self.detail, 1)
+        below.addWidget(self.figures)
+        texts.addLayout(below)
         layout = QHBoxLayout(self)
         layout.setContentsMargins(12, 5, 12, 5)
         layout.setSpacing(10)
@@ -137,10 +133,11 @@ class OperationRow(QFrame):
         self.setToolTip(tooltip("\n".join([*steps, *(f"⚠ {warning.reason}" for warning in operation.plan.warnings)])))
         progress = operation.progress
         if state is OperationState.RUNNING and progress is not None:
-            if progress.total:
+            if progress.fraction is not None:
                 # In thousandths: bytes would not fit into the bar's 32 bits.
                 self.bar.setRange(0, 1000)
-                self.bar.setValue(1000 * (progress.done or 0) // progress.total)
+                self.bar.setValue(int(1000 * progress.fraction))
+            self._show_figures(progress_text(progress))
             self.cancel.setVisible(True)
             self.cancel.setEnabled(progress.can_cancel)
             self.cancel.setToolTip(tooltip(progress.why_not_cancel))
@@ -155,6 +152,14 @@ class OperationRow(QFrame):
         self.undo.setText("Undo")
         self.undo.setToolTip(tooltip("" if undo is None else undo.text))
         self.details.setVisible(operation.error is not None)
+
+    def _show_figures(self, text: str) -> None:
+        """Show how far it is. What once took some room keeps it, so that what stands beside it does not jump about."""
+        self.figures.set_text(text)
+        self.figures.setVisible(bool(text))
+        self.figures.setMinimumWidth(max(self.figures.minimumWidth(), self.figures.sizeHint().width()) if text else 0)
+        if text:
+            self.setAccessibleName(f"{self.accessibleName()}, {text}")
 
     def _show_control(self, progress: Progress) -> None:
         """Show what was asked of the work, here or when it was begun."""
@@ -189,6 +194,7 @@ class OperationRow(QFrame):
         for button in (self.limit, self.pause, self.cancel, self.undo, self.details):
             button.setVisible(False)
         self.setAccessibleName(f"{title}: {detail}")
+        self.figures.hide()
         self._dress()
 
     def _dress(self) -> None:
@@ -214,7 +220,7 @@ def _detail(operation: Operation) -> str:
             if progress is None:
                 return "Starting…"
             doing = f"{progress.doing} (then it pauses)" if progress.pause is Pause.ASKED else progress.doing
-            return ": ".join(part for part in (doing, progress_text(progress)) if part)
+            return ": ".join(part for part in (doing, progress.remark) if part)
         case OperationState.DONE:
             if operation.undone:
                 return "Done, and taken back since"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from PySide6.QtTest import QSignalSpy
+from PySide6.QtTest import QSignalSpy, QTest
 from pytestqt.qtbot import QtBot
 
 from snaptree.model.errors import SnapTreeError
@@ -64,7 +64,9 @@ def test_progress_is_told_and_drawn(activity: Activity) -> None:
     activity.show_operation(URI, operation(1, OperationState.RUNNING, progress=progress))
     row = activity.row(1)
     assert row.bar.value() / row.bar.maximum() == pytest.approx(0.8)
-    assert row.detail.text == "Merging s1 into its base: step 1 of 2, 40.0 GiB of 50.0 GiB, 2.0 GiB/s, 5 seconds left"
+    assert row.detail.text == "Merging s1 into its base"
+    assert row.figures.text == "step 1 of 2, 40.0 GiB of 50.0 GiB, 2.0 GiB/s, 5 seconds left"
+    assert row.accessibleName().endswith(row.figures.text)
     assert not row.cancel.isHidden()
     assert row.cancel.isEnabled()
 
@@ -72,6 +74,23 @@ def test_progress_is_told_and_drawn(activity: Activity) -> None:
 def test_what_nobody_knows_is_left_out() -> None:
     assert progress_text(running(None, None)) == "step 1 of 2"
     assert progress_text(Progress("Reverting", 0, 1)) == ""
+    assert progress_text(Progress("Merging", 0, 1, share=0.435)) == "43 %"
+
+
+def test_names_give_way_to_figures(activity: Activity) -> None:
+    long = "Merging /var/lib/libvirt/images/a-machine-with-a-long-name.a-snapshot-with-a-longer-one into its base"
+    progress = replace(running(40 * GIB, 50 * GIB, rate=2.0 * GIB, seconds_left=5.0), doing=long, remark="It is slow.")
+    activity.show_operation(URI, operation(1, OperationState.RUNNING, progress=progress))
+    row = activity.row(1)
+    QTest.qWait(0)
+    assert row.figures.width() >= row.figures.sizeHint().width()
+    assert row.figures.toolTip() == ""
+    assert read_tooltip(row.detail.toolTip()) == f"{long}: It is slow."
+    widest = row.figures.minimumWidth()
+    activity.show_operation(URI, operation(1, OperationState.RUNNING, progress=replace(progress, seconds_left=None)))
+    assert row.figures.minimumWidth() == widest, "what stands beside it does not jump about"
+    activity.show_operation(URI, operation(1))
+    assert row.figures.isHidden()
 
 
 def test_work_without_measure_is_shown_as_busy(activity: Activity) -> None:
@@ -183,7 +202,7 @@ def test_what_another_program_does_is_shown_and_not_waited_for(activity: Activit
     activity.show_elsewhere(URI, replace(theirs, plan=replace(theirs.plan, schedule="nightly")))
     row = activity.row(1)
     assert row.title.text == "Revert web-01 to “s1” (schedule “nightly”)"
-    assert row.detail.text == "Take s1: step 1 of 2"
+    assert (row.detail.text, row.figures.text) == ("Take s1", "step 1 of 2")
     assert not row.cancel.isEnabled()
     assert read_tooltip(row.cancel.toolTip()) == "Stop that one."
     assert activity.running == []
