@@ -12,11 +12,12 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, suppre
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from snaptree import __version__
 from snaptree.model.errors import CancelledError, SnapTreeError
 from snaptree.terminal.complaint import complain
+from snaptree.terminal.escaping import plain
 from snaptree.terminal.policy_options import add_check_options, add_keep_options, add_policy_options, hours
 
 if TYPE_CHECKING:
@@ -93,7 +94,15 @@ _NO_OPTION = "\0"
 """Before what begins with a dash and stands after `--`, while it is parsed: no argument can have it in it."""
 
 
-class _CommandParser(argparse.ArgumentParser):
+class _Parser(argparse.ArgumentParser):
+    """A parser whose complaints name what was given, and obey nothing of it."""
+
+    def error(self, message: str) -> NoReturn:
+        """Say how it is used and what was wrong, and exit."""
+        super().error(plain(message))
+
+
+class _CommandParser(_Parser):
     """The parser of one command: options stand anywhere among its names, and what it does not know is its own error."""
 
     _is_mixing = False
@@ -152,7 +161,7 @@ def _parser() -> argparse.ArgumentParser:
     changing.add_argument("-n", "--dry-run", action="store_true", help="print the plan and stop")
     changing.add_argument("-y", "--yes", action="store_true", help="go on without asking")
 
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="snaptree",
         parents=[common],
         allow_abbrev=False,
@@ -831,7 +840,7 @@ def _policy(options: argparse.Namespace) -> int:
     except PolicyFileError as error:
         problems = error.problems
     for problem in problems:
-        sys.stderr.write(f"{path}: {console.plain(str(problem))}\n")
+        sys.stderr.write(console.plain(f"{path}: {problem}") + "\n")
     if file is None or (problems and options.what == "check"):
         return EXIT_ERROR
     if _wants_json(options):

@@ -142,6 +142,25 @@ def test_resources_are_found_and_can_be_drawn() -> None:
         assert resources.path(f"icons/{icon.name}") == icon
 
 
+def test_every_tooltip_is_plain_text() -> None:
+    """Qt takes a tooltip for markup if it looks like it: so each is made by `tooltip`, or is a text of ours."""
+
+    def is_harmless(text: ast.expr) -> bool:
+        if isinstance(text, ast.Call):
+            return isinstance(text.func, ast.Name) and text.func.id == "tooltip"
+        return isinstance(text, ast.Constant) and "<" not in str(text.value)
+
+    calls = [
+        (module.name, call)
+        for module in MODULES
+        if room_of(name_of(module)) == "ui"
+        for call in ast.walk(ast.parse(module.read_text(encoding="utf-8")))
+        if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute) and call.func.attr == "setToolTip"
+    ]
+    assert calls
+    assert [f"{name}:{call.lineno}" for name, call in calls if not is_harmless(call.args[0])] == []
+
+
 def test_nothing_lists_snapshots_by_the_call_that_reads_past_its_end() -> None:
     used = [module for module in MODULES if "snapshotListNames(" in module.read_text(encoding="utf-8")]
     assert used == []

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import json
 import re
+import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
@@ -13,7 +15,9 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from snaptree import words
+from snaptree.cli import main
 from snaptree.model.costs import domain_costs, selection_cost
+from snaptree.model.errors import SnapTreeError
 from snaptree.model.estate import (
     Annotations,
     DiskChain,
@@ -30,10 +34,13 @@ from snaptree.model.settings import Comparison, SettingChange
 from snaptree.model.tree import SnapshotTree
 from snaptree.plans.plan import Action, DeleteSnapshot, Finding, Forecast, Plan, RevertToSnapshot, StateAfter
 from snaptree.terminal.comparisons import comparison_json, print_comparison, print_xml
+from snaptree.terminal.complaint import complain
+from snaptree.terminal.console import console, print_json, print_note
 from snaptree.terminal.costs import layers_json, print_layers, print_selection, selection_json
 from snaptree.terminal.lists import list_json, print_list
 from snaptree.terminal.plans import print_plan
 from snaptree.terminal.reading import DomainReading
+from snaptree.terminal.table import Column, add_row, print_table
 from snaptree.terminal.trees import print_tree, tree_json
 from tests.model.overlaps import UnitOverlaps
 from tests.ui.values import HOST, MIB, layers_for, snapshot
@@ -413,3 +420,47 @@ def test_a_revert_lists_the_settings_that_change_back() -> None:
     lines = printed(80, lambda out: print_plan(out, plan))
     at = lines.index("Settings that change back:")
     assert lines[at + 1 : at + 3] == ["  Memory: 4 GiB → 2 GiB", "  Disk vdb removed: b.qcow2"]
+
+
+# What others chose
+
+HOSTILE = "red \x1b[31m C1 \x9b31m DEL \x7f bidi \u202e\u2066 end"
+SHOWN = "red \\x1b[31m C1 \\x9b31m DEL \\x7f bidi \\u202e\\u2066 end"
+
+
+def test_nothing_is_obeyed_that_others_chose(capsys: pytest.CaptureFixture[str]) -> None:
+    """Each way on which text comes to the terminal has a filter of its own: what prints need not think of it."""
+    out = console()
+    out.print(HOSTILE)
+    out.print("one", f"two\n{HOSTILE}", style="bold")
+    column = Column("what")
+    add_row([column], HOSTILE)
+    print_table(out, [column])
+    complain(SnapTreeError(HOSTILE, hint=f"{HOSTILE}\n"))
+    with pytest.raises(SystemExit):
+        main(["tree", "web-01", f"--{HOSTILE}"])
+    with pytest.raises(SystemExit):
+        main([f"--{HOSTILE}", "tree"])
+    written, complained = capsys.readouterr()
+    assert written.splitlines() == [SHOWN, "one two", SHOWN, "what", SHOWN]
+    assert complained.count(SHOWN) == 4
+    assert (written + complained).replace("\n", "").isprintable()
+
+
+def test_json_is_for_eyes_as_well(capsys: pytest.CaptureFixture[str]) -> None:
+    told = {HOSTILE: ["Größe 🌳\n\t", HOSTILE, "\U000e0001"]}
+    print_json(told)
+    written = capsys.readouterr().out
+    assert json.loads(written) == told
+    assert "Größe 🌳" in written
+    assert written.replace("\n", "").isprintable()
+
+
+def test_a_screen_is_spared_what_a_file_takes(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    print_note(f"one\n{HOSTILE}")
+    assert capsys.readouterr().out == f"one\n{HOSTILE}\n"
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    print_note(f"one\n{HOSTILE}")
+    assert capsys.readouterr().out == f"one\n{SHOWN}\n"

@@ -21,6 +21,7 @@ from snaptree.images.analyses import Analyses
 from snaptree.images.files import ImageReader, LocalPlace, read_chain
 from snaptree.images.read_at import BadImageError
 from snaptree.images.saved_memory import read_compression, read_memory_file
+from snaptree.model.errors import CancelledError, SnapTreeError
 from snaptree.model.estate import DiskChain, DomainLayers, Image, MemorySnapshot
 from snaptree.model.figures import Confidence, Figure, unknown
 from snaptree.model.tree import SnapshotTree
@@ -100,9 +101,15 @@ class Images:
     ) -> CopyMap | None:
         """Where lies what merging layers copies, given from the top down; None where that can't be read.
 
-        `into` is the one that is pulled into; None for a commit, of which only those are looked at that go.
+        `into` is the one that is pulled into; None for a commit, of which only those are looked at that go. It is for
+        a figure, so nothing fails for want of it. Raises CancelledError soon after `cancelled` turns true.
         """
-        return self._first_found(lambda place: _analyses.copy_map(place, formats, into, cancelled))
+        try:
+            return self._first_found(lambda place: _analyses.copy_map(place, formats, into, cancelled))
+        except CancelledError:
+            raise
+        except (SnapTreeError, libvirt.libvirtError):
+            return None
 
     def _first_found(self, look: Callable[[Place], _Found]) -> _Found | None:
         """Look at files where we may, at what libvirt lets us have elsewhere."""

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import re
+
 import humanize
+
+_NOT_IN_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+"""What XML 1.0 has no way to say, not even by a number (its production 2, "Char"); libxml2 refuses it."""
 
 
 def plain(text: str) -> str:
@@ -10,6 +15,17 @@ def plain(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
+
+
+def not_in_xml(text: str) -> str:
+    """The first character that libvirt can't write down, in words; empty if there is none."""
+    found = _NOT_IN_XML.search(text)
+    return "" if found is None else f"{quoted(found[0])} (U+{ord(found[0]):04X})"
+
+
+def fit_for_xml(text: str) -> str:
+    """Text without the characters that libvirt can't write down."""
+    return _NOT_IN_XML.sub("", text)
 
 
 def quoted(name: str) -> str:

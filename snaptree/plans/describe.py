@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
 from types import MappingProxyType
 
@@ -20,7 +19,6 @@ from snaptree.plans.wording import quoted, snapshots_named
 
 AT_ONCE = Forecast(NOTHING, NOTHING, NOTHING, seconds=0.0, pause_seconds=0.0)
 _FIELDS = {"note": "the note", "pinned": "the pin", "known_good": "the mark “known good”"}
-_NOT_IN_XML = re.compile("[^\t\n\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 def plan_describe(intention: Describe, situation: Situation) -> Plan:
@@ -58,9 +56,8 @@ def _mark(before: Mark | None, wanted: bool | None, situation: Situation) -> Mar
 
 
 def clean_note(text: str) -> str:
-    """A note as libvirt can keep it: lines end in one way, none is empty at the end, and nothing that XML can't say."""
-    lines = text.replace("\r\n", "\n").replace("\r", "\n")
-    return _NOT_IN_XML.sub("", lines).strip()
+    """A note as libvirt gives it back: lines end in one way, and none is empty at the end."""
+    return text.replace("\r\n", "\n").replace("\r", "\n").strip()
 
 
 def _undo_text(steps: list[DescribeSnapshot]) -> str:

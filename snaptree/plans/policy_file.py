@@ -57,7 +57,7 @@ from snaptree.plans.schedule import (
     together_problem,
 )
 from snaptree.plans.thresholds import Thresholds
-from snaptree.plans.wording import quoted
+from snaptree.plans.wording import not_in_xml, quoted
 
 _Named = TypeVar("_Named")
 
@@ -238,6 +238,12 @@ def _text(value: Any) -> str:
     return value
 
 
+def _note(value: Any) -> str:
+    if character := not_in_xml(_text(value)):
+        raise SnapTreeError(f"has the character {character} in it, which libvirt can't write down.")
+    return str(value)
+
+
 def _rate(value: Any) -> int:
     rate = parse_size(_text(value))
     if rate < 1:
@@ -294,7 +300,7 @@ _SCHEDULE: Final[_Readers] = MappingProxyType(
         "together": _flag,
         "quiesce": _one_of(Freeze),
         "name": _text,
-        "note": _text,
+        "note": _note,
         "policy": _text,
         "limit": _rate,
         "between": _hours,

@@ -126,6 +126,16 @@ class Case:
         return None
 
     @property
+    def new_note(self) -> str:
+        """What the step writes down about a snapshot; empty if nothing."""
+        match self.step:
+            case TakeSnapshot(description=note):
+                return note
+            case DescribeSnapshot(after=after, changed=changed) if "note" in changed:
+                return after.note
+        return ""
+
+    @property
     def takes_external(self) -> bool:
         """Whether the step freezes a layer of any disk."""
         return self.take is not None and DiskSnapshot.EXTERNAL in self.take.disks.values()

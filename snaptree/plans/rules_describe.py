@@ -9,13 +9,17 @@ from snaptree.plans.plan import Action
 from snaptree.plans.rule import QEMU, TEST, Case, Evidence, Rule, Verdict, actions, by_the_planner, first, found
 from snaptree.plans.rules_revert import left_half_deleted
 from snaptree.plans.situation import Known
-from snaptree.plans.wording import plain, quoted
+from snaptree.plans.wording import not_in_xml, plain, quoted
 
 _ANY_DRIVER = frozenset({QEMU, TEST})
 
 
 def _lies_inside(case: Case) -> Evidence | None:
     return found() if case.snapshot is not None and case.snapshot.kind is not SnapshotKind.EXTERNAL else None
+
+
+def _note_not_allowed(case: Case) -> Evidence | None:
+    return found(character=character) if (character := not_in_xml(case.new_note)) else None
 
 
 def _has_two_names(case: Case) -> Evidence | None:
@@ -40,6 +44,17 @@ SAID_OTHERWISE_SINCE = Rule(
 )
 
 RULES = (
+    Rule(
+        id="note-not-allowed",
+        actions=actions(Action.TAKE, Action.DESCRIBE),
+        verdict=Verdict.REFUSE,
+        condition=_note_not_allowed,
+        reason="The note has the character {character} in it, which libvirt can't write down: XML has none such.",
+        remedy="Write the note without it. Of all control characters, only tabs and line ends can stand there.",
+        source="XML 1.0, production 2; lab on 9.0: 'PCDATA invalid Char value', after the plan was agreed to",
+        needs=Known.TREE,
+        drivers=_ANY_DRIVER,
+    ),
     Rule(
         id="rename-internal",
         actions=actions(Action.RENAME),

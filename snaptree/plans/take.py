@@ -12,6 +12,7 @@ from snaptree.model.estate import Consistency, DiskSnapshot, DomainState, Memory
 from snaptree.model.figures import NOTHING, Confidence, Figure, total
 from snaptree.model.growth import growth_of
 from snaptree.plans import rules
+from snaptree.plans.describe import clean_note
 from snaptree.plans.draft import Draft
 from snaptree.plans.facts import Facts, is_external, is_part_of_memory, takes_writes
 from snaptree.plans.intention import Capture, Take, places_of, plain_path
@@ -183,7 +184,7 @@ def _step(intention: Take, situation: Situation, capture: Capture) -> TakeSnapsh
     hows |= dict.fromkeys(intention.excluded_disks, DiskSnapshot.NO)
     return TakeSnapshot(
         name=name,
-        description=intention.description,
+        description=clean_note(intention.description),
         memory=memory,
         memory_file=memory_path(next(iter(overlays.values())), memory_in) if has_memory_file else None,
         disks=MappingProxyType(hows),

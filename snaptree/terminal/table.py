@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from snaptree.terminal.escaping import plain
+
 _GAP = 2
 """Blanks between columns."""
 _SHORTEST = 5
@@ -44,8 +46,8 @@ class Column:
     """How much of the beginning of each cell is never cut: a tree's lines."""
 
     def add(self, text: str | Text) -> None:
-        """Add the next row's cell."""
-        self.cells.append(Text(text) if isinstance(text, str) else text)
+        """Add the next row's cell: text of anybody's, or such as was made fit to be shown."""
+        self.cells.append(Text(plain(text)) if isinstance(text, str) else text)
 
     @property
     def is_empty(self) -> bool:

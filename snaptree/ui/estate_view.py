@@ -29,6 +29,7 @@ from snaptree.ui.estate_model import Column, EstateModel, Order
 from snaptree.ui.findings import sign_of
 from snaptree.ui.labels import PlainLabel
 from snaptree.ui.machine import MachineId
+from snaptree.ui.text import tooltip
 from snaptree.ui.theme import Colours, colours_of
 
 if TYPE_CHECKING:
@@ -414,4 +415,4 @@ class EstateView(QWidget):
         order = Order(action.data())
         self._model.order = order
         self._settings.set_text("estate_order", order.value)
-        self._sort_button.setToolTip(f"Sorted by {_ORDERS[order].replace('&', '').lower()}")
+        self._sort_button.setToolTip(tooltip(f"Sorted by {_ORDERS[order].replace('&', '').lower()}"))

@@ -28,7 +28,7 @@ from snaptree.ui.estate_model import natural
 from snaptree.ui.labels import PlainLabel
 from snaptree.ui.plan_view import PlanView
 from snaptree.ui.planning import GroupPlanner
-from snaptree.ui.text import menu_text
+from snaptree.ui.text import menu_text, note_of
 
 if TYPE_CHECKING:
     from snaptree.plans.group import GroupPlan
@@ -157,7 +157,7 @@ class GroupTakeDialog(QDialog):
     def _make_plan(self) -> None:
         self.view.show_planning()
         capture, freeze = _HOLDS[self.holds.currentText()]
-        intention = Take(self.name.text().strip(), self.note.toPlainText().strip(), capture, quiesce=freeze)
+        intention = Take(self.name.text().strip(), note_of(self.note.toPlainText()), capture, quiesce=freeze)
         self._planner = GroupPlanner(self._host, self.ticked())
         self._planner.make(intention, self._plan_is_ready)
 

@@ -30,7 +30,7 @@ from snaptree.ui.estate_view import EstateView
 from snaptree.ui.inspector import MEANT_WIDTH, Inspector
 from snaptree.ui.machine import MachineId
 from snaptree.ui.settings import HostRequest, SafetySnapshot, Settings, ThemeChoice
-from snaptree.ui.text import in_sentence, window_title
+from snaptree.ui.text import in_sentence, note_of, window_title
 from snaptree.ui.thumbnails import ThumbnailLibrary
 from snaptree.ui.tree_page import TreePage
 
@@ -476,7 +476,7 @@ class MainWindow(QMainWindow):
     def _write_note(self, machine_id: MachineId, snapshot: str, note: str) -> None:
         machine = self._estate.machine(machine_id)
         if machine is not None:
-            self.commands.describe(machine, Describe((snapshot,), note=note))
+            self.commands.describe(machine, Describe((snapshot,), note=note_of(note)))
 
     def _pin(self) -> None:
         selection = self.selection()

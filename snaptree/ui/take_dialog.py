@@ -36,7 +36,7 @@ from snaptree.ui.planning import Planner
 from snaptree.ui.take_choices import Kind, TakeChoices, kind_of
 from snaptree.ui.take_places import DiskRow, DiskTicks, Places
 from snaptree.ui.template_dialog import TemplateDialog
-from snaptree.ui.text import in_sentence, window_title
+from snaptree.ui.text import in_sentence, note_of, window_title
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -264,7 +264,7 @@ class TakeDialog(QDialog):
     # Planning
 
     def _intention(self, kind: Kind) -> Take:
-        take = Take(self.name.text().strip(), self.note.toPlainText().strip(), kind.capture, live=kind is Kind.LIVE)
+        take = Take(self.name.text().strip(), note_of(self.note.toPlainText()), kind.capture, live=kind is Kind.LIVE)
         if kind is Kind.INTERNAL:
             return take
         if kind is Kind.FROZEN:
@@ -284,7 +284,7 @@ class TakeDialog(QDialog):
         self._ask()
 
     def _ask(self) -> None:
-        best = Take(self.name.text().strip(), self.note.toPlainText().strip())
+        best = Take(self.name.text().strip(), note_of(self.note.toPlainText()))
         self._planner.make_takes((*map(self._intention, Kind), best), self._plans_are_ready)
 
     def _plans_are_ready(self, result: tuple[Plan, ...] | SnapTreeError) -> None:

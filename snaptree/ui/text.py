@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import html
 
+from snaptree.model.text import fit_for_xml
 from snaptree.plans.wording import plain
 
 _FIRST_STRONG_ISOLATE = "\u2068"
@@ -30,6 +31,11 @@ def tooltip(text: str) -> str:
         return ""
     escaped = html.escape(lines(text)).replace("\n", "<br>")
     return f'<div style="white-space: pre-wrap">{escaped}</div>'
+
+
+def note_of(text: str) -> str:
+    """A note as somebody wrote or pasted it, without characters that nobody sees and libvirt can't write down."""
+    return fit_for_xml(text).strip()
 
 
 def menu_text(text: str) -> str:

@@ -741,6 +741,17 @@ def test_libvirt_keeps_no_earlier_note(host: EmbeddedHost) -> None:
     assert "ours" not in machine.handle.snapshotLookupByName("one").getXMLDesc()
 
 
+def test_libvirt_writes_no_control_character_down(host: EmbeddedHost) -> None:
+    machine = with_snapshot(off(host))
+    for intention in (Describe(("one",), note="\x1b"), Take("two", description="\x1b")):
+        assert "note-not-allowed" in machine.spoken(intention)
+    with pytest.raises(libvirt.libvirtError, match="Char"):
+        machine.virsh_take("two", note="\x1b")
+    every = "\t\n\x7f\x85\x9b\u202e\ufffd\U0010ffff"
+    machine.change(Describe(("one",), note=f"a{every}z"))
+    assert machine.tree()["one"].description == f"a{every}z"
+
+
 # Saved memory, of which libvirt lets go with its snapshot only
 
 

@@ -166,12 +166,30 @@ def test_undo_of_what_is_gone() -> None:
     [
         ("one\r\ntwo\rthree\n", "one\ntwo\nthree"),
         ("  \n", ""),
-        ("a\x00b\x1b[31m\ufffe\ud800", "ab[31m"),
         ("Größe\t🌳", "Größe\t🌳"),
     ],
 )
-def test_a_note_is_what_xml_can_hold(text: str, note: str) -> None:
+def test_a_note_is_as_libvirt_gives_it_back(text: str, note: str) -> None:
     assert clean_note(text) == note
+
+
+@pytest.mark.parametrize("character", ["\x00", "\x1b", "\x1f", "\ufffe", "\uffff", "\ud800"])
+def test_a_note_that_libvirt_cannot_write_down_is_refused_in_words(character: str) -> None:
+    for intention in (Describe(("a",), note=f"one{character}two"), Take("c", description=f"one{character}two")):
+        (refusal,) = make_plan(intention, two().build()).refusals
+        assert refusal.rule == "note-not-allowed"
+        assert f"U+{ord(character):04X}" in refusal.reason
+        assert refusal.reason.isprintable()
+    assert not make_plan(Describe(("a",), pinned=True), two().build()).is_refused
+
+
+def test_what_xml_has_is_written_down() -> None:
+    note = "tab\tline\nDEL \x7f C1 \x85\x9f bidi \u202e last \ufffd first \ue000 🌳\U0010ffff"
+    plan = make_plan(Describe(("a",), note=note), two().build())
+    assert not plan.is_refused
+    (step,) = plan.steps
+    assert isinstance(step, DescribeSnapshot)
+    assert step.after.note == note
 
 
 # What marks protect

@@ -299,6 +299,14 @@ TAKE = [
     Row("name-not-allowed", external("a b"), a_machine(), ("“a b”",), a_machine(), external("a-b")),
     Row("name-not-allowed", external("x" * 101), a_machine(), ("101",), a_machine(), external("x" * 100)),
     Row("name-not-allowed", internal("17"), a_machine(), ("“17”", "number"), a_machine(), external("17")),
+    Row(
+        "note-not-allowed",
+        Take("a", description="red: \x1b[31m"),
+        a_machine(),
+        ("“\\x1b”", "U+001B"),
+        a_machine(),
+        Take("a", description="one\r\n\ttwo \x85\u202e🌳"),
+    ),
     Row("name-taken", external("a"), a_machine().external("a"), ("“a”", "web-01"), a_machine().external("b")),
     Row(
         "name-in-image",

@@ -111,6 +111,10 @@ def test_each_kind_is_taken_as_by_hand(kind: str, capture: Capture, live: bool) 
         ('when = "daily"\ntake = ["best"]', "line 3: “take” is one of"),
         ('when = "daily\\nUser=x"\ntake = "best"', "line 2: “daily"),
         ('when = "Fri..Mon"\ntake = "best"', "line 2: “Fri..Mon” is no time that systemd knows."),
+        (
+            'when = "daily"\ntake = "best"\nnote = "a\\u001b[31m"',
+            "line 4: “note” has the character “\\x1b” (U+001B) in it",
+        ),
         ('when = 2\ntake = "best"', "line 2: “when” is a text."),
         ('when = "daily"\ntakes = "best"', "line 3: “takes” is nothing that a schedule says. Did you mean “take”?"),
         ('when = "daily"\npolicy = "b"\n', "line 3: There is no policy “b”."),

@@ -126,6 +126,7 @@ HOSTILE = (
     "\N{PARTY POPPER} emoji",
     "שלום",
     "%s {} $name [*]",
+    "<img src=x>\x9b31m",
 )
 
 
