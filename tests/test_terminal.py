@@ -32,7 +32,9 @@ from snaptree.model.estate import (
 from snaptree.model.figures import Confidence, Figure, exact
 from snaptree.model.settings import Comparison, SettingChange
 from snaptree.model.tree import SnapshotTree
+from snaptree.plans.operation import Operation, OperationState, Progress
 from snaptree.plans.plan import Action, DeleteSnapshot, Finding, Forecast, Plan, RevertToSnapshot, StateAfter
+from snaptree.terminal.changing import ProgressBar
 from snaptree.terminal.comparisons import comparison_json, print_comparison, print_xml
 from snaptree.terminal.complaint import complain
 from snaptree.terminal.console import console, print_json, print_note
@@ -420,6 +422,36 @@ def test_a_revert_lists_the_settings_that_change_back() -> None:
     lines = printed(80, lambda out: print_plan(out, plan))
     at = lines.index("Settings that change back:")
     assert lines[at + 1 : at + 3] == ["  Memory: 4 GiB → 2 GiB", "  Disk vdb removed: b.qcow2"]
+
+
+# Work under way
+
+
+@pytest.mark.parametrize(
+    ("progress", "figures"),
+    [
+        (
+            Progress("", 0, 1, 40 * MIB, 57 * MIB, rate=4.0 * MIB, seconds_left=4.2),
+            "40.0 MiB of 57.0 MiB, 4.0 MiB/s, 4 seconds left",
+        ),
+        (Progress("", 0, 1, share=0.435), "43 %"),
+        (Progress("", 0, 1), ""),
+    ],
+)
+def test_names_give_way_to_figures(progress: Progress, figures: str) -> None:
+    doing = f"Merge /var/lib/libvirt/{'images/' * 20}disk \x1b[31m up"
+    plan = Plan(Action.DELETE, "", "", "web-01", ("a",), steps=(DeleteSnapshot("a", (), merges=True),))
+    operation = Operation(1, plan, OperationState.RUNNING, 0.0, progress=replace(progress, doing=doing))
+
+    def show(out: Console) -> None:
+        with ProgressBar("web-01", out) as bar:
+            bar.show(operation)
+            out.print(bar.get_renderable())
+
+    (line,) = [line for line in printed(80, show, is_terminal=False) if line.strip()]
+    assert line.startswith("Merge /var")
+    assert line.rstrip().endswith(figures)
+    assert cell_len(line) <= 80
 
 
 # What others chose

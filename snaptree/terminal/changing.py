@@ -11,7 +11,10 @@ from dataclasses import replace
 from functools import partial
 from typing import TypeVar
 
-from rich.progress import BarColumn, Progress, TextColumn
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
+from rich.table import Column
+from rich.text import Text
 
 from snaptree import words
 from snaptree.hosts.connection import Connection
@@ -65,6 +68,38 @@ def run_with_progress(
         return with_progress(plan.domain, run, limit=limit)
 
 
+class _Doing(ProgressColumn):
+    """The step in words. It is long, with files in it, and gives way to the figures."""
+
+    def __init__(self) -> None:
+        super().__init__(Column(no_wrap=False))  # of columns that don't wrap, rich cuts each
+
+    def render(self, task: Task) -> Text:
+        """One line."""
+        return Text(task.description, no_wrap=True, overflow="ellipsis")
+
+
+class ProgressBar(Progress):
+    """One line on a screen that says how far work is; nothing elsewhere."""
+
+    def __init__(self, name: str, out: Console) -> None:
+        figures = TextColumn("{task.fields[how_far]}", markup=False)
+        bar = BarColumn(bar_width=20)
+        super().__init__(_Doing(), bar, figures, console=out, transient=True, disable=not out.is_terminal)
+        self._task = self.add_task(plain(name), total=None, how_far="")
+
+    def show(self, operation: Operation) -> None:
+        """Show how far this is."""
+        if (progress := operation.progress) is not None:
+            self.update(
+                self._task,
+                description=plain(progress.doing),
+                completed=progress.fraction or 0.0,
+                total=None if progress.fraction is None else 1.0,
+                how_far=words.how_far(progress),
+            )
+
+
 def with_progress(
     name: str, run: Callable[..., _Result], *, limit: int | None = None, stop: threading.Event | None = None
 ) -> _Result:
@@ -84,28 +119,11 @@ def with_progress(
             " Ctrl+C again gives up waiting."
         )
 
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        TextColumn("{task.fields[how_far]}", markup=False),
-    )
-    with Progress(*columns, console=out, transient=True, disable=not out.is_terminal) as bar:
-        task = bar.add_task(plain(name), total=None, how_far="")
-
-        def on_progress(operation: Operation) -> None:
-            if (progress := operation.progress) is not None:
-                bar.update(
-                    task,
-                    description=plain(progress.doing),
-                    completed=progress.fraction or 0.0,
-                    total=None if progress.fraction is None else 1.0,
-                    how_far=words.how_far(progress),
-                )
-
+    with ProgressBar(plain(name), out) as bar:
         before = signal.signal(signal.SIGINT, ask_to_stop)
         try:
             return run(
-                on_progress=on_progress,
+                on_progress=bar.show,
                 cancelled=asked_to_stop.is_set,
                 bandwidth=lambda: limit,
             )
