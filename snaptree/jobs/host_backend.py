@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -19,22 +19,20 @@ from snaptree.hosts.connection import Connection
 from snaptree.hosts.freezing import LeftFrozen, thaw_left
 from snaptree.hosts.group_running import GroupOutcome, run_group
 from snaptree.hosts.journal import Journal
-from snaptree.hosts.layers import analysed, is_analysed, read_layers, with_earlier_analysis
-from snaptree.hosts.measuring import DIRTY_RATE_LOOK_SECONDS, DIRTY_RATE_LOOKS, DirtyRate
+from snaptree.hosts.layers import analysed, read_layers, with_earlier_analysis
 from snaptree.hosts.pruning import OutOfHoursError, are_now, begin_in_hours
 from snaptree.hosts.reading import list_domains, read_tree
-from snaptree.hosts.recovery import with_operations
 from snaptree.hosts.running import Run, begin_run
 from snaptree.hosts.settings import compare_moments
-from snaptree.hosts.situation import read_situation, read_to_describe
 from snaptree.hosts.thumbnails import Thumbnails
 from snaptree.hosts.watching import Changes
 from snaptree.jobs import garbage
 from snaptree.jobs.advisor import Advisor
 from snaptree.jobs.connecting import Connector, CredentialsRequest
+from snaptree.jobs.planner import Planner, not_connected
 from snaptree.jobs.postman import Postman
 from snaptree.jobs.session import Session
-from snaptree.jobs.worker import Job, Priority, ShouldStop, Worker
+from snaptree.jobs.worker import Job, Priority, ShouldStop, Worker, not_told
 from snaptree.model.costs import DomainCosts, SelectionCost, domain_costs, selection_cost
 from snaptree.model.errors import CancelledError, ConnectionLostError, SnapTreeError, VanishedError
 from snaptree.model.estate import Domain, DomainLayers, Host, ImageKey, SnapshotKind
@@ -45,13 +43,12 @@ from snaptree.plans.advice import HostAdvice, Observed
 from snaptree.plans.facts import Facts
 from snaptree.plans.group import GroupPlan
 from snaptree.plans.hours import Hours
-from snaptree.plans.intention import Intention, Prune, Recover, Take, only_describes, places_of, take_back
+from snaptree.plans.intention import Prune, take_back
 from snaptree.plans.operation import Operation, OperationState, Pause, Progress, Settled, undoes_look
 from snaptree.plans.plan import Action, Plan
 from snaptree.plans.plan_words import describe_step
-from snaptree.plans.planner import make_plan, needs_analysis
-from snaptree.plans.prune_many import PlannedPrune, no_more_than, plan_prunes, unreadable
-from snaptree.plans.situation import Situation, glance
+from snaptree.plans.prune_many import PlannedPrune, no_more_than
+from snaptree.plans.situation import glance
 from snaptree.plans.speed import NOT_MEASURED, Speed
 from snaptree.plans.wording import machines_named, plain
 
@@ -209,10 +206,6 @@ def _how_far(operation: Operation) -> tuple[object, ...]:
     return operation.state, operation.steps_done, operation.undone, operation.settled
 
 
-def _not_told(_error: SnapTreeError) -> None:
-    """What nobody depends on need not be known."""
-
-
 class HostBackend(QObject):
     """Reads, watches and changes one host. Lives on the window's thread; nothing here blocks it.
 
@@ -262,8 +255,6 @@ class HostBackend(QObject):
         self._costs: dict[str, CostReading] = {}
         self._speed: Speed | None = None
         """None if it has to be asked for."""
-        self._dirty_rates: dict[str, int] = {}
-        """Bytes of RAM that guests changed each second when that was measured last."""
         self._unread: set[str] = set()
         """Machines whose tree could not be read the last time."""
         self._unmeasured: set[str] = set()
@@ -307,6 +298,19 @@ class HostBackend(QObject):
         self._analyst = Worker(f"analyse {uri}", self._post)
         self._changer = Worker(f"change {uri}", self._post, oldest_first=True, at_end=self._close_change_connection)
         self._workers = (self._reader, self._measurer, self._analyst, self._changer)
+
+        self.planner = Planner(
+            uri,
+            self._measurer,
+            self._post,
+            journal=journal,
+            session=lambda: self._session,
+            speed=self._speed_now,
+            layers=self._known_layers,
+            name=self._name_of,
+            parent=self,
+        )
+        """Says what would come of what somebody wants."""
 
         self._advisor = Advisor()  # the analysing thread's own
         self._advice: HostAdvice | None = None
@@ -365,6 +369,14 @@ class HostBackend(QObject):
     def unfinished(self) -> Mapping[str, Operation]:
         """By UUID, what was interrupted on a machine. `Recover` finishes it, or leaves it as it is."""
         return self._unfinished
+
+    def _known_layers(self, uuid: str) -> DomainLayers | None:
+        costs = self._costs.get(uuid)
+        return None if costs is None else costs.layers
+
+    def _name_of(self, uuid: str) -> str:
+        domain = self._domains.get(uuid)
+        return uuid if domain is None else domain.name
 
     # Connecting
 
@@ -938,9 +950,7 @@ class HostBackend(QObject):
             with session.using() as connection:
                 return self._advisor.advise(connection, seen, is_settled=is_settled)
 
-        self._analyst.submit(
-            work, on_done=self._advised, on_failed=_not_told, priority=Priority.BACKGROUND, key=_ADVICE
-        )
+        self._analyst.submit(work, on_done=self._advised, on_failed=not_told, priority=Priority.BACKGROUND, key=_ADVICE)
 
     def _advised(self, advice: HostAdvice) -> None:
         if advice != self._advice:
@@ -975,7 +985,7 @@ class HostBackend(QObject):
         """
         session, tree, costs = self._session, self.tree(uuid), self._costs.get(uuid)
         if session is None:
-            self._post(partial(on_ready, self._not_connected_error()))
+            self._post(partial(on_ready, not_connected(self.uri)))
             return
 
         def work(_should_stop: ShouldStop) -> Comparison:
@@ -993,148 +1003,6 @@ class HostBackend(QObject):
         )
 
     # Changing
-
-    def plan(self, uuid: str, intention: Intention, on_ready: Callable[[Plan | SnapTreeError], None]) -> None:
-        """Work out what an intention would do. `on_ready` hears of it on this thread, unless the backend is closed."""
-        session = self._session
-        if session is None:
-            self._post(partial(on_ready, self._not_connected_error()))
-            return
-
-        def work(should_stop: ShouldStop) -> Plan:
-            with session.using() as connection:
-                if only_describes(intention):
-                    situation = read_to_describe(connection, uuid)
-                    return make_plan(intention, with_operations(connection, situation, self._journal))
-                return make_plan(intention, self._situation_for(connection, uuid, intention, should_stop))
-
-        self._measurer.submit(work, on_done=on_ready, on_failed=on_ready, priority=Priority.USER)
-
-    def plan_prunes(
-        self,
-        wanted: Mapping[str, Prune],
-        on_ready: Callable[[tuple[tuple[PlannedPrune, ...], tuple[Plan, ...]] | SnapTreeError], None],
-    ) -> None:
-        """As `plan`, for several machines by UUID; of those that can't be read, plans that say why come second."""
-        session = self._session
-        if session is None:
-            self._post(partial(on_ready, self._not_connected_error()))
-            return
-
-        def work(should_stop: ShouldStop) -> tuple[tuple[PlannedPrune, ...], tuple[Plan, ...]]:
-            read, unread = [], []
-            with session.using() as connection:
-                for uuid, intention in wanted.items():
-                    try:
-                        read.append((intention, self._situation_for(connection, uuid, intention, should_stop)))
-                    except (CancelledError, ConnectionLostError):
-                        raise
-                    except SnapTreeError as error:
-                        domain = self._domains.get(uuid)
-                        unread.append(unreadable(self.uri, uuid, uuid if domain is None else domain.name, error))
-            return plan_prunes(read), tuple(unread)
-
-        self._measurer.submit(work, on_done=on_ready, on_failed=on_ready, priority=Priority.USER)
-
-    def _situation_for(
-        self, connection: Connection, uuid: str, intention: Intention, should_stop: ShouldStop
-    ) -> Situation:
-        """On a worker: all that planning this has to know."""
-        situation = self._situation(connection, uuid, recovers=isinstance(intention, Recover))
-        if needs_analysis(intention, situation) and not is_analysed(situation.layers):
-            situation = replace(situation, layers=analysed(connection, situation.layers, should_stop))
-        return situation
-
-    def plan_takes(
-        self, uuid: str, intentions: tuple[Take, ...], on_ready: Callable[[tuple[Plan, ...] | SnapTreeError], None]
-    ) -> None:
-        """Plan several ways of taking a snapshot from one look at the machine. `on_ready` hears of it as in `plan`."""
-        session = self._session
-        if session is None:
-            self._post(partial(on_ready, self._not_connected_error()))
-            return
-
-        def work(_should_stop: ShouldStop) -> tuple[Plan, ...]:
-            places = {place for intention in intentions for place in places_of(intention)}
-            with session.using() as connection:
-                situation = self._situation(connection, uuid, places)
-            return tuple(make_plan(intention, situation) for intention in intentions)
-
-        self._measurer.submit(work, on_done=on_ready, on_failed=on_ready, priority=Priority.USER)
-
-    def _situation(
-        self, connection: Connection, uuid: str, places: Collection[str] = (), *, recovers: bool = False
-    ) -> Situation:
-        """On a worker: all that plans may know."""
-        situation = replace(
-            read_situation(connection, uuid, places), speed=self._speed_now(), dirty_rate=self._dirty_rates.get(uuid)
-        )
-        situation = with_operations(connection, situation, self._journal, recovers=recovers)
-        # What is on screen was analysed already; a figure in a preview need not be truer than that.
-        known = self._costs.get(uuid)
-        if known is None:
-            return situation
-        return replace(situation, layers=with_earlier_analysis(situation.layers, known.layers))
-
-    def measure_dirty_rate(self, uuid: str, on_ready: Callable[[int], None]) -> None:
-        """Let QEMU find out how much of its RAM a guest changes each second, for later plans, too.
-
-        `on_ready` hears of it on this thread, in bytes; of what nobody can say, nothing. It takes more than a second,
-        in which no thread waits.
-        """
-        session = self._session
-        if session is None:
-            return
-
-        def start(_should_stop: ShouldStop) -> bool:
-            with session.using() as connection:
-                return DirtyRate(connection, uuid).start()
-
-        def read(_should_stop: ShouldStop) -> int | None:
-            with session.using() as connection:
-                return DirtyRate(connection, uuid).read()
-
-        def look(looks_left: int) -> None:
-            if not self._is_closed and looks_left:
-                self._measurer.submit(
-                    read, on_done=partial(done, looks_left - 1), on_failed=_not_told, priority=Priority.USER
-                )
-
-        def look_soon(looks_left: int) -> None:
-            QTimer.singleShot(int(1000 * DIRTY_RATE_LOOK_SECONDS), self, partial(look, looks_left))
-
-        def done(looks_left: int, rate: int | None) -> None:
-            if rate is None:
-                look_soon(looks_left)
-            else:
-                self._dirty_rates[uuid] = rate
-                on_ready(rate)
-
-        def started(has_begun: bool) -> None:
-            self._dirty_rates.pop(uuid, None)
-            if has_begun:
-                look_soon(DIRTY_RATE_LOOKS)
-
-        self._measurer.submit(start, on_done=started, on_failed=_not_told, priority=Priority.USER)
-
-    def plan_group(
-        self,
-        uuids: Sequence[str],
-        make: Callable[[Sequence[Situation]], GroupPlan],
-        on_ready: Callable[[GroupPlan | SnapTreeError], None],
-    ) -> None:
-        """As `plan`, for several machines together: `make` gets what is known of each, on another thread."""
-        session = self._session
-        if session is None:
-            self._post(partial(on_ready, self._not_connected_error()))
-            return
-
-        def work(_should_stop: ShouldStop) -> GroupPlan:
-            with session.using() as connection:
-                found = [replace(read_situation(connection, uuid), speed=self._speed_now()) for uuid in uuids]
-                return make([with_operations(connection, situation, self._journal) for situation in found])
-
-        self._measurer.submit(work, on_done=on_ready, on_failed=on_ready, priority=Priority.USER)
 
     def run(self, plan: Plan, *, undoes: Operation | None = None) -> Operation:
         """Queue a plan, perhaps one that takes another operation back.
@@ -1229,7 +1097,7 @@ class HostBackend(QObject):
             return
         self._being_undone.add(operation.id)
         uuid, intention = take_back(operation.plan)
-        self.plan(uuid, intention, partial(self._run_undo, operation, may_run))
+        self.planner.plan(uuid, intention, partial(self._run_undo, operation, may_run))
 
     def _run_undo(
         self, undoes: Operation, may_run: Callable[[Plan | SnapTreeError], bool], plan: Plan | SnapTreeError
@@ -1283,7 +1151,7 @@ class HostBackend(QObject):
         for number, waiting in self._for_later.items():
             if are_now(waiting.between):
                 waiting.is_being_planned = True
-                self.plan(waiting.agreed.domain_uuid, waiting.intention, partial(self._begin, number))
+                self.planner.plan(waiting.agreed.domain_uuid, waiting.intention, partial(self._begin, number))
                 return
 
     def _begin(self, number: int, plan: Plan | SnapTreeError) -> None:
@@ -1296,7 +1164,7 @@ class HostBackend(QObject):
             self._over(replace(operation, state=OperationState.FAILED, finished=time.time(), error=plan))
         elif (less := no_more_than(waiting.intention, plan, waiting.agreed)) is not None:
             self._for_later[number] = replace(waiting, intention=less)
-            self.plan(plan.domain_uuid, less, partial(self._begin, number))
+            self.planner.plan(plan.domain_uuid, less, partial(self._begin, number))
             return
         else:
             waiting.is_being_planned = False
@@ -1412,7 +1280,7 @@ class HostBackend(QObject):
         """On the change thread: its own connection, opened when it is first needed and after it broke."""
         session = self._session
         if session is None:
-            raise self._not_connected_error()
+            raise not_connected(self.uri)
         if session.host.driver == "TEST":
             # Each connection to libvirt's test driver may be a world of its own: changes belong to the one shown.
             with session.using() as connection:
@@ -1527,6 +1395,3 @@ class HostBackend(QObject):
     def _tell_operation(self, operation: Operation) -> None:
         self._operations[operation.id] = operation
         self.operation_changed.emit(operation)
-
-    def _not_connected_error(self) -> ConnectionLostError:
-        return ConnectionLostError(f"Not connected to {self.uri}.", hint="Try again once it is connected.")

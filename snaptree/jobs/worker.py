@@ -59,6 +59,10 @@ class Job:
         return self._cancelled.is_set()
 
 
+def not_told(_error: SnapTreeError) -> None:
+    """What nobody depends on need not be known."""
+
+
 class Worker:
     """One daemon thread and its queue. All methods return at once and may be called from any thread.
 

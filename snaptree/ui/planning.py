@@ -53,13 +53,13 @@ class Planner:
 
     def make(self, intention: Intention, on_ready: Callable[[Plan | SnapTreeError], None]) -> None:
         """Ask for a plan; answers to earlier questions are dropped from now on."""
-        self._host.backend.plan(self._uuid, intention, self._if_last(on_ready))
+        self._host.backend.planner.plan(self._uuid, intention, self._if_last(on_ready))
 
     def make_takes(
         self, intentions: tuple[Take, ...], on_ready: Callable[[tuple[Plan, ...] | SnapTreeError], None]
     ) -> None:
         """Ask for plans of several ways of taking a snapshot at once, as `make` does for one."""
-        self._host.backend.plan_takes(self._uuid, intentions, self._if_last(on_ready))
+        self._host.backend.planner.plan_takes(self._uuid, intentions, self._if_last(on_ready))
 
     def _if_last(self, on_ready: Callable[[_Answer], None]) -> Callable[[_Answer], None]:
         self._question += 1
@@ -103,7 +103,7 @@ class GroupPlanner:
             if question == self._question:
                 on_ready(result)
 
-        self._host.backend.plan_group(self.uuids, partial(self._plan, intention), answer)
+        self._host.backend.planner.plan_group(self.uuids, partial(self._plan, intention), answer)
 
     def _plan(self, intention: Intention, situations: Sequence[Situation]) -> GroupPlan:
         """On another thread."""
@@ -161,7 +161,7 @@ class PrunePlanner:
             else:
                 on_ready(result)
 
-        self._host.backend.plan_prunes(self._wanted, answer)
+        self._host.backend.planner.plan_prunes(self._wanted, answer)
 
     def refused(self) -> tuple[Plan, ...]:
         """The plans by which nothing goes, once there are any, each with the reason."""

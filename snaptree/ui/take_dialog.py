@@ -78,7 +78,7 @@ class TakeDialog(QDialog):
         self._show_options()
         self._make_plans()
         if machine.domain.state is DomainState.RUNNING:
-            host.backend.measure_dirty_rate(machine.id.uuid, self._dirty_rate_is_known)
+            host.backend.planner.measure_dirty_rate(machine.id.uuid, self._dirty_rate_is_known)
 
     def _build(self, title: str) -> None:
         heading = PlainLabel(title, self)

@@ -65,7 +65,7 @@ def _merge(session: Session, snapshot: str, deafness: Deafness) -> float:
     session.window.choose(machine.id)
     backend = session.estate[machine.id.uri].backend
     plans: list[Plan | SnapTreeError] = []
-    backend.plan(machine.id.uuid, Delete((snapshot,)), plans.append)
+    backend.planner.plan(machine.id.uuid, Delete((snapshot,)), plans.append)
     run_until(lambda: bool(plans))
     (plan,) = plans
     if isinstance(plan, SnapTreeError):

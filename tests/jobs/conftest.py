@@ -72,7 +72,7 @@ class Listener:
     def plan(self, uuid: str, intention: Any) -> Plan:
         """Ask for a plan, wait for it, and expect it not to be refused."""
         answers: list[Plan | SnapTreeError] = []
-        self.backend.plan(uuid, intention, answers.append)
+        self.backend.planner.plan(uuid, intention, answers.append)
         self.until(lambda: answers)
         (plan,) = answers
         assert isinstance(plan, Plan), plan

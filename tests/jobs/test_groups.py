@@ -56,7 +56,7 @@ def listener(listen: Callable[..., Listener], host: EmbeddedHost, journal: Journ
 def planned(listener: Listener, machines: tuple[Machine, ...]) -> GroupPlan:
     answers: list[object] = []
     make = partial(plan_group_take, Take("together", capture=Capture.DISKS))
-    listener.backend.plan_group([machine.uuid for machine in machines], make, answers.append)
+    listener.backend.planner.plan_group([machine.uuid for machine in machines], make, answers.append)
     listener.until(lambda: answers)
     (plan,) = answers
     assert isinstance(plan, GroupPlan), plan

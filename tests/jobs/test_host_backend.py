@@ -326,7 +326,7 @@ def test_a_host_that_only_lets_us_look_is_opened_read_only_and_says_why(
     assert status.host.read_only
     assert isinstance(status.error, AccessDeniedError)
     answers: list[object] = []
-    listener.backend.plan(listener.uuid("test"), Take("no"), answers.append)
+    listener.backend.planner.plan(listener.uuid("test"), Take("no"), answers.append)
     listener.until(lambda: answers)
     (plan,) = answers
     assert isinstance(plan, Plan)
@@ -500,7 +500,7 @@ def test_a_lost_connection_is_told_tried_again_and_restored_with_all_that_was_kn
     assert status.host is not None, "what the host was is still shown"
     assert (listener.backend.tree(uuid), listener.backend.costs(uuid), listener.backend.domains()) == known
     answers: list[object] = []
-    listener.backend.plan(uuid, Take("now"), answers.append)
+    listener.backend.planner.plan(uuid, Take("now"), answers.append)
     listener.until(lambda: answers)
     assert isinstance(answers[0], ConnectionLostError)
 

@@ -60,7 +60,7 @@ def planned(listener: Listener, policy: Policy, *machines: Machine) -> tuple[Pla
 def all_planned(listener: Listener, policy: Policy, *uuids: str) -> tuple[tuple[PlannedPrune, ...], tuple[Plan, ...]]:
     """Plans, and those of machines that can't be read."""
     answers: list[Any] = []
-    listener.backend.plan_prunes({uuid: Prune(policy, by_own_jobs=True) for uuid in uuids}, answers.append)
+    listener.backend.planner.plan_prunes({uuid: Prune(policy, by_own_jobs=True) for uuid in uuids}, answers.append)
     listener.until(lambda: answers)
     (answer,) = answers
     assert isinstance(answer, tuple), answer

@@ -51,7 +51,7 @@ def prune(driver: Driver, machine: Machine, between: Hours | None = None) -> int
     backend = driver.session.estate[uri].backend
     policy = Policy(MappingProxyType({Period.LAST: 1}), scope=Scope(by_hand=True))
     answers: list[Any] = []
-    backend.plan_prunes({machine.uuid: Prune(policy, by_own_jobs=True)}, answers.append)
+    backend.planner.plan_prunes({machine.uuid: Prune(policy, by_own_jobs=True)}, answers.append)
     driver.until(lambda: answers)
     ((planned,), _unread) = answers[0]
     return backend.prune(planned, between=between).id
@@ -206,7 +206,7 @@ def look():
             backend.prune(found[0][0], between=Hours.parse(sys.argv[2]))
             print("ready", flush=True)
 
-        backend.plan_prunes({machine.id.uuid: Prune(policy)}, answer)
+        backend.planner.plan_prunes({machine.id.uuid: Prune(policy)}, answer)
     else:
         plan = Plan(Action.PRUNE, URI, machine.id.uuid, "test", snapshots=("a",))
         window.activity.show_operation(URI, Operation(1, plan, OperationState.RUNNING, started=0))
