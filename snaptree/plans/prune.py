@@ -14,6 +14,7 @@ from snaptree.model.figures import Figure
 from snaptree.model.merging import LayerTree
 from snaptree.plans.delete import add_deletions
 from snaptree.plans.draft import Draft
+from snaptree.plans.facts import Facts
 from snaptree.plans.intention import Prune
 from snaptree.plans.merge import batches, layer_tree_of, most_room
 from snaptree.plans.plan import Action, Finding, Forecast, Plan
@@ -58,7 +59,7 @@ def prune(
     zone: dt.tzinfo | None = None,
 ) -> Pruning:
     """Work out what a policy lets go and what that comes to. As `decide`; `kept` are others to be kept, with why."""
-    decisions = decide(policy, layer_tree.tree, now, kept=kept, of_no_use=_lacking_images(layer_tree), zone=zone)
+    decisions = decide(policy, layer_tree.tree, now, kept=kept, of_no_use=_of_no_use(layer_tree), zone=zone)
     candidates = [name for name, decision in decisions.items() if not decision.keeps]
     chosen, falls_short = _within_limits(policy, layer_tree, candidates)
     for name in set(candidates).difference(chosen):
@@ -92,8 +93,13 @@ def hint_of_by_hand(scope: Scope, prunings: Iterable[Pruning], remedy: str) -> s
     return f"{which} {matches}{'was' if is_one else 'were'} not made by a schedule: {remedy}."
 
 
-def _lacking_images(layer_tree: LayerTree) -> dict[str, str]:
-    """Snapshots that nobody can go back to as an image is missing that they stand on, each with the reason."""
+def tree_to_prune(situation: Situation) -> LayerTree:
+    """The layers of a machine, and who of its snapshots is doubtful."""
+    return replace(layer_tree_of(situation), doubtful=Facts(situation).doubtful_snapshots)
+
+
+def _of_no_use(layer_tree: LayerTree) -> dict[str, str]:
+    """Snapshots that nobody can rely on to go back to, as layers tell: each with the reason."""
     waiting = [layer_tree.layers.key(path) for path, image in layer_tree.layers.images.items() if image.is_missing]
     lost: set[ImageKey] = set()
     while waiting:
@@ -101,7 +107,8 @@ def _lacking_images(layer_tree: LayerTree) -> dict[str, str]:
         if key not in lost:
             lost.add(key)
             waiting += layer_tree.above.get(key, ())
-    return {name: "an image is missing" for key in lost for name in layer_tree.holders.get(key, ())}
+    lacking = {name: "an image is missing" for key in lost for name in layer_tree.holders.get(key, ())}
+    return dict.fromkeys(layer_tree.doubtful, "doubtful") | lacking
 
 
 def prune_together(
@@ -128,7 +135,7 @@ def prune_together(
 
 def pruning_of(intention: Prune, situation: Situation) -> Pruning:
     """What an intention comes to, before there is a plan for it."""
-    return _pruning(intention, situation, layer_tree_of(situation))
+    return _pruning(intention, situation, tree_to_prune(situation))
 
 
 def _pruning(intention: Prune, situation: Situation, layer_tree: LayerTree) -> Pruning:
@@ -144,12 +151,12 @@ def forecast_of(pruning: Pruning, speed: Speed) -> Forecast:
 
 def plan_prune(intention: Prune, situation: Situation) -> Plan:
     """Plan to delete what a policy lets go, in one. There is no undo. If nothing goes, there are no steps."""
-    layer_tree = layer_tree_of(situation)
+    layer_tree = tree_to_prune(situation)
     return plan_pruning(intention, situation, _pruning(intention, situation, layer_tree), layer_tree)
 
 
 def plan_pruning(intention: Prune, situation: Situation, pruning: Pruning, layer_tree: LayerTree | None = None) -> Plan:
-    """As `plan_prune`, for who has worked that out already, and maybe has `layer_tree_of` the situation too."""
+    """As `plan_prune`, for who has worked that out already, and maybe has the `tree_to_prune` too."""
     draft = Draft(Action.PRUNE, situation)
     forecast = add_deletions(
         draft, pruning.goes, batch=pruning.goes, by_own_jobs=intention.by_own_jobs, layer_tree=layer_tree

@@ -10,10 +10,9 @@ from snaptree.model.errors import SnapTreeError
 from snaptree.model.merging import LayerTree
 from snaptree.plans.group import GroupPlan
 from snaptree.plans.intention import Prune
-from snaptree.plans.merge import layer_tree_of
 from snaptree.plans.plan import Action, Finding, Forecast, Plan
 from snaptree.plans.policy import because_of_group
-from snaptree.plans.prune import Pruning, plan_pruning, prune_together
+from snaptree.plans.prune import Pruning, plan_pruning, prune_together, tree_to_prune
 from snaptree.plans.situation import Situation
 from snaptree.plans.totals import forecast_in_turn
 
@@ -76,7 +75,7 @@ def keeping_groups(wanted: Sequence[tuple[Prune, Situation]]) -> tuple[Prune, ..
 def _decided_together(wanted: Sequence[tuple[Prune, Situation]]) -> list[tuple[Pruning, LayerTree]]:
     if not wanted:
         return []
-    layer_trees = [layer_tree_of(situation) for _, situation in wanted]
+    layer_trees = [tree_to_prune(situation) for _, situation in wanted]
     prunings = prune_together(
         wanted[0][0].policy,
         [(layer_tree, intention.kept) for layer_tree, (intention, _) in zip(layer_trees, wanted, strict=True)],

@@ -228,7 +228,8 @@ class PruneDialog(QDialog):
         if known is None or known[0] is not machine:
             tree, layers, elsewhere = machine.reading.tree, machine.costs.layers, machine.costs.elsewhere
             seen = glance(host, machine.domain, tree, layers, machine.unfinished, elsewhere)
-            known = self._known[uuid] = machine, Known(seen, LayerTree(tree, layers, elsewhere))
+            layer_tree = LayerTree(tree, layers, elsewhere, doubtful=machine.costs.doubtful)
+            known = self._known[uuid] = machine, Known(seen, layer_tree)
         return known[1]
 
     def _show(self, found: WorkedOut) -> None:

@@ -20,7 +20,15 @@ from snaptree.plans.merge import layer_tree_of
 from snaptree.plans.plan import Action, Forecast
 from snaptree.plans.planner import make_plan
 from snaptree.plans.policy import Duration, Period, Policy, Scope
-from snaptree.plans.prune import depth_of, forecast_of, hint_of_by_hand, likely_refusal, prune, prune_together
+from snaptree.plans.prune import (
+    depth_of,
+    forecast_of,
+    hint_of_by_hand,
+    likely_refusal,
+    prune,
+    prune_together,
+    pruning_of,
+)
 from snaptree.plans.prune_many import in_turn, keeping_groups, no_more_than, plan_prunes
 from snaptree.plans.situation import Situation
 from snaptree.plans.totals import forecast_in_turn, totals_in_turn, totals_of
@@ -99,6 +107,17 @@ def test_what_stands_on_a_missing_image_takes_no_other_s_place() -> None:
     pruning = prune(last(1), layer_tree, NOW + 3600)
     assert pruning.decisions["a"].keeps, "the last that is good: b froze what is missing, and c stands on it"
     assert [pruning.decisions[name].reasons for name in "bc"] == [("an image is missing",)] * 2
+
+
+def test_what_was_merged_into_by_hand_takes_no_other_s_place() -> None:
+    """What d froze was committed into the layer that c froze."""
+    builder = a_machine()
+    for name in "abcd":
+        builder.external(name).snapshot(name, annotations=BY_SCHEDULE)
+    situation = builder.chain("vda", "/images/vda.d", "/images/vda.b", "/images/vda.a", "/images/vda.qcow2").build()
+    pruning = pruning_of(Prune(last(1)), replace(situation, now=NOW + 3600))
+    assert [pruning.decisions[name].reasons for name in "cd"] == [("doubtful",)] * 2
+    assert pruning.goes == ("a",), "b is the last that is good"
 
 
 def test_where_nothing_goes_there_is_nothing_to_do() -> None:
