@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import partial
 from types import MappingProxyType
@@ -132,8 +132,8 @@ class CostReading:
     costs: DomainCosts
     elsewhere: Elsewhere = ALONE
     speed: Speed = NOT_MEASURED
-    doubtful: frozenset[str] = frozenset()
-    """Snapshots that may hold something else than when they were taken."""
+    of_no_use: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    """Snapshots that nobody can rely on to go back to, each with the reason in a word or two."""
 
     def selection(self, tree: SnapshotTree, names: Collection[str]) -> SelectionCost:
         """What deleting exactly these snapshots of the machine frees and copies."""
@@ -847,16 +847,16 @@ class HostBackend(QObject):
     def _reckon(self, uuid: str, tree: SnapshotTree, layers: DomainLayers) -> CostReading:
         """On a worker: the reading that is known already if nothing is new."""
         elsewhere = self._elsewhere(uuid, tree, layers)
-        doubtful = self._doubtful(uuid, tree, layers)
-        reckoned = CostReading(layers, domain_costs(tree, layers, elsewhere), elsewhere, self._speed_now(), doubtful)
+        of_no_use = self._of_no_use(uuid, tree, layers)
+        reckoned = CostReading(layers, domain_costs(tree, layers, elsewhere), elsewhere, self._speed_now(), of_no_use)
         known = self._costs.get(uuid)
         return known if known == reckoned and known is not None else reckoned
 
-    def _doubtful(self, uuid: str, tree: SnapshotTree, layers: DomainLayers) -> frozenset[str]:
+    def _of_no_use(self, uuid: str, tree: SnapshotTree, layers: DomainLayers) -> Mapping[str, str]:
         host, domain = self._status.host, self._domains.get(uuid)
         if host is None or domain is None:
-            return frozenset()
-        return Facts(glance(host, domain, tree, layers)).doubtful_snapshots
+            return MappingProxyType({})
+        return Facts(glance(host, domain, tree, layers)).of_no_use
 
     def _speed_now(self) -> Speed:
         """On a worker: how long merges took of late. Asked of the journal after each change."""

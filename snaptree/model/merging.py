@@ -135,8 +135,8 @@ class LayerTree:
     elsewhere: Elsewhere = ALONE
     too_deep: Collection[ImageKey] = ()
     """Layers that stand on more than this host's libvirt can open: nothing can be pulled into them."""
-    doubtful: Collection[str] = ()
-    """Snapshots that may hold something else than when they were taken, as far as whoever made this looked for them."""
+    of_no_use: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    """Snapshots that nobody can rely on to go back to, each with the reason, if whoever made this looked for them."""
     _counts: dict[LayerMerge, MergeBytes | None] = field(default_factory=dict, init=False, repr=False)
     _alone: dict[str, Deletion] = field(default_factory=dict, init=False, repr=False)
     """What deleting one snapshot does, of those that were asked for: whoever looks for the cheapest asks for all."""

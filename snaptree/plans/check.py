@@ -227,12 +227,12 @@ class _Check:
 
     def _goes(self, policy: Policy) -> tuple[str, ...]:
         """What no rule of a policy keeps."""
-        return _goes(policy, self._situation, self._zone)
+        return _goes(policy, self._facts, self._zone)
 
     def _stale(self) -> Iterator[Advice]:
         """Internal snapshots that their image does not hold any more."""
         for snapshot in self._tree:
-            gone = [path for path in _inside(snapshot) if self._lacks(path, snapshot.name)]
+            gone = [path for path in _inside(snapshot) if self._facts.lacks(path, snapshot.name)]
             if not gone:
                 continue
             does_not = "does not" if len(gone) == 1 else "do not"
@@ -243,7 +243,7 @@ class _Check:
 
     def _changed(self) -> Iterator[Advice]:
         """Snapshots whose layer something may have been merged into behind libvirt's back."""
-        facts = Facts(self._situation)
+        facts = self._facts
         merged_away: dict[str, set[str]] = {}
         for link in facts.broken_links:
             if link.actual_below is not None:
@@ -259,16 +259,10 @@ class _Check:
                 )
                 yield advice_on(Trouble(Severity.WARNING, text, Kind.STALE_SNAPSHOT, names[0]), cure, remedy=remedy)
 
-    def _lacks(self, path: str, name: str) -> bool:
-        image = self._layers.images.get(path)
-        if image is None or image.problem or image.format != "qcow2":
-            return False
-        return name not in image.numbers and all(entry.name != name for entry in image.internal_snapshots)
-
     def _held_by_nobody(self) -> Iterator[Advice]:
         """Internal snapshots of which libvirt knows nothing, in images that are this machine's alone."""
         ours = {path for snapshot in self._tree for path in _inside(snapshot)}
-        ours |= {chain.active for chain in self._layers.chains if chain.active is not None}
+        ours |= {layer for chain in self._layers.chains for layer in chain.layers}
         for path in sorted(ours & self._layers.images.keys()):
             if self._layers.key(path) in self._observed.elsewhere.users:
                 continue
@@ -286,6 +280,7 @@ class _Check:
         if all(snapshot.created > latest for snapshot in self._tree):
             return  # as it mostly is, and calendars take their time
         old = self._goes(Policy(maximum_depth=1, minimum_age=limit, scope=Scope(names=("*",), by_hand=True)))
+        old = tuple(name for name in old if name != self._last_good)
         by_machines = tuple(name for name in old if _is_automatic(self._tree[name]))
         by_people = tuple(name for name in old if name not in by_machines)
         for names, severity, who in (
@@ -299,6 +294,12 @@ class _Check:
             cure, why_not = self._first([self._without(names)])
             remedy = "Pin what is to stay." if cure is not None else why_not
             yield advice_on(Trouble(severity, text, Kind.OLD_SNAPSHOTS), cure, remedy=remedy)
+
+    @property
+    def _last_good(self) -> str | None:
+        """The newest snapshot that somebody can rely on to go back to: nobody is told to delete that."""
+        good = [each for each in self._tree if not each.problem and each.name not in self._facts.of_no_use]
+        return max(good, key=lambda each: each.created).name if good else None
 
     def _without(self, old: tuple[str, ...]) -> Prune | Delete:
         """What makes exactly these go: a policy if one says it."""
@@ -323,6 +324,10 @@ class _Check:
     @cached_property
     def _situation(self) -> Situation:
         return _situation(self._observed, self._now)
+
+    @cached_property
+    def _facts(self) -> Facts:
+        return Facts(self._situation)
 
     def _first(self, intentions: Iterable[Prune | Delete]) -> tuple[Cure | None, str]:
         """The first of these that can be done as far as is known; else why the first one can't."""
@@ -349,13 +354,14 @@ def _first(observed: Observed, seen: Situation, intentions: Iterable[Prune | Del
 
 def _trial(intention: Prune | Delete, seen: Situation) -> Prune | Delete:
     """What is planned to see whether an intention can be had: of a few snapshots, as a thousand take their time."""
-    goes = intention.snapshots if isinstance(intention, Delete) else _goes(intention.policy, seen)
+    goes = intention.snapshots if isinstance(intention, Delete) else _goes(intention.policy, Facts(seen))
     return intention if len(goes) <= _TRIED else Delete(goes[:_TRIED])
 
 
-def _goes(policy: Policy, seen: Situation, zone: dt.tzinfo | None = None) -> tuple[str, ...]:
+def _goes(policy: Policy, facts: Facts, zone: dt.tzinfo | None = None) -> tuple[str, ...]:
     """What no rule of a policy keeps."""
-    decisions = decide(policy, seen.tree, seen.now, zone=zone)
+    seen = facts.situation
+    decisions = decide(policy, seen.tree, seen.now, of_no_use=facts.of_no_use, zone=zone)
     return tuple(name for name, decision in decisions.items() if not decision.keeps)
 
 

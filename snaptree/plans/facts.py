@@ -12,6 +12,14 @@ from functools import cached_property, lru_cache
 from itertools import islice, pairwise
 
 from snaptree.model.estate import DiskSnapshot, Image, MemorySnapshot, Snapshot, SnapshotDisk, SnapshotKind
+from snaptree.plans.of_no_use import (
+    DOUBTFUL,
+    HALF_DELETED,
+    IMAGE_MISSING,
+    MEMORY_MISSING,
+    NOT_IN_IMAGE,
+    with_interrupted,
+)
 from snaptree.plans.situation import Disk, Situation
 
 QEMU_10 = 10_000_000
@@ -453,10 +461,32 @@ class Facts:
         return frozenset(snapshot.name for snapshot in self.situation.tree if self.is_written_to_since(snapshot))
 
     @cached_property
-    def doubtful_snapshots(self) -> frozenset[str]:
-        """Those and what is marked so: they may hold something else than when they were taken."""
-        marked = (snapshot.name for snapshot in self.situation.tree if snapshot.annotations.doubtful)
-        return self.written_to_since.union(marked)
+    def of_no_use(self) -> Mapping[str, str]:
+        """Snapshots that nobody can rely on to go back to, each with the reason in a word or two."""
+        found: dict[str, str] = {}
+        for snapshot in self.situation.tree:
+            name = snapshot.name
+            if any(disk.frozen and self._stands_on_nothing(disk.frozen) for disk in snapshot.disks):
+                found[name] = IMAGE_MISSING
+            elif any(self.lacks(path, name) for path in internal_images(snapshot)):
+                found[name] = NOT_IN_IMAGE
+            elif snapshot.memory_file in self.situation.missing_files:
+                found[name] = MEMORY_MISSING
+            elif name in self.situation.half_deleted:
+                found[name] = HALF_DELETED
+            elif snapshot.annotations.doubtful or (self._is_suspect and self.doubts_about(snapshot)):
+                found[name] = DOUBTFUL
+        return with_interrupted(found, self.situation.tree, self.situation.unfinished)
+
+    def _stands_on_nothing(self, path: str) -> bool:
+        return bool(self.missing) and bool(self.missing_in_stack(path))
+
+    def lacks(self, path: str, name: str) -> bool:
+        """Whether an image is known not to hold an internal snapshot."""
+        image = self.image(path)
+        if image is None or image.problem or image.format != "qcow2":
+            return False
+        return name not in image.numbers and all(entry.name != name for entry in image.internal_snapshots)
 
     def is_written_to_since(self, snapshot: Snapshot) -> bool:
         """Whether a snapshot is one of `written_to_since`."""
@@ -482,7 +512,7 @@ class Facts:
     def _takes_writes(self) -> frozenset[str]:
         return self.active & self.frozen_by.keys()
 
-    @property
+    @cached_property
     def _is_suspect(self) -> bool:
         """Whether any snapshot can be one of `written_to_since`.
 

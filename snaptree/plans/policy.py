@@ -210,7 +210,7 @@ def decide(
     reasons: dict[str, list[str]] = {snapshot.name: [] for snapshot in tree}
     in_scope: list[Snapshot] = []
     for snapshot in tree:
-        if why_not := policy.scope.why_not(snapshot) or _why_of_no_use(snapshot) or of_no_use.get(snapshot.name, ""):
+        if why_not := policy.scope.why_not(snapshot) or _why_of_no_use(snapshot, of_no_use):
             reasons[snapshot.name].append(why_not)
         elif not 0 < snapshot.created <= now:
             reasons[snapshot.name].append("of unknown age" if snapshot.created <= 0 else "from the future")
@@ -259,13 +259,8 @@ def because_of_group(group: str) -> str:
     return f"its group {quoted(group)} is kept"
 
 
-def _why_of_no_use(snapshot: Snapshot) -> str:
-    """Why nobody can rely on a snapshot to go back to, as far as it says so itself; empty if it does not."""
-    if snapshot.problem:
-        return "damaged"
-    if snapshot.annotations.half_deleted:
-        return "half deleted"
-    return "doubtful" if snapshot.annotations.doubtful else ""
+def _why_of_no_use(snapshot: Snapshot, known: Mapping[str, str]) -> str:
+    return "damaged" if snapshot.problem else known.get(snapshot.name, "")
 
 
 def _whatever_is_said(policy: Policy, snapshot: Snapshot, tree: SnapshotTree) -> Iterator[str]:

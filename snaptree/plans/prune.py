@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from snaptree.model.costs import SelectionCost, cost_of_deleting
-from snaptree.model.estate import ImageKey
 from snaptree.model.figures import Figure
 from snaptree.model.merging import LayerTree
 from snaptree.plans.delete import add_deletions
@@ -59,7 +58,7 @@ def prune(
     zone: dt.tzinfo | None = None,
 ) -> Pruning:
     """Work out what a policy lets go and what that comes to. As `decide`; `kept` are others to be kept, with why."""
-    decisions = decide(policy, layer_tree.tree, now, kept=kept, of_no_use=_of_no_use(layer_tree), zone=zone)
+    decisions = decide(policy, layer_tree.tree, now, kept=kept, of_no_use=layer_tree.of_no_use, zone=zone)
     candidates = [name for name, decision in decisions.items() if not decision.keeps]
     chosen, falls_short = _within_limits(policy, layer_tree, candidates)
     for name in set(candidates).difference(chosen):
@@ -94,21 +93,8 @@ def hint_of_by_hand(scope: Scope, prunings: Iterable[Pruning], remedy: str) -> s
 
 
 def tree_to_prune(situation: Situation) -> LayerTree:
-    """The layers of a machine, and who of its snapshots is doubtful."""
-    return replace(layer_tree_of(situation), doubtful=Facts(situation).doubtful_snapshots)
-
-
-def _of_no_use(layer_tree: LayerTree) -> dict[str, str]:
-    """Snapshots that nobody can rely on to go back to, as layers tell: each with the reason."""
-    waiting = [layer_tree.layers.key(path) for path, image in layer_tree.layers.images.items() if image.is_missing]
-    lost: set[ImageKey] = set()
-    while waiting:
-        key = waiting.pop()
-        if key not in lost:
-            lost.add(key)
-            waiting += layer_tree.above.get(key, ())
-    lacking = {name: "an image is missing" for key in lost for name in layer_tree.holders.get(key, ())}
-    return dict.fromkeys(layer_tree.doubtful, "doubtful") | lacking
+    """The layers of a machine, with what a policy must not count."""
+    return replace(layer_tree_of(situation), of_no_use=Facts(situation).of_no_use)
 
 
 def prune_together(

@@ -12,7 +12,6 @@ from snaptree import words
 from snaptree.model.troubles import Severity, Trouble, troubles_of_layers, troubles_of_tree, worst_first
 from snaptree.plans.advice import Advice, Observed
 from snaptree.plans.facts import Facts
-from snaptree.plans.mixtures import mixtures
 from snaptree.plans.operation import troubles_of_operation
 from snaptree.plans.situation import glance
 from snaptree.terminal.console import plain
@@ -34,10 +33,9 @@ class DomainReading(Observed):
         )
 
     @cached_property
-    def mixtures(self) -> Mapping[str, str]:
-        """Its snapshots that may hold something else than when they were taken, each with its mark."""
-        seen = glance(self.host, self.domain, self.tree, self.layers)
-        return mixtures(self.tree, Facts(seen).doubtful_snapshots, self.unfinished)
+    def of_no_use(self) -> Mapping[str, str]:
+        """Its snapshots that nobody can rely on to go back to, each with the reason in a word or two."""
+        return Facts(glance(self.host, self.domain, self.tree, self.layers, self.unfinished)).of_no_use
 
 
 def looks_at_json(reading: DomainReading) -> dict[str, str] | None:

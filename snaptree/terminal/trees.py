@@ -15,7 +15,7 @@ from snaptree.model.estate import Mark, Snapshot, SnapshotKind
 from snaptree.model.folding import NOW, RowId, fold
 from snaptree.model.lanes import LaneRow, draw_row, lay_out
 from snaptree.model.saved_memory import saved_memory
-from snaptree.plans.mixtures import DOUBTFUL, HALF_DELETED
+from snaptree.plans.of_no_use import DOUBTFUL, HALF_DELETED
 from snaptree.plans.wording import machines_named
 from snaptree.terminal.console import iso_time, plain
 from snaptree.terminal.memory import memory_json
@@ -40,7 +40,7 @@ def tree_json(reading: DomainReading) -> dict[str, Any]:
 
 def _snapshot_json(snapshot: Snapshot, reading: DomainReading) -> dict[str, Any]:
     cost = reading.costs.snapshots[snapshot.name]
-    mixture = reading.mixtures.get(snapshot.name)
+    reason = reading.of_no_use.get(snapshot.name)
     memory = saved_memory(snapshot, cost.memory, reading.layers)
     return {
         "name": snapshot.name,
@@ -52,8 +52,8 @@ def _snapshot_json(snapshot: Snapshot, reading: DomainReading) -> dict[str, Any]
         "impact": impact_json(snapshot.annotations.impact),
         **_mark_json("pinned", snapshot.annotations.pinned),
         **_mark_json("known_good", snapshot.annotations.known_good),
-        "half_deleted": mixture == HALF_DELETED,
-        "doubtful": mixture == DOUBTFUL,
+        "half_deleted": reason == HALF_DELETED,
+        "doubtful": reason == DOUBTFUL,
         "taken_by": snapshot.annotations.taken_by or None,
         "group": snapshot.annotations.group or None,
         "schedule": snapshot.annotations.schedule or None,
@@ -131,12 +131,10 @@ def _marks(snapshot: Snapshot, usual: SnapshotKind | None, reading: DomainReadin
     """What is worth knowing of a snapshot besides its figures, in the words of the window's badges."""
     if snapshot.problem:
         yield "damaged"
-    if mixture := reading.mixtures.get(snapshot.name):
-        yield mixture
+    if reason := reading.of_no_use.get(snapshot.name):
+        yield reason
     if snapshot.delete_in_progress:
         yield "delete interrupted"
-    if any((image := reading.layers.images.get(disk.frozen or "")) and image.is_missing for disk in snapshot.disks):
-        yield "image missing"
     if snapshot.annotations.pinned:
         yield "pinned"
     if snapshot.annotations.known_good:

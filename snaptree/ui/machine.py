@@ -13,7 +13,7 @@ from snaptree.model.estate import Consistency, SnapshotKind
 from snaptree.model.figures import Figure, unknown
 from snaptree.model.troubles import Trouble, troubles_of_layers, troubles_of_tree, worst_first
 from snaptree.plans.advice import Advice, advice_on, advice_on_failure, advice_on_operation
-from snaptree.plans.mixtures import mixtures
+from snaptree.plans.of_no_use import with_interrupted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -80,11 +80,12 @@ class Machine:
         return _NOT_READ if self.costs is None else self.costs.costs.memory
 
     @cached_property
-    def mixtures(self) -> Mapping[str, str]:
-        """Its snapshots that may hold something else than when they were taken, each with its mark."""
+    def of_no_use(self) -> Mapping[str, str]:
+        """Its snapshots that nobody can rely on to go back to, each with the reason in a word or two."""
         if self.tree is None:
             return MappingProxyType({})
-        return mixtures(self.tree, () if self.costs is None else self.costs.doubtful, self.unfinished)
+        known = {} if self.costs is None else self.costs.of_no_use
+        return with_interrupted(known, self.tree, self.unfinished)
 
     @cached_property
     def oldest(self) -> int | None:

@@ -228,7 +228,7 @@ class PruneDialog(QDialog):
         if known is None or known[0] is not machine:
             tree, layers, elsewhere = machine.reading.tree, machine.costs.layers, machine.costs.elsewhere
             seen = glance(host, machine.domain, tree, layers, machine.unfinished, elsewhere)
-            layer_tree = LayerTree(tree, layers, elsewhere, doubtful=machine.costs.doubtful)
+            layer_tree = LayerTree(tree, layers, elsewhere, of_no_use=machine.of_no_use)
             known = self._known[uuid] = machine, Known(seen, layer_tree)
         return known[1]
 

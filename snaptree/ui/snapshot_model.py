@@ -14,7 +14,7 @@ from snaptree.model.estate import Consistency
 from snaptree.model.figures import NOTHING, Figure, total, unknown
 from snaptree.model.folding import NOW, Fold, Now, RowId, VisibleRows, fold
 from snaptree.model.lanes import LaneLayout, LaneRow, lay_out
-from snaptree.plans.mixtures import DOUBTFUL, HALF_DELETED
+from snaptree.plans.of_no_use import DOUBTFUL, HALF_DELETED, IMAGE_MISSING, MEMORY_MISSING, NOT_IN_IMAGE
 from snaptree.plans.wording import machines_named, plain, quoted
 from snaptree.ui.estate_model import found, natural
 from snaptree.ui.text import tooltip
@@ -428,7 +428,8 @@ class SnapshotModel(QAbstractTableModel):
 def _visible(tree: SnapshotTree, shown: Shown) -> VisibleRows:
     if not shown.folds:
         return fold(tree, unfolded=tree.snapshots)
-    keep = set(() if shown.machine is None else shown.machine.mixtures)
+    of_no_use = () if shown.machine is None else shown.machine.of_no_use
+    keep = set(of_no_use if len(of_no_use) <= _MOST_UNFOLDED else ())
     if shown.search:
         keep |= {snapshot.name for snapshot in tree if found(snapshot.name, snapshot.description, shown.search)}
     visible = fold(tree, keep=keep, unfolded=shown.unfolded)
@@ -441,19 +442,16 @@ def _is_same_machine(one: Shown, other: Shown) -> bool:
     return one.machine is not None and other.machine is not None and one.machine.id == other.machine.id
 
 
-_MIXTURES = {
-    HALF_DELETED: (
-        "Its deletion was cut short: its layer is partly overwritten with what came later, and is no state that ever"
-        " was. Finish that, or delete it.",
-        Tone.ERROR,
-        "error",
-    ),
-    DOUBTFUL: (
-        "A layer that it stands on was merged or written to by hand after it was taken, so it may show something else"
-        " than was there.",
-        Tone.WARNING,
-        "warning",
-    ),
+_MOST_UNFOLDED = 50
+"""Snapshots of no use that no fold hides: one missing image may make thousands so."""
+_OF_NO_USE = {
+    HALF_DELETED: "Its deletion was cut short: its layer is partly overwritten with what came later, and is no state"
+    " that ever was. Finish that, or delete it.",
+    DOUBTFUL: "A layer that it stands on was merged or written to by hand after it was taken, so it may show something"
+    " else than was there.",
+    NOT_IN_IMAGE: "It is listed, but its image does not hold it any more: what it held is gone.",
+    IMAGE_MISSING: "An image that it stands on is missing, and with it what that held.",
+    MEMORY_MISSING: "The file with its memory is missing.",
 }
 
 
@@ -472,12 +470,11 @@ def _badges(snapshot: Snapshot, machine: Machine) -> tuple[Badge, ...]:
                 icon="warning",
             )
         )
-    if mixture := machine.mixtures.get(snapshot.name):
-        meaning, tone, icon = _MIXTURES[mixture]
-        badges.append(Badge(mixture, meaning, tone, stays=True, icon=icon))
     missing = _missing_layers(snapshot, machine)
-    if missing:
-        badges.append(Badge("image missing", "\n".join(missing), Tone.ERROR, stays=True, icon="error"))
+    if reason := machine.of_no_use.get(snapshot.name) or (IMAGE_MISSING if missing else ""):
+        meaning = "\n".join(missing) if reason == IMAGE_MISSING and missing else _OF_NO_USE[reason]
+        tone, icon = (Tone.WARNING, "warning") if reason == DOUBTFUL else (Tone.ERROR, "error")
+        badges.append(Badge(reason, meaning, tone, stays=True, icon=icon))
     if marks.pinned:
         kept = "Kept out of deletes of several and of every automatic one."
         badges.append(Badge("pinned", f"{words.mark_in_full(marks.pinned)}. {kept}", stays=True, icon="pin"))

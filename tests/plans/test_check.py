@@ -38,9 +38,11 @@ from snaptree.plans.check import (
     check_machine,
     side_by_side,
 )
+from snaptree.plans.facts import Facts
 from snaptree.plans.intention import Delete, Prune, Recover
 from snaptree.plans.policy import Duration, Period, Policy, Scope
 from snaptree.plans.prune import prune
+from snaptree.plans.situation import glance
 from snaptree.plans.thresholds import Thresholds
 from tests.plans.situations import a_machine, interrupted
 from tests.ui.values import DAY, HOST, MIB, NOW, analysed, chain, layers_for, snapshot
@@ -171,7 +173,13 @@ def test_what_a_policy_says_is_cured_by_that() -> None:
     young = snapshot("a3", "a2", days=2, annotations=BY_SCHEDULE)
     policy = Policy({Period.LAST: 1}, minimum_age=Duration(days=90))
     assert wanted(only(observed([*auto, young]), Kind.OLD_SNAPSHOTS)) == Prune(policy)
-    assert wanted(only(observed(auto), Kind.OLD_SNAPSHOTS)) == Delete(("a1", "a2")), "the newest would be kept"
+    advice = only(observed(auto), Kind.OLD_SNAPSHOTS)
+    assert wanted(advice) == Prune(policy)
+    assert "“a2”" not in advice.text, "the last one that somebody can rely on is not complained of"
+    spoilt = replace(auto[1], annotations=replace(BY_SCHEDULE, doubtful=True))
+    told = {each.kind for each in found(observed([auto[0], spoilt]))}
+    assert Kind.OLD_SNAPSHOTS not in told, "which may be an older one; and what is doubtful is told of as that"
+    assert Kind.DOUBTFUL in told
 
 
 def test_a_snapshot_whose_layer_is_missing_can_be_forgotten() -> None:
@@ -276,13 +284,17 @@ def test_whatever_is_cured_is_found_no_more(seen: Observed, depth: int, days: in
 @given(machines(), st.integers(1, 150))
 def test_every_old_snapshot_is_told_of_that_nobody_wants_to_keep(seen: Observed, days: int) -> None:
     told = [each for each in found(seen, Thresholds(max_age=Duration(days=days))) if each.kind is Kind.OLD_SNAPSHOTS]
+    of_no_use = Facts(glance(seen.host, seen.domain, seen.tree, seen.layers)).of_no_use
+    good = [each for each in seen.tree if each.name not in of_no_use]
+    newest = max(good, key=lambda each: each.created, default=None)
     unwanted = [
         each
-        for each in seen.tree
+        for each in good
         if each.created <= NOW - days * DAY
         and each.annotations.pinned is None
         and each.annotations.known_good is None
         and len(seen.tree.children(each.name)) < 2
+        and each is not newest
     ]
     assert bool(told) == bool(unwanted)
 

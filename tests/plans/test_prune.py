@@ -28,6 +28,7 @@ from snaptree.plans.prune import (
     prune,
     prune_together,
     pruning_of,
+    tree_to_prune,
 )
 from snaptree.plans.prune_many import in_turn, keeping_groups, no_more_than, plan_prunes
 from snaptree.plans.situation import Situation
@@ -94,7 +95,7 @@ def test_what_nobody_can_rely_on_takes_no_other_s_place(spoil: dict[str, Any], w
     situation = nightly("a", "b", "c")
     spoilt = [replace(each, **spoil) if each.name == "c" else each for each in situation.tree]
     situation = replace(situation, tree=SnapshotTree.build(spoilt, "c"))
-    pruning = prune(last(1), layer_tree_of(situation), NOW + 3600)
+    pruning = prune(last(1), tree_to_prune(situation), NOW + 3600)
     assert pruning.goes == ("a",), "b is the last that is good"
     assert pruning.decisions["c"].reasons == (why,)
 
@@ -103,10 +104,10 @@ def test_what_stands_on_a_missing_image_takes_no_other_s_place() -> None:
     builder = a_machine()
     for name in "abc":
         builder.external(name).snapshot(name, annotations=BY_SCHEDULE)
-    layer_tree = layer_tree_of(builder.missing("/images/vda.a").build())
+    layer_tree = tree_to_prune(builder.missing("/images/vda.a").build())
     pruning = prune(last(1), layer_tree, NOW + 3600)
     assert pruning.decisions["a"].keeps, "the last that is good: b froze what is missing, and c stands on it"
-    assert [pruning.decisions[name].reasons for name in "bc"] == [("an image is missing",)] * 2
+    assert [pruning.decisions[name].reasons for name in "bc"] == [("image missing",)] * 2
 
 
 def test_what_was_merged_into_by_hand_takes_no_other_s_place() -> None:

@@ -209,7 +209,9 @@ def test_badges_say_what_is_out_of_the_ordinary(model: SnapshotModel) -> None:
     ]
     shown = machine(snapshots)
     assert shown.costs is not None
-    model.show(Shown(replace(shown, costs=replace(shown.costs, doubtful=frozenset({"doubtful", "s2"})))))
+    model.show(
+        Shown(replace(shown, costs=replace(shown.costs, of_no_use=dict.fromkeys(["doubtful", "s2"], "doubtful"))))
+    )
     texts = {name: [badge.text for badge in model.badges(row)] for row, name in enumerate(rows(model))}
     assert texts["s1"] == [], "what most have is said once, above the table"
     assert texts["marked"] == ["pinned", "known good", "safety"]

@@ -19,6 +19,7 @@ from snaptree.model.estate import (
     DomainState,
     Host,
     Image,
+    InternalSnapshot,
     MemorySnapshot,
     Snapshot,
     SnapshotDisk,
@@ -97,12 +98,18 @@ def layers_for(tree: SnapshotTree, sizes: Mapping[str, Figure] = MappingProxyTyp
     paths = [f"/vm/{name}.qcow2" for name in line] + ["/vm/disk.qcow2"]
     every = {disk.frozen for snapshot in tree for disk in snapshot.disks if disk.frozen} | set(paths)
     backing = {f"/vm/{name}.qcow2": f"/vm/{parent or 'disk'}.qcow2" for name, parent in tree.parents.items()}
+    inside: dict[str, list[InternalSnapshot]] = {}
+    for number, snapshot in enumerate(tree):
+        for disk in snapshot.disks:
+            if disk.how is DiskSnapshot.INTERNAL and disk.frozen:
+                inside.setdefault(disk.frozen, []).append(InternalSnapshot(str(number), snapshot.name, 0, 0))
     images = {
         path: Image(
             path,
             "qcow2",
             sizes.get(path.removeprefix("/vm/").removesuffix(".qcow2"), exact(MIB)),
             backing=backing.get(path),
+            internal_snapshots=tuple(inside.get(path, ())),
         )
         for path in every
     }
