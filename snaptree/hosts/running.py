@@ -72,7 +72,7 @@ from snaptree.plans.plan import (
     TakeSnapshot,
     ThawFileSystems,
 )
-from snaptree.plans.plan_words import describe_step, steps_in_words
+from snaptree.plans.plan_words import describe_step, steps_in_brief
 from snaptree.plans.recovery import is_torn
 from snaptree.plans.rule import QEMU
 from snaptree.plans.wording import plain, snapshots_named
@@ -870,5 +870,5 @@ def _what_was_done(plan: Plan, steps_done: int) -> str:
 
 
 def _done_before(plan: Plan, steps_done: int) -> str:
-    done = "; ".join(text for _, text in steps_in_words(plan.steps[:steps_done]))
+    done = steps_in_brief(plan.steps[:steps_done])
     return f"Done before, and still so: {done}." if done else ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from itertools import groupby
+from typing import Final
 
 from snaptree.model.estate import Consistency, MemorySnapshot
 from snaptree.plans.plan import (
@@ -34,6 +35,8 @@ from snaptree.plans.plan import (
 )
 from snaptree.plans.wording import files_named, listed, plain, quoted, snapshots_named
 
+_MOST_STEPS: Final = 4
+"""Steps that stand in a sentence."""
 _STATES_AFTER = {
     StateAfter.AS_CAPTURED: "",
     StateAfter.RUNNING: " and let the machine run",
@@ -105,6 +108,15 @@ def steps_in_words(steps: Iterable[Step]) -> list[tuple[str, str]]:
         why = next(step.why for step in together if isinstance(step, RemoveLeftover))
         lines.append((f"{numbers[0]}–{numbers[-1]}.", f"Remove {files_named(paths)}: {plain(why)}"))
     return lines
+
+
+def steps_in_brief(steps: Iterable[Step]) -> str:
+    """Steps in words, one after the other; of many the first, and how many there are besides."""
+    steps = tuple(steps)
+    if len(lines := steps_in_words(steps)) <= _MOST_STEPS:
+        return "; ".join(text for _, text in lines)
+    first = [describe_step(step) for step in steps[: _MOST_STEPS - 1]]
+    return "; ".join([*first, f"and {len(steps) - len(first):,} more steps"])
 
 
 def _kept_apart(numbered: tuple[int, Step]) -> object:

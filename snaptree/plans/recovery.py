@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from types import MappingProxyType
 
@@ -37,7 +37,7 @@ from snaptree.plans.plan import (
     Step,
     TakeSnapshot,
 )
-from snaptree.plans.plan_words import describe_step, steps_in_words
+from snaptree.plans.plan_words import describe_step, steps_in_brief
 from snaptree.plans.rule import Case, action_of
 from snaptree.plans.rules_plan import CANNOT_FINISH, FINISHED_ALREADY, GROUP_IS_TORN, HALF_DONE, LEFT_UNDONE
 from snaptree.plans.situation import Situation
@@ -151,7 +151,7 @@ def _finish(operation: Operation, situation: Situation) -> Plan:
         for each in left:
             costs.add(each, before, draft.situation)
     if ready:
-        draft.warn(FINISHED_ALREADY.say(_case(draft, ready[0]), {"steps": _in_words(ready)}))
+        draft.warn(FINISHED_ALREADY.say(_case(draft, ready[0]), {"steps": steps_in_brief(ready)}))
     if situation.group_is_torn:
         draft.warn(_torn(draft, _take_of(plan), "Delete it afterwards, if it is of no use by itself."))
     return draft.plan(plan.snapshots, costs.forecast(situation.speed), plan.undo)
@@ -261,15 +261,15 @@ def _leave(operation: Operation, situation: Situation) -> Plan:
     if rest and found.state is StepState.DONE:
         ready.append(rest.pop(0))
     if ready:
-        draft.warn(FINISHED_ALREADY.say(_case(draft, ready[0]), {"steps": _in_words(ready)}))
+        draft.warn(FINISHED_ALREADY.say(_case(draft, ready[0]), {"steps": steps_in_brief(ready)}))
     is_merged = any(isinstance(step, MergeLayers) for step in ready)
     if rest and found.state in (StepState.HALF_WAY, StepState.CHANGED):
         step = rest.pop(0)
         words = {"step": describe_step(step), "problem": found.says, "remedy": _if_left(step, is_merged)}
         draft.warn(HALF_DONE.say(_case(draft, step), words))
     if rest:
-        remedy = " ".join(dict.fromkeys(filter(None, (_if_left_undone(step, is_merged) for step in rest))))
-        draft.warn(LEFT_UNDONE.say(_case(draft, rest[0]), {"steps": _in_words(rest), "remedy": remedy}))
+        remedy = _if_left_undone(rest, is_merged)
+        draft.warn(LEFT_UNDONE.say(_case(draft, rest[0]), {"steps": steps_in_brief(rest), "remedy": remedy}))
     draft.add_unjudged(*_marks_of_mixtures(operation, situation))
     return draft.plan(plan.snapshots, Forecast(NOTHING, NOTHING, NOTHING, 0.0), None)
 
@@ -318,15 +318,22 @@ def _if_left(step: Step, is_merged: bool) -> str:
                 " it once more finishes that; until then virsh must delete neither."
             )
         case _:
-            return _if_left_undone(step, is_merged)
+            return _if_left_undone([step], is_merged)
 
 
-def _if_left_undone(step: Step, is_merged: bool) -> str:
+def _if_left_undone(steps: Sequence[Step], is_merged: bool) -> str:
+    """What it means to leave steps undone; files that stay are told of together."""
+    said = [_step_left_undone(step, is_merged) for step in steps]
+    if paths := [step.path for step in steps if isinstance(step, RemoveLeftover)]:
+        verb, them = ("stays", "it") if len(paths) == 1 else ("stay", "them")
+        said.append(f"{files_named(paths)} {verb}, though nothing needs {them}.")
+    return " ".join(dict.fromkeys(filter(None, said)))
+
+
+def _step_left_undone(step: Step, is_merged: bool) -> str:
     match step:
         case RecordLayers() if is_merged:
             return "libvirt still takes the content of merged layers to be where it was: do not revert to snapshots."
-        case RemoveLeftover():
-            return f"{plain(step.path)} stays, though nothing needs it."
         case MakeLook(disks=disks, bases=bases) if copies := [disks[target] for target in disks if target not in bases]:
             return f"What was copied for it stays, though nothing needs it: {files_named(copies)}."
         case RemoveLook():
@@ -340,7 +347,3 @@ def _if_left_undone(step: Step, is_merged: bool) -> str:
 
 def _case(draft: Draft, step: Step) -> Case:
     return Case(draft.situation, draft.facts, action_of(step), getattr(step, "name", None), step)
-
-
-def _in_words(steps: Iterable[Step]) -> str:
-    return "; ".join(text for _, text in steps_in_words(steps))

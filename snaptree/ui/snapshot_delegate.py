@@ -36,12 +36,9 @@ _MOST_FOR_BADGES = 45
 """Percent of the room that a long name leaves to badges, but for those that stay."""
 _LEAST_NAME = 5
 """Letters of a name that no badge takes the room of."""
-_READABLE_NAME = 16
-"""Letters of a name that words of badges don't take the room of: signs say the same."""
-_SHORT_NAME = 8
-"""Letters of a name that not even the words for what is wrong take the room of."""
+_READABLE_NAME = 20
+"""Letters of a name that words of badges don't take the room of: signs say the same. A date and a time of day fit."""
 _BADGE_GAP = 6
-_HARMLESS = frozenset({Tone.QUIET, Tone.GOOD})
 _SIGN = icons.SIZE + 4
 """Room for the sign of a snapshot's consistency."""
 _NARROWEST_WITH_SIGN = 180
@@ -171,11 +168,10 @@ class SnapshotDelegate(QStyledItemDelegate):
         badges = self._model.badges(row)
         metrics = painter.fontMetrics()
         room = max(inner.width() - metrics.horizontalAdvance(text), inner.width() * _MOST_FOR_BADGES // 100)
-        for_words, for_wrong, most = (
-            max(room, inner.width() - letters * metrics.averageCharWidth())
-            for letters in (_READABLE_NAME, _SHORT_NAME, _LEAST_NAME)
+        for_words, most = (
+            max(room, inner.width() - letters * metrics.averageCharWidth()) for letters in (_READABLE_NAME, _LEAST_NAME)
         )
-        badges = those_that_fit(badges, small, room, for_words, for_wrong, most)
+        badges = those_that_fit(badges, small, room, for_words, most)
         used = sum(_badge_width(badge, small) + _BADGE_GAP for badge in badges)
         is_struck_out = self._model.is_struck_out(row)
         if isinstance(row_id, Now) or is_struck_out:
@@ -330,17 +326,14 @@ def _small(font: QFont) -> QFont:
     return small
 
 
-def those_that_fit(
-    badges: tuple[Badge, ...], font: QFont, room: int, for_words: int, for_wrong: int, most: int
-) -> tuple[Badge, ...]:
+def those_that_fit(badges: tuple[Badge, ...], font: QFont, room: int, for_words: int, most: int) -> tuple[Badge, ...]:
     """The badges for which there is `room`, and up to `most` those that stay; then how many there are besides.
 
-    Those that stay are signs without words where there is no room `for_words`, and what is wrong where there is none
-    `for_wrong`. The tooltip names all. Widths are in pixels.
+    Those that stay are signs without words where there is no room `for_words`. The tooltip names all. Widths are in
+    pixels.
     """
-    for limit, tones in ((for_words, _HARMLESS), (for_wrong, frozenset(Tone))):
-        if badges and _width_of_needed(badges, font) > limit:
-            badges = tuple(replace(badge, text="") if badge.icon and badge.tone in tones else badge for badge in badges)
+    if badges and _width_of_needed(badges, font) > for_words:
+        badges = tuple(replace(badge, text="") if badge.icon else badge for badge in badges)
     fitting: list[Badge] = []
     left, used = list(badges), 0
     for badge in badges:

@@ -36,6 +36,7 @@ from snaptree.plans.plan import (
     RevertToSnapshot,
     TakeSnapshot,
 )
+from snaptree.plans.plan_words import steps_in_brief
 from snaptree.plans.planner import make_plan
 from snaptree.plans.recovery import is_torn
 from snaptree.plans.speed import Sample, Speed, Way
@@ -95,6 +96,16 @@ def test_a_step_that_is_found_done_stays_to_be_checked() -> None:
     assert first in said(plan)["finished-already"]
     assert second not in said(plan)["finished-already"]
     assert first in said(leave(three().delete(first), operation, StepFound(StepState.DONE)))["finished-already"]
+
+
+def test_many_steps_are_told_in_brief() -> None:
+    steps = tuple(RemoveLeftover(f"/images/{number}", f"why {number}") for number in range(9))
+    assert steps_in_brief(steps[:4]).count("Remove") == 4
+    assert steps_in_brief(steps).endswith("; and 6 more steps")
+    operation = cut_short()
+    operation = replace(operation, plan=replace(operation.plan, steps=steps))
+    warning = said(leave(three(), operation))["left-undone"]
+    assert warning.count("nothing needs") == 1, "what stays is told of together"
 
 
 def test_a_half_deleted_snapshot_is_deleted_again() -> None:
