@@ -73,6 +73,7 @@ def _sheet(size: int) -> Iterator[PruneDialog]:
         shown = machine(snapshots, snapshots[-1].name, state=DomainState.OFF)
         backend = HostBackend(CONNECTED.uri)
         entry = HostEntry(backend, "", session.window)
+        backend.host_changed.emit(CONNECTED)
         backend.domains_changed.emit((shown.domain,))
         backend.tree_changed.emit(shown.id.uuid, TreeReading(tree, complete=True))
         backend.costs_changed.emit(shown.id.uuid, costs_for(tree, analysed(layers_for(tree))))
@@ -81,6 +82,7 @@ def _sheet(size: int) -> Iterator[PruneDialog]:
         dialog = PruneDialog(entry, known, session.window)
         dialog.open()
         run_until(lambda: dialog.is_up_to_date)
+        assert dialog.prune_button.isEnabled(), "nothing was worked out"
         yield dialog
         dialog.close()
         backend.close()
