@@ -34,7 +34,7 @@ from snaptree.plans.plan import (
     Undo,
 )
 from snaptree.plans.rule import Case, action_of
-from snaptree.plans.rules_plan import LAST_TRACE
+from snaptree.plans.rules_plan import LAST_GOOD, LAST_TRACE
 from snaptree.plans.situation import Situation
 from snaptree.plans.wording import MOST_NAMED, plain, quoted, snapshots_named
 
@@ -157,6 +157,7 @@ class Draft:
         """The finished plan. A refused one has no steps."""
         start = self.start
         self._keep_traces()
+        self._warn_of_the_last_good()
         forecast = self._with_times(forecast)
         return Plan(
             action=self._action,
@@ -193,6 +194,16 @@ class Draft:
         self.refuse(*ahead.refusals)
         self._steps[:0] = ahead._steps
         self.warn(LAST_TRACE.say(self.case(self._steps[0]), {"names": snapshots_named(unmarked)}))
+
+    def _warn_of_the_last_good(self) -> None:
+        """Say so if nothing is left that anybody can go back to, but snapshots that look as if."""
+        if self.is_refused or self._action not in (Action.DELETE, Action.PRUNE):
+            return
+        left, of_no_use = self.situation.tree.snapshots, self._facts_of_start.of_no_use
+        good = {each.name for each in self.start.tree if not each.problem}.difference(of_no_use)
+        if left and good and good.isdisjoint(left):
+            case = self.case(DeleteSnapshot(next(iter(left)), (), merges=False))
+            self.warn(LAST_GOOD.say(case, {"left": snapshots_named(left)}))
 
     def _settings(self) -> tuple[SettingChange, ...]:
         """What the last revert makes of the machine's settings."""

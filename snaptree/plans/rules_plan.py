@@ -87,6 +87,15 @@ LAST_TRACE = Rule(
     remedy="",
     source="that something was merged by hand is told by the records of later snapshots, as long as there are any",
 )
+LAST_GOOD = Rule(
+    id="last-good-goes",
+    actions=actions(Action.DELETE),
+    verdict=Verdict.WARN,
+    condition=by_the_planner,
+    reason="Of what is left of {vm} afterwards, nobody can rely on any snapshot to go back to: {left}.",
+    remedy="",
+    source="what is damaged, doubtful or without its image passes for a snapshot in every list",
+)
 _CHANGES = actions(Action.TAKE, Action.REVERT, Action.DELETE, Action.DROP_MEMORY, Action.LOOK, Action.UNLOOK)
 CANNOT_FINISH = Rule(
     id="cannot-finish",
@@ -148,6 +157,7 @@ RULES = (
     UNDO_KEEPS_SNAPSHOT,
     LEFTOVER_STAYS,
     LAST_TRACE,
+    LAST_GOOD,
     CANNOT_FINISH,
     FINISHED_ALREADY,
     HALF_DONE,

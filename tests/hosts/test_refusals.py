@@ -131,6 +131,7 @@ def test_a_layer_that_was_merged_by_hand(host: EmbeddedHost) -> None:
     assert machine.tree()["one"].annotations.doubtful, "nothing else tells of it any more"
     assert not machine.tree()["three"].annotations.doubtful
     assert "doubtful" in machine.spoken(Revert("one"))
+    assert "last-good-goes" in {warning.rule for warning in machine.plan(Delete(("three",))).warnings}
 
 
 def wait_for_block_job(machine: Machine) -> None:

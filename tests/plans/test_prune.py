@@ -121,6 +121,17 @@ def test_what_was_merged_into_by_hand_takes_no_other_s_place() -> None:
     assert pruning.goes == ("a",), "b is the last that is good"
 
 
+def test_a_delete_of_the_last_that_is_good_says_so() -> None:
+    situation = nightly("a", "b", "c")
+    spoilt = [
+        replace(each, annotations=Annotations(doubtful=True)) if each.name == "c" else each for each in situation.tree
+    ]
+    situation = replace(situation, tree=SnapshotTree.build(spoilt, "c"))
+    for names, says in ((("a",), False), (("a", "b"), True), (("a", "b", "c"), False)):
+        rules = {warning.rule for warning in make_plan(Delete(names), situation).warnings}
+        assert ("last-good-goes" in rules) == says
+
+
 def test_where_nothing_goes_there_is_nothing_to_do() -> None:
     plan = make_plan(Prune(last(9)), nightly("a", "b"))
     assert (plan.snapshots, plan.steps, plan.is_refused) == ((), (), False)
