@@ -271,7 +271,10 @@ def _parser() -> argparse.ArgumentParser:
         "--limit", metavar="MIB", type=_rate, help="copy so many MiB per second at most; merges can then be stopped too"
     )
     prune.add_argument(
-        "--between", metavar="FROM-TO", type=hours, help="begin and go on only at these hours, as in 22:00-06:00"
+        "--between",
+        metavar="FROM-TO",
+        type=hours,
+        help="begin and go on only at these hours, as in 22:00-06:00; at others nothing is begun, with exit status 0",
     )
     add_policy_options(prune)
     policy = command("policy", "the policies of your file: show them, or check it for mistakes", _policy)

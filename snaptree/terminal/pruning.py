@@ -13,7 +13,7 @@ from rich.console import Console
 from snaptree import words
 from snaptree.hosts.connection import Connection
 from snaptree.hosts.journal import Journal, journal_path
-from snaptree.hosts.pruning import are_now, begin_in_hours
+from snaptree.hosts.pruning import OutOfHoursError, begin_in_hours
 from snaptree.model.errors import CancelledError, SnapTreeError
 from snaptree.model.tree import SnapshotTree
 from snaptree.plans.hours import Hours
@@ -32,6 +32,8 @@ from snaptree.terminal.complaint import complain
 from snaptree.terminal.console import console, plain, print_json
 from snaptree.terminal.plans import print_plan, result_json
 from snaptree.terminal.table import Column, Cut, add_row, print_table
+
+_OUT_OF_HOURS = "not begun at this hour"
 
 
 def pruning_json(pruning: Pruning) -> dict[str, Any]:
@@ -91,6 +93,8 @@ class _Machine:
     operation: Operation | None = None
     not_begun: str = ""
     """Why it was not begun; empty if it was, or if nothing goes."""
+    is_out_of_hours: bool = False
+    """It was not begun because of the hours alone, which is what they are for and no failure."""
 
     @property
     def name(self) -> str:
@@ -106,7 +110,7 @@ class _Machine:
         if self.plan.is_refused:
             return "refused"
         if self.not_begun:
-            return "not begun"
+            return _OUT_OF_HOURS if self.is_out_of_hours else "not begun"
         return "" if error is None else "stopped" if isinstance(error, CancelledError) else "failed"
 
     def document(self) -> dict[str, Any]:
@@ -130,6 +134,8 @@ def prune_machines(
 ) -> int:
     """Plan for all, show all, ask once, run one after the other. Returns the exit status: 1 if any failed.
 
+    What is not begun because of the hours alone is no failure.
+
     `machines` by UUID and name. `by_hand` says how the policy comes to look at what no schedule took, as a clause.
     `is_one`: just one was named, so that the document is that one's and no list. 3 if any was refused and none failed.
     Raises SnapTreeError if there is only one, and it can't be looked at.
@@ -151,19 +157,23 @@ def prune_machines(
             kind = "refused" if machine.planned is not None else "not begun"
             complain(SnapTreeError(f"{machine.name}: {kind}: {refusal.reason}", hint=refusal.remedy))
     # Where nothing would be begun anyway, there is nothing to ask.
-    is_agreed = not dry_run and bool(willing) and (yes or not are_now(between) or agreed())
+    is_time = hours is None or hours["are_now"]
+    is_agreed = not dry_run and bool(willing) and is_time and (yes or agreed())
     if is_agreed:
         for machine in willing:
             _run(machine, limit, between)
+    elif between is not None and not is_time and not dry_run:
+        for machine in willing:  # all is said by what the hours mean
+            machine.not_begun, machine.is_out_of_hours = f"It is not {between.in_words}.", True
     if as_json:
         documents = [machine.document() | {"hours": hours} for machine in found]
         print_json(documents[0] if is_one else documents)
     elif is_agreed:
         _show_outcome(out, found)
     reasons = {machine.not_pruned for machine in found} - {""}
-    if reasons - {"refused"}:
+    if reasons - {"refused", _OUT_OF_HOURS}:
         return 1
-    return 3 if reasons or (bool(willing) and not dry_run and not is_agreed) else 0
+    return 3 if "refused" in reasons or (bool(willing) and not dry_run and is_time and not is_agreed) else 0
 
 
 def _hours(between: Hours, machines: int) -> dict[str, Any]:
@@ -252,6 +262,9 @@ def _run(machine: _Machine, limit: int | None, between: Hours | None) -> None:
 
     try:
         machine.operation = with_progress(machine.name, run, limit=limit)
+    except OutOfHoursError as problem:  # they ended meanwhile; the end says so
+        machine.not_begun, machine.is_out_of_hours = problem.summary, True
+        return
     except SnapTreeError as problem:
         machine.not_begun = problem.summary
         complain(SnapTreeError(f"{machine.name}: not begun: {problem.summary}", hint=problem.hint))
