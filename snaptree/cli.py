@@ -850,6 +850,7 @@ def _policy(options: argparse.Namespace) -> int:
         console.print_json(policies.policies_json(file))
     elif options.what == "check":
         console.console().print(f"{path}: no mistakes. {policies.names_in(file)}")
+        policies.warn_of_hours(file.schedules.values())
     elif file.policies:
         policies.print_policies(console.console(), file)
     elif not problems:

@@ -159,6 +159,11 @@ def test_it_prunes_at_its_hours_only_and_says_what_stands_in_the_way(
     assert status == 0, "that is no failure"
     assert "pruned: not pruned: it is not between" in out
     assert list(marked(machine)) == ["one", "two"]
+    last = last_run("tidy")
+    assert last is not None
+    assert last.says.startswith("0 snapshots taken, 0 deleted. It was not between ")
+    assert last.says.endswith(", so nothing was pruned.")
+    assert out.splitlines()[-1] == last.says
 
     write(text)
     plan = machine.plan(Take("cut-short"))
@@ -407,6 +412,21 @@ between = "01:00-05:00"
     assert file.read_text() == mine
     assert [*units.iterdir()] == []
     assert run("schedule", "remove", "nightly", *there)[0] == 1
+
+
+def test_hours_at_which_it_never_runs_are_told_and_refuse_nothing(tmp_path: Path, run: Run) -> None:
+    units = ("--units-in", str(tmp_path / "units"), "-c", f"qemu+unix:///system?socket={tmp_path}")
+    prunes = ("--keep-last", "2", "--between", "22:00-06:00", *units)
+    says = "warning: The schedule “noon” prunes between 22:00 and 06:00 only, and never runs then: it prunes nothing."
+    status, out, err = run("schedule", "add", "noon", "--when", "*-*-* 12:00", *prunes)
+    assert (status, says in err) == (0, True)
+    assert "The schedule noon is written" in out
+    status, out, err = run("policy", "check")
+    assert (status, says in err) == (0, True)
+    assert "no mistakes" in out
+    for name, when in (("night", "*-*-* 05:59"), ("often", "*:0/7")):
+        status, _, err = run("schedule", "add", name, "--when", when, *prunes)
+        assert (status, err) == (0, "")
 
 
 def test_units_that_cant_be_removed_are_named_and_nothing_is_half_removed(tmp_path: Path, run: Run) -> None:

@@ -7,7 +7,7 @@ import time
 from snaptree.hosts.connection import Connection
 from snaptree.hosts.reading import list_domains
 from snaptree.hosts.schedule_runs import LastRun, last_run
-from snaptree.hosts.timers import manager_of, timer_of, times_after
+from snaptree.hosts.timers import coming_times, manager_of, timer_of, times_after
 from snaptree.plans.policy_file import PolicyFile
 from snaptree.plans.schedule import Schedule
 from snaptree.plans.schedule_check import MISSED, BrokenSchedule, SeenSchedule
@@ -39,6 +39,7 @@ def _look_at(schedule: Schedule, domains: tuple[str, ...]) -> SeenSchedule:
         failure="" if last is None else _failure(last),
         is_under_way=last is not None and last.is_under_way,
         due=times_after(schedule.when, since, MISSED) if since else (),
+        coming=coming_times(schedule),
         able_since=able_since,
         asleep=0.0 if able_since is None else _asleep(),
         is_system=manager.is_system,

@@ -10,6 +10,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import time
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,7 +21,7 @@ from snaptree.hosts.journal import this_user
 from snaptree.hosts.schedule_runs import state_file
 from snaptree.model.errors import SnapTreeError
 from snaptree.plans.calendar import calendar_problem, no_time
-from snaptree.plans.schedule import Schedule
+from snaptree.plans.schedule import ENOUGH_TIMES, Schedule
 from snaptree.plans.timer_units import TimerState, Units, calendar_line, unit_name, units_of
 
 _WANTS = "timers.target.wants"
@@ -86,6 +87,11 @@ def next_time(when: str) -> float | None:
 def times_after(when: str, moment: float, count: int) -> tuple[float, ...]:
     """When a calendar expression comes next after a moment, so many times. None of them where nobody can say."""
     return tuple(_times_in(_analyze(when, f"--base-time=@{int(moment)}", f"--iterations={count}")))
+
+
+def coming_times(schedule: Schedule) -> tuple[float, ...]:
+    """When a schedule runs from now on, as `hours_problem` wants it; nobody is asked where that has no hours."""
+    return () if schedule.between is None else times_after(schedule.when, time.time(), ENOUGH_TIMES)
 
 
 def _times_in(said: subprocess.CompletedProcess[str] | None) -> list[float]:

@@ -57,6 +57,7 @@ class Kind(StrEnum):
     SCHEDULE_FAILED = "schedule-failed"
     SCHEDULE_NOT_RUN = "schedule-not-run"
     SCHEDULE_NAMES = "schedule-names"
+    SCHEDULE_HOURS = "schedule-hours"
     POLICY_FILE = "policy-file"
 
 

@@ -87,6 +87,7 @@ WHY: Final[Mapping[Kind, str]] = MappingProxyType(
         Kind.SCHEDULE_FAILED: "What it was to take or to prune then, it did not, or not all of it.",
         Kind.SCHEDULE_NOT_RUN: "What it is to take is not taken, and what it is to prune stays.",
         Kind.SCHEDULE_NAMES: "Nothing is taken of a machine that is named otherwise.",
+        Kind.SCHEDULE_HOURS: "What it takes is never pruned, so snapshots and layers become ever more.",
         Kind.POLICY_FILE: "None of its policies can be used, and none of its schedules runs.",
     }
 )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from enum import StrEnum
@@ -14,11 +15,15 @@ from snaptree.plans.hours import Hours
 from snaptree.plans.intention import Capture, Prune, Take
 from snaptree.plans.naming import FIELDS, is_template, template_problem
 from snaptree.plans.plan import Freeze
-from snaptree.plans.policy import Policy
+from snaptree.plans.policy import Policy, local_zone
 from snaptree.plans.wording import listed, quoted
 
 DEFAULT_HOST: Final = "qemu:///system"
 DEFAULT_NAMES: Final = "{schedule}-{date}-{time}"
+
+ENOUGH_TIMES: Final = 1_500
+"""Times of a schedule that show at which times of the day it runs: of one that runs every minute, a whole day."""
+_DAY: Final = 86_400
 
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,39}", re.ASCII)
 """It stands in names of snapshots, of systemd's units and of files."""
@@ -135,6 +140,23 @@ def who_is_missing(patterns: tuple[str, ...], domains: Collection[str]) -> str:
     near = dict.fromkeys(name for pattern in missing for name in get_close_matches(pattern, others, n=1))
     hint = f" (did you mean {listed(near, quoted)}?)" if near else ""
     return f"No virtual machine is named {listed(missing, quoted)}{hint}."
+
+
+def hours_problem(schedule: Schedule, coming: Sequence[float], zone: dt.tzinfo | None = None) -> str:
+    """Why a schedule never prunes: none of the times at which it runs is in its hours. Empty if it does. One sentence.
+
+    `coming` are its next times, `ENOUGH_TIMES` of them if there are so many, in seconds since 1970, UTC; none, or less
+    than a day of many, tell nothing. `zone` is whose clock has the hours.
+    """
+    between, clock = schedule.between, zone or local_zone()
+    is_cut_short = len(coming) >= ENOUGH_TIMES and coming[-1] - coming[0] < _DAY
+    if between is None or not coming or is_cut_short:
+        return ""
+    if any(between.allow(dt.datetime.fromtimestamp(moment, clock)) for moment in coming):
+        return ""
+    return (
+        f"The schedule {quoted(schedule.name)} prunes {between.in_words} only, and never runs then: it prunes nothing."
+    )
 
 
 def schedule_name_problem(name: str) -> str:

@@ -11,7 +11,7 @@ from snaptree.model.troubles import Kind, Severity, Trouble
 from snaptree.plans.advice import Advice, advice_on
 from snaptree.plans.policy import local_zone
 from snaptree.plans.policy_file import Problem, told
-from snaptree.plans.schedule import Schedule, who_is_missing
+from snaptree.plans.schedule import Schedule, hours_problem, who_is_missing
 from snaptree.plans.timer_units import TimerState, unit_name
 from snaptree.plans.wording import quoted
 
@@ -19,6 +19,8 @@ MISSED: Final = 3
 """Times that a schedule was to run and did not: two whole intervals."""
 _SLACK: Final = 3_600
 """Seconds after the last of these in which a run may still begin: computers wake up, and timers wait a moment."""
+
+HOURS_REMEDY: Final = "Let its “when” and its “between” meet in the file of policies."
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +38,8 @@ class SeenSchedule:
     is_under_way: bool = False
     due: tuple[float, ...] = ()
     """When it was to run next, `MISSED` times, after that run or since its timer was written. Empty: not known."""
+    coming: tuple[float, ...] = ()
+    """When it is to run from now on, as `hours_problem` wants it. Empty: not known, or nobody asks."""
     able_since: float | None = None
     """Since when systemd has been there to run it; None where it is not, or nobody knows."""
     asleep: float = 0.0
@@ -70,6 +74,8 @@ def check_schedule(seen: SeenSchedule, now: float, zone: dt.tzinfo | None = None
     if missing := who_is_missing(seen.schedule.machines, seen.domains):
         remedy = "Mend its “machines” in the file of policies; 'snaptree list' says who is there."
         yield _warning(Kind.SCHEDULE_NAMES, f"The schedule {quoted(name)}: {missing}", remedy)
+    if problem := hours_problem(seen.schedule, seen.coming, clock):
+        yield _warning(Kind.SCHEDULE_HOURS, problem, HOURS_REMEDY)
 
 
 def check_broken(broken: BrokenSchedule) -> Advice:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from rich.console import Console
 
 from snaptree import words
+from snaptree.hosts.timers import coming_times
 from snaptree.model.errors import SnapTreeError
 from snaptree.plans.policy import ALL, Policy, Scope
 from snaptree.plans.policy_file import NamedPolicy, PolicyFile, told
+from snaptree.plans.schedule import Schedule, hours_problem
+from snaptree.plans.schedule_check import HOURS_REMEDY
 from snaptree.terminal.complaint import complain
 from snaptree.terminal.console import plain
 from snaptree.terminal.policy_options import PERIODS
@@ -30,6 +33,13 @@ def warn_of_mistakes(file: PolicyFile) -> None:
     if file.problems:
         hint = "The rest is used. 'snaptree policy check' names all that is wrong."
         complain(SnapTreeError(f"warning: {plain(told(file.where, file.problems))}", hint=hint))
+
+
+def warn_of_hours(schedules: Iterable[Schedule]) -> None:
+    """Tell of schedules that never run at the hours at which they prune."""
+    for schedule in schedules:
+        if problem := hours_problem(schedule, coming_times(schedule)):
+            complain(SnapTreeError(f"warning: {problem}", hint=HOURS_REMEDY))
 
 
 def names_in(file: PolicyFile) -> str:

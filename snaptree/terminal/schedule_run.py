@@ -107,6 +107,8 @@ class _Change:
     """What went wrong."""
     left: str = ""
     """Why it is left, which is no failure."""
+    is_out_of_hours: bool = False
+    """The hours at which this may be done were not, or were over before it was done."""
 
     @property
     def is_refused(self) -> bool:
@@ -292,8 +294,10 @@ class _Run:
         change.pruning = pruning_of(intention, situation)
         change.plan = plan_pruning(intention, situation, change.pruning)
         self.tell(f"{machine.name}: {summary(change.pruning)}")
-        if change.plan.steps and self._is_too_late():
-            change.left = f"it is not between {self.schedule.between}"
+        between = self.schedule.between
+        change.is_out_of_hours = not are_now(between)
+        if change.plan.steps and between is not None and change.is_out_of_hours:
+            change.left = f"it is not {between.in_words}"
         elif change.plan.steps:
             self._run(machine, change)
 
@@ -353,7 +357,7 @@ class _Run:
 
         def run(*, cancelled: Callable[[], bool], **options: Any) -> Operation:
             def is_over() -> bool:
-                return cancelled() or (is_prune and self._is_too_late())
+                return cancelled() or (is_prune and not are_now(self.schedule.between))
 
             with closing(Journal(journal_path(machine.connection.uri))) as journal:
                 return run_plan(machine.connection, plan, journal=journal, cancelled=is_over, **options)
@@ -361,18 +365,15 @@ class _Run:
         limit = self.schedule.limit if is_prune else None
         change.operation = with_progress(machine.name, run, limit=limit, stop=self.stop)
         change.error = change.operation.error
-        if isinstance(change.error, CancelledError) and not self.stop.is_set():
-            change.left, change.error = f"stopped, as it is not between {self.schedule.between} any more", None
+        if self.schedule.between is not None and isinstance(change.error, CancelledError) and not self.stop.is_set():
+            change.left, change.error = f"stopped, as it is not {self.schedule.between.in_words} any more", None
+            change.is_out_of_hours = True
 
     def _is_only_planned(self, plan: Plan | GroupPlan) -> bool:
         """Whether a plan is not to be run. A dry run prints it."""
         if self.dry_run and self.print_to is not None:
             print_plan(self.print_to, plan)
         return self.dry_run or plan.is_refused
-
-    def _is_too_late(self) -> bool:
-        """Whether this is no hour for pruning."""
-        return not are_now(self.schedule.between)
 
     # What came of it
 
@@ -399,7 +400,17 @@ class _Run:
         ]
         wrong = f"; not all done: {', '.join(failed)}" if failed else ""
         dry = " This was a dry run." if self.dry_run else ""
-        return f"{words.count(taken, 'snapshot')} taken, {deleted:,} deleted{wrong}.{dry}"
+        return f"{words.count(taken, 'snapshot')} taken, {deleted:,} deleted{wrong}.{self._says_of_hours}{dry}"
+
+    @property
+    def _says_of_hours(self) -> str:
+        """What its hours kept it from, as a sentence with a blank before; empty if that is nothing."""
+        prunes = {machine.name: machine.prune for machine in self.machines if machine.prune is not None}
+        late = [name for name, prune in prunes.items() if prune.is_out_of_hours]
+        if self.schedule.between is None or not late:
+            return ""
+        what = "nothing" if len(late) == len(prunes) else f"not all of {listed(late)}"
+        return f" It was not {self.schedule.between.in_words}, so {what} was pruned."
 
     def document(self, begun: LastRun) -> dict[str, Any]:
         """What `--json` says of all."""

@@ -37,7 +37,7 @@ from snaptree.plans.schedule import DEFAULT_HOST, Schedule, schedule_name_proble
 from snaptree.plans.timer_units import TimerState, unit_name
 from snaptree.terminal.complaint import complain
 from snaptree.terminal.console import console, iso_time, plain, print_json
-from snaptree.terminal.policies import warn_of_mistakes
+from snaptree.terminal.policies import warn_of_hours, warn_of_mistakes
 from snaptree.terminal.policy_options import keep_table, size_text
 from snaptree.terminal.table import Column, Cut, add_row, print_table
 
@@ -65,6 +65,7 @@ def add_schedule(options: Namespace, connected: Connected) -> int:
     warn_of_mistakes(file)
     units = units_for(schedule, options.file, manager)
     _look_for_machines(schedule, connected)
+    warn_of_hours([schedule])
     if values:
         write_policies(path, text)
         console().print(f"The schedule {schedule.name} is written to {plain(str(path))}.")

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from snaptree.model.troubles import Kind, Severity
 from snaptree.plans.advice import Advice
 from snaptree.plans.check import Surroundings, check_host
+from snaptree.plans.hours import Hours
 from snaptree.plans.policy_file import Problem
 from snaptree.plans.schedule import Schedule, TakeKind
 from snaptree.plans.schedule_check import BrokenSchedule, SeenSchedule, check_schedule
@@ -115,6 +116,22 @@ def test_a_computer_that_was_off_or_asleep_has_an_hour_to_catch_up(up: float, as
 def test_machines_that_are_not_there_are_told_with_those_that_may_be_meant() -> None:
     advice = only(replace(SOUND, domains=("web-01", "db-1")), Kind.SCHEDULE_NAMES)
     assert "“db-01” (did you mean “db-1”?)" in advice.text
+
+
+def test_hours_that_never_come_while_it_runs_are_told() -> None:
+    noon = replace(NIGHTLY, between=Hours.parse("22:00-06:00"))
+    days = tuple(float(DAY * day + 12 * HOUR) for day in range(20_000, 21_500))
+    advice = only(replace(SOUND, schedule=noon, coming=days), Kind.SCHEDULE_HOURS)
+    assert advice.text == (
+        "The schedule “nightly” prunes between 22:00 and 06:00 only, and never runs then: it prunes nothing."
+    )
+    assert "“between”" in advice.remedy
+
+    # One time is enough; where nobody can say when it runs, or only for a part of a day, nothing is said.
+    seconds = tuple(float(20_000 * DAY + 12 * HOUR + second) for second in range(1_500))
+    for coming in ((*days[1:], days[-1] + 12 * HOUR), (), seconds):
+        assert found(replace(SOUND, schedule=noon, coming=coming)) == []
+    assert found(replace(SOUND, coming=days)) == [], "it may prune at any time"
 
 
 def test_what_has_mistakes_does_not_run_and_a_host_tells_it_all() -> None:
