@@ -835,6 +835,7 @@ def _policy(options: argparse.Namespace) -> int:
     from snaptree.terminal import console, policies
 
     path = options.file or policies_path()
+    checks = options.what == "check"
     problems: tuple[Problem, ...] = ()
     file = None
     try:
@@ -842,15 +843,22 @@ def _policy(options: argparse.Namespace) -> int:
         problems = file.problems
     except PolicyFileError as error:
         problems = error.problems
+    except SnapTreeError as error:
+        if checks and _wants_json(options):
+            console.print_json([policies.mistake_json(str(path), str(error))])
+        raise
     for problem in problems:
         sys.stderr.write(console.plain(f"{path}: {problem}") + "\n")
-    if file is None or (problems and options.what == "check"):
+    if checks and _wants_json(options):
+        console.print_json(policies.mistakes_json(str(path), problems))
+    if file is None or (problems and checks):
         return EXIT_ERROR
-    if _wants_json(options):
-        console.print_json(policies.policies_json(file))
-    elif options.what == "check":
-        console.console().print(f"{path}: no mistakes. {policies.names_in(file)}")
+    if checks:
+        if not _wants_json(options):
+            console.console().print(f"{path}: no mistakes. {policies.names_in(file)}")
         policies.warn_of_hours(file.schedules.values())
+    elif _wants_json(options):
+        console.print_json(policies.policies_json(file))
     elif file.policies:
         policies.print_policies(console.console(), file)
     elif not problems:

@@ -510,6 +510,11 @@ def test_a_mistake_is_in_the_way_of_nothing_else(tmp_path: Path, run: Run) -> No
     status, out, err = run("policy", "check")
     assert (status, out) == (1, "")
     assert err.startswith(mistakes)
+    status, out, err = run("policy", "check", "--json")
+    told = json.loads(out)
+    assert (status, [each["line"] for each in told], {each["file"] for each in told}) == (1, [8, 10], {str(file)})
+    assert told[0]["says"] == '“keep-last” is a number of snapshots, or "all".'
+    assert err.startswith(mistakes)
     status, out, err = run("policy", "show")
     assert (status, out.splitlines()[0]) == (1, "good  (all machines)")
     assert err.startswith(mistakes)
@@ -523,8 +528,15 @@ def test_a_mistake_is_in_the_way_of_nothing_else(tmp_path: Path, run: Run) -> No
         assert err.startswith(warning)
         assert err.count(f"Cannot connect to {nobody}") == 1
     status, out, err = run("schedule", "list", "--json")
-    assert [each["schedule"] for each in json.loads(out)] == ["good"]
+    good, bad = json.loads(out)
+    assert (status, good["schedule"], good["mistakes"], bad["schedule"]) == (1, "good", [], "bad")
+    assert bad["mistakes"] == [told[1], told[0]], "its own, then those of its policy"
     assert err.startswith(warning)
+    status, out, _ = run("schedule", "list")
+    assert (status, out.splitlines()[-1].split(" is no time")[0]) == (
+        1,
+        "bad has mistakes, so it does not run: line 10: “25:00”",
+    )
     new = ("schedule", "add", "new", "--when", "daily", "--take", "best", "--units-in", str(tmp_path / "units"))
     assert run(*new)[0] == 0
 
@@ -565,6 +577,16 @@ def test_a_file_that_cant_be_read_at_all_is_refused_with_what_to_do(
         assert (status, out) == (1, "")
         assert err.startswith(f"snaptree: {file}{says}")
     assert run("policy", "check")[0] == 1
+    status, out, err = run("policy", "check", "--json")
+    (mistake,) = json.loads(out)
+    assert (status, mistake["file"]) == (1, str(file))
+    assert mistake["says"] in err
+
+
+def test_a_file_without_mistakes_has_an_empty_list_of_them(run: Run, write: Write) -> None:
+    assert run("policy", "check", "--json")[:2] == (0, "[]\n")
+    write("[policy.good]\nkeep-last = 1\n")
+    assert run("policy", "check", "--json")[:2] == (0, "[]\n")
 
 
 def verify(directory: Path, *options: str) -> str:

@@ -11,7 +11,7 @@ from snaptree import words
 from snaptree.hosts.timers import coming_times
 from snaptree.model.errors import SnapTreeError
 from snaptree.plans.policy import ALL, Policy, Scope
-from snaptree.plans.policy_file import NamedPolicy, PolicyFile, told
+from snaptree.plans.policy_file import NamedPolicy, PolicyFile, Problem, told
 from snaptree.plans.schedule import Schedule, hours_problem
 from snaptree.plans.schedule_check import HOURS_REMEDY
 from snaptree.terminal.complaint import complain
@@ -46,6 +46,16 @@ def names_in(file: PolicyFile) -> str:
     """What a file has, by name: `Policies: a, b. Schedules: none`, as sentences."""
     kinds = (("Policies", file.policies), ("Schedules", file.schedules))
     return " ".join(f"{kind}: {', '.join(map(plain, named)) or 'none'}." for kind, named in kinds)
+
+
+def mistakes_json(where: str, problems: Iterable[Problem]) -> list[dict[str, Any]]:
+    """The document of `policy check --json`: every mistake in a file."""
+    return [mistake_json(where, each.text, each.line) for each in problems]
+
+
+def mistake_json(where: str, says: str, line: int = 0) -> dict[str, Any]:
+    """A mistake in a file; without a line it is about the whole."""
+    return {"file": where, "line": line or None, "says": says}
 
 
 def policies_json(file: PolicyFile) -> list[dict[str, Any]]:

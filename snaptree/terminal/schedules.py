@@ -37,7 +37,7 @@ from snaptree.plans.schedule import DEFAULT_HOST, Schedule, schedule_name_proble
 from snaptree.plans.timer_units import TimerState, unit_name
 from snaptree.terminal.complaint import complain
 from snaptree.terminal.console import console, iso_time, plain, print_json
-from snaptree.terminal.policies import warn_of_hours, warn_of_mistakes
+from snaptree.terminal.policies import mistakes_json, warn_of_hours, warn_of_mistakes
 from snaptree.terminal.policy_options import keep_table, size_text
 from snaptree.terminal.table import Column, Cut, add_row, print_table
 
@@ -78,14 +78,20 @@ def add_schedule(options: Namespace, connected: Connected) -> int:
 
 
 def list_schedules(options: Namespace, *, as_json: bool) -> int:
-    """Print all schedules with their timers and last runs. The exit status."""
+    """Print all schedules with their timers and last runs, and those with mistakes. The exit status: 1 if any has."""
     file = load_policies(options.file)
     found = [(each, _state(each, options)) for each in file.schedules.values()]
+    broken = {place[1]: problems for place, problems in file.refused.items() if place[0] == "schedule" and place[1:]}
     warn_of_mistakes(file)
     if as_json:
-        print_json([_schedule_json(schedule, state) for schedule, state in found])
-    elif found:
+        mistakes = {name: mistakes_json(file.where, problems) for name, problems in broken.items()}
+        documents = [_schedule_json(schedule, state) for schedule, state in found]
+        print_json([*documents, *({"schedule": name, "mistakes": each} for name, each in mistakes.items())])
+    elif found or broken:
         _print_list(console(), found)
+        for name, problems in broken.items():
+            says = " ".join(map(str, problems))
+            console().print(plain(f"{name} has mistakes, so it does not run: {says}"), style="yellow", soft_wrap=False)
     elif not file.problems:
         console().print(f"There are no schedules in {plain(str(options.file or policies_path()))}.")
     for schedule, state in found:
@@ -96,7 +102,7 @@ def list_schedules(options: Namespace, *, as_json: bool) -> int:
                     hint=f"'snaptree schedule add {schedule.name}' writes it anew.",
                 )
             )
-    return 0
+    return 1 if file.problems else 0
 
 
 _ASTRAY = {
@@ -266,6 +272,7 @@ def _schedule_json(schedule: Schedule, state: TimerState) -> dict[str, Any]:
         "limit": schedule.limit,
         "between": None if schedule.between is None else str(schedule.between),
         "last": None if last is None else _last_json(last),
+        "mistakes": [],
     }
 
 
@@ -280,6 +287,8 @@ def _last_json(last: LastRun) -> dict[str, Any]:
 
 
 def _print_list(out: Console, found: list[tuple[Schedule, TimerState]]) -> None:
+    if not found:
+        return
     columns = (
         Column("Schedule", turn=4, cut=Cut.MIDDLE, stays=True),
         Column("When", turn=2, cut=Cut.END),
