@@ -901,13 +901,16 @@ def _options_for(uri: str, options: argparse.Namespace) -> tuple[str, ...]:
 
 
 def _schedules(options: argparse.Namespace) -> int:
-    from snaptree.terminal.schedules import add_schedule, list_schedules, remove_schedule
+    from snaptree.terminal.schedules import add_schedule, list_schedules, never_for_a_demo, remove_schedule
 
     def connected(uri: str) -> AbstractContextManager[list[Connection]]:
         return _connected(argparse.Namespace(connect=[uri], read_only=True))
 
     where = Where.of(options)
-    if where.demo or len(where.uris) > 1:  # of what stands before the command: it has no such options itself
+    # Of what stands before the command: it has no such options itself.
+    if where.demo:
+        options.wrong_usage(str(never_for_a_demo()))
+    if len(where.uris) > 1:
         options.wrong_usage("a schedule is for one host: give its address, --connect URI")
     match options.what:
         case "add":

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 
@@ -474,12 +475,40 @@ def test_what_is_no_schedule_is_not_written(arguments: tuple[str, ...], says: st
     assert not (tmp_path / "units").exists()
 
 
-@pytest.mark.parametrize("arguments", [("--demo", "schedule", "add"), ("schedule", "add", "--demo-dir", "x")])
-def test_no_schedule_is_for_a_demo(arguments: tuple[str, ...], run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+_NEVER = "A schedule is never for a demo estate. Give the address of a host: --connect URI."
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("--demo", "schedule", "add"), _NEVER),
+        (("--demo-dir", "x", "schedule", "add"), _NEVER),
+        (("schedule", "add", "--demo-dir", "x"), "unrecognized arguments: --demo-dir"),
+    ],
+)
+def test_no_schedule_is_for_a_demo(
+    arguments: tuple[str, ...], says: str, run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as caught:
         run(*arguments, "a", "--when", "daily", "--take", "best")
     assert caught.value.code == 2
-    assert "--demo-dir" not in capsys.readouterr().err.partition("error:")[0]
+    usage, _, error = capsys.readouterr().err.partition("error:")
+    assert "--demo-dir" not in usage
+    assert says in error
+
+
+@pytest.mark.parametrize("is_demo", [True, False])
+def test_the_address_of_a_demo_is_known_by_its_directory(is_demo: bool, run: Run, tmp_path: Path) -> None:
+    (tmp_path / "my estate").mkdir()
+    if is_demo:
+        marker = {"program": "snaptree", "format": 1, "state": "ready"}
+        (tmp_path / "my estate" / "demo-estate.json").write_text(json.dumps(marker))
+    uri, units = f"qemu:///embed?root={quote(str(tmp_path / 'my estate'))}", tmp_path / "units"
+    add = ("schedule", "add", "a", "--when", "daily", "--take", "best", "-c", uri, "--units-in", str(units))
+    status, _, err = run(*add)
+    assert (status, err) == ((1, f"snaptree: {_NEVER}\n") if is_demo else (0, ""))
+    assert units.exists() is not is_demo
+    assert (tmp_path / "config" / "snaptree" / "policies.toml").exists() is not is_demo
 
 
 @pytest.mark.qemu

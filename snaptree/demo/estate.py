@@ -16,9 +16,10 @@ from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from urllib.parse import parse_qs, urlsplit
 
 from snaptree.demo.stories import STORIES, Site, Story, now
-from snaptree.hosts.connection import Connection
+from snaptree.hosts.connection import Connection, is_embedded
 from snaptree.hosts.embedded import kill_machines, prepare_root, release_root
 from snaptree.hosts.workshop import check_tools, list_machines
 from snaptree.model.errors import CancelledError, SnapTreeError
@@ -205,6 +206,12 @@ def kept_estate(directory: Path) -> Path:
             f"{path} is no demo estate of SnapTree's: no {_MARKER} in it says so.", hint="Nothing was removed."
         )
     return path
+
+
+def is_demo(uri: str) -> bool:
+    """Whether an address is that of a demo estate, kept or not: its directory says so."""
+    roots = parse_qs(urlsplit(uri).query).get("root", []) if is_embedded(uri) else []
+    return any(_state(Path(root)) is not None for root in roots)
 
 
 def remove_kept(directory: Path) -> tuple[str, ...]:

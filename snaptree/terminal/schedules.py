@@ -13,6 +13,7 @@ from typing import Any
 from rich.console import Console
 
 from snaptree import words
+from snaptree.demo import is_demo
 from snaptree.hosts.connection import Connection
 from snaptree.hosts.policies import load_policies, policies_in, policies_path, policies_text, write_policies
 from snaptree.hosts.reading import list_domains
@@ -62,6 +63,8 @@ def add_schedule(options: Namespace, connected: Connected) -> int:
     file = policies_in(text, path)
     _refuse_what_was_typed(options.name, before, file)
     schedule = _known(options.name, file)
+    if is_demo(schedule.connect):
+        raise never_for_a_demo()
     warn_of_mistakes(file)
     units = units_for(schedule, options.file, manager)
     _look_for_machines(schedule, connected)
@@ -75,6 +78,11 @@ def add_schedule(options: Namespace, connected: Connected) -> int:
     write_units(units, manager)
     console().print(f"Its timer and service are in {plain(str(manager.directory))}.")
     return _enable(schedule, manager, is_elsewhere=is_elsewhere)
+
+
+def never_for_a_demo() -> SnapTreeError:
+    """A schedule outlives a demo estate, and would be one more that has it open."""
+    return SnapTreeError("A schedule is never for a demo estate.", hint="Give the address of a host: --connect URI.")
 
 
 def list_schedules(options: Namespace, *, as_json: bool) -> int:
