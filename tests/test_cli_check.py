@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shlex
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -30,6 +31,7 @@ from snaptree.plans.intention import Capture, Delete, Prune, Recover, Revert, Ta
 from snaptree.plans.plan import StateAfter
 from snaptree.plans.policy import Duration, Period, Policy, Scope
 from snaptree.terminal.checks import command_of, findings_on, print_findings
+from snaptree.terminal.console import console
 from snaptree.terminal.policy_options import add_policy_options, arguments_of, policy_of
 from tests.kit.machines import MIB, EmbeddedHost, Machine, make_image, run_tool, unchanged
 
@@ -277,6 +279,23 @@ add_policy_options(PARSER)
 def test_a_policy_as_options_is_the_same_policy(policy: Policy) -> None:
     said = policy_of(PARSER.parse_args(arguments_of(policy)))
     assert (said, dict(said.counts)) == (policy, dict(policy.counts))
+
+
+def test_a_command_that_is_printed_is_safe_and_works_whatever_is_in_names(capsys: pytest.CaptureFixture[str]) -> None:
+    names = ("two words & \u202e é ☃", "it's\n\x1b[1m", "plain")
+    cure = Cure("uuid", "snapvm", Delete(names))
+    advice = Advice(Kind.OLD_SNAPSHOTS, Severity.WARNING, "Old.", "Why.", "Words.", cure)
+    print_findings(console(), findings_on("qemu:///system", "snapvm", [advice], ()), 1)
+    command = capsys.readouterr().out.splitlines()[-1]
+    assert command == r"  snaptree delete snapvm $'two words & \u202e é ☃' $'it\'s\x0a\x1b[1m' plain"
+    shown = subprocess.run(
+        ["bash", "-c", f"set -- {command}; printf '%s\\0' \"${{@:4}}\""],
+        capture_output=True,
+        check=True,
+        text=True,
+        env={**os.environ, "LC_ALL": "C.UTF-8"},
+    )
+    assert tuple(shown.stdout.split("\0")[:-1]) == names
 
 
 def test_commands_are_never_broken_into_lines() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import shlex
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -75,7 +74,7 @@ from snaptree.plans.plan import (
 from snaptree.plans.plan_words import describe_step, steps_in_brief
 from snaptree.plans.recovery import is_torn
 from snaptree.plans.rule import QEMU
-from snaptree.plans.wording import plain, snapshots_named
+from snaptree.plans.wording import plain, shell_word, snapshots_named
 
 if TYPE_CHECKING:
     from snaptree.images.copy_map import CopyMap
@@ -848,7 +847,7 @@ def _with_what_is_left(error: SnapTreeError, operation: Operation) -> SnapTreeEr
     return _with_hint(
         error,
         f"Before anything else is done to {plain(plan.domain)}, finish this or leave it as it is: above the tree in the"
-        f" window, or by snaptree recover {shlex.quote(plain(plan.domain))}.",
+        f" window, or by snaptree recover {shell_word(plan.domain)}.",
     )
 
 

@@ -6,7 +6,6 @@ import datetime as dt
 import json
 import os
 import re
-import shlex
 import shutil
 import subprocess
 import sys
@@ -20,6 +19,7 @@ from platformdirs import user_config_path
 from snaptree.hosts.journal import this_user
 from snaptree.hosts.schedule_runs import state_file
 from snaptree.model.errors import SnapTreeError
+from snaptree.model.text import shell_word
 from snaptree.plans.calendar import calendar_problem, no_time
 from snaptree.plans.schedule import ENOUGH_TIMES, Schedule
 from snaptree.plans.timer_units import TimerState, Units, calendar_line, unit_name, units_of
@@ -156,7 +156,7 @@ def remove_units(schedule: str, manager: Manager) -> list[Path]:
         for file in there:
             file.unlink()
     except OSError as error:
-        left = " ".join(shlex.quote(str(file)) for file in there if file.exists())
+        left = " ".join(shell_word(str(file)) for file in there if file.exists())
         raise SnapTreeError(
             f"The units of {schedule} in {manager.directory} can't be removed: {error.strerror}.",
             hint=f"Remove them as somebody who may, then try again: rm {left}",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 
 import humanize
 
@@ -15,6 +16,25 @@ def plain(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
+
+
+def shell_word(text: str) -> str:
+    """Text as one word of a command to be copied: bash and zsh read it back, whatever is in it, and no screen obeys it.
+
+    What is not printed as it is stands in the shells' own escapes. Source: bash(1), "QUOTING", on $'...'.
+    """
+    return shlex.quote(text) if text.isprintable() else f"$'{''.join(map(_in_shell_quotes, text))}'"
+
+
+def _in_shell_quotes(character: str) -> str:
+    number = ord(character)
+    if 0xDC80 <= number <= 0xDCFF:  # a byte that was no text, as os.fsdecode keeps it
+        return f"\\x{number - 0xDC00:02x}"
+    if character in "\\'":
+        return f"\\{character}"
+    if character.isprintable():
+        return character
+    return f"\\x{number:02x}" if number < 0x80 else f"\\u{number:04x}" if number < 0x10000 else f"\\U{number:08x}"
 
 
 def not_in_xml(text: str) -> str:

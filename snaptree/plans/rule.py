@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -37,7 +36,7 @@ from snaptree.plans.plan import (
     ThawFileSystems,
 )
 from snaptree.plans.situation import Known, Situation
-from snaptree.plans.wording import plain, quoted, version
+from snaptree.plans.wording import plain, quoted, shell_word, version
 
 QEMU = "QEMU"
 TEST = "TEST"
@@ -271,10 +270,10 @@ class Rule:
 def _always_known(case: Case) -> dict[str, str]:
     return {
         "vm": plain(case.situation.domain.name),
-        "vm_arg": shlex.quote(plain(case.situation.domain.name)),
+        "vm_arg": shell_word(case.situation.domain.name),
         "libvirt": version(case.situation.host.libvirt_version),
         "snapshot": quoted(case.name or ""),
-        "snapshot_arg": shlex.quote(plain(case.name or "")),
+        "snapshot_arg": shell_word(case.name or ""),
         "driver": plain(case.situation.host.driver),
     }
 

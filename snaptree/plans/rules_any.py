@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shlex
 
 from snaptree.model.estate import DomainState, MemorySnapshot, Snapshot, SnapshotKind
 from snaptree.plans.facts import QEMU_10
@@ -11,7 +10,7 @@ from snaptree.plans.operation import interruption
 from snaptree.plans.plan import Action
 from snaptree.plans.rule import QEMU, TEST, Case, Evidence, Rule, Verdict, actions, found
 from snaptree.plans.situation import Known
-from snaptree.plans.wording import listed, plain, quoted
+from snaptree.plans.wording import listed, plain, quoted, shell_word
 
 _REVERT_OVERLAY = re.compile(r"\.[0-9]{9,}$")
 _ANY_DRIVER: frozenset[str] = frozenset()
@@ -68,9 +67,9 @@ def _orphaned_delete_job(case: Case) -> Evidence | None:
 def _managed_save(case: Case) -> Evidence | None:
     if not case.situation.domain.has_managed_save:
         return None
-    vm = shlex.quote(plain(case.situation.domain.name))
+    vm = shell_word(case.situation.domain.name)
     if case.action is Action.REVERT:
-        snapshot = shlex.quote(plain(case.name or ""))
+        snapshot = shell_word(case.name or "")
         return found(drop=f"the box in the preview, or snaptree revert {vm} {snapshot} --drop-managed-save")
     if case.takes_external or case.external is not None or case.merge is not None:
         return found(drop=f"virsh managedsave-remove {vm}")

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import shlex
-
 from snaptree.model.estate import SnapshotKind
 from snaptree.plans.plan import Action
 from snaptree.plans.rule import QEMU, TEST, Case, Evidence, Rule, Verdict, actions, by_the_planner, first, found
 from snaptree.plans.rules_revert import left_half_deleted
 from snaptree.plans.situation import Known
-from snaptree.plans.wording import not_in_xml, plain, quoted
+from snaptree.plans.wording import not_in_xml, quoted, shell_word
 
 _ANY_DRIVER = frozenset({QEMU, TEST})
 
@@ -26,7 +24,7 @@ def _has_two_names(case: Case) -> Evidence | None:
     if case.external is None:
         return None
     return first(
-        found(other=quoted(other), other_arg=shlex.quote(plain(other)))
+        found(other=quoted(other), other_arg=shell_word(other))
         for other in case.facts.other_names(case.external)
         if other not in case.batch and other not in case.deleting
     )

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from snaptree.model.text import not_in_xml as not_in_xml
 from snaptree.model.text import plain as plain
 from snaptree.model.text import quoted as quoted
+from snaptree.model.text import shell_word as shell_word
 from snaptree.model.text import size as size
 
 MOST_NAMED = 3

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from rich.console import Console
 
 from snaptree import words
+from snaptree.model.text import shell_word
 from snaptree.model.troubles import Severity
 from snaptree.plans.advice import Advice, Cure
 from snaptree.plans.intention import Delete, Prune
@@ -91,4 +91,4 @@ def print_findings(out: Console, findings: Sequence[Finding], machines: int) -> 
         for text in filter(None, (each.advice.why, each.advice.remedy)):
             out.print(f"  {plain(text)}", soft_wrap=False)
         if each.command:
-            out.print(f"  {plain(shlex.join(each.command))}", style="bold")  # as it is, to be copied
+            out.print(f"  {' '.join(map(shell_word, each.command))}", style="bold")  # as it is, to be copied
