@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
 from snaptree.plans.facts import is_external
 from snaptree.plans.plan import Action
 from snaptree.plans.rule import Case, Evidence, Rule, Verdict, actions, first, found
 from snaptree.plans.situation import Known
-from snaptree.plans.wording import files_named, machines_named, plain, snapshots_named
+from snaptree.plans.wording import files_named, machines_named, plain, quoted, shell_word, snapshots_named
 
 _BOTH = actions(Action.REVERT, Action.DELETE)
 _OWN_JOBS = "SnapTree merges only what nobody else needs, by block jobs of its own."
@@ -65,7 +65,9 @@ def _holds_internal_snapshot(case: Case) -> Evidence | None:
             return found(
                 file=plain(layer),
                 internal=snapshots_named(names),
-                how="" if listed_ones else f" (qemu-img snapshot -d NAME {plain(layer)}, as libvirt does not list it)",
+                how=""
+                if listed_ones
+                else f" (qemu-img snapshot -d NAME {shell_word(layer)}, as libvirt does not list it)",
             )
     return None
 
@@ -150,7 +152,23 @@ def content_changed(case: Case) -> Evidence | None:
     if case.snapshot is None:
         return None
     wrong = case.facts.doubts_about(case.snapshot)
-    return found(files=files_named(wrong)) if wrong else None
+    return found(files=files_named(wrong), forget_whose_layer_that_was=_forget(case, wrong)) if wrong else None
+
+
+def _forget(case: Case, layers: Sequence[str]) -> str:
+    """What to do if a layer was merged into one of these by hand, as `snaptree check` says it."""
+    links = [link for link in case.facts.broken_links if link.actual_below in layers]
+    merged_away = {name for link in links for name in case.facts.frozen_by.get(link.recorded_below, ())}
+    vm = shell_word(case.situation.domain.name)
+    if names := [shell_word(snapshot.name) for snapshot in case.tree if snapshot.name in merged_away]:
+        return (
+            f"forget whose layer that was: snaptree delete {vm} {' '.join(names)}. What is left is marked as doubtful"
+        )
+    snapshot = case.name or ""
+    return (
+        f"{quoted(snapshot)} no longer exists as it was: drop what libvirt recorded, that of its children first (virsh"
+        f" snapshot-delete {vm} {shell_word(snapshot)} --metadata)"
+    )
 
 
 def _merge_not_as_recorded(case: Case) -> Evidence | None:
@@ -302,8 +320,7 @@ RULES = (
         condition=content_changed,
         reason="The layers below {snapshot} are not those it was taken on: {files} may hold other data by now, and"
         " libvirt would bring that back without a word.",
-        remedy="If a layer was merged by hand, {snapshot} no longer exists as it was: drop what libvirt recorded,"
-        " that of its children first (virsh snapshot-delete {vm_arg} {snapshot_arg} --metadata).",
+        remedy="If a layer was merged by hand, {forget_whose_layer_that_was}.",
         source="lab on 11.3 and 12.8: stale after a manual blockcommit, revert: wrong content, silently",
         needs=Known.LAYERS,
     ),

@@ -1140,14 +1140,14 @@ FILES = [
         "content-changed",
         Revert("a"),
         a_machine().external("a").external("b").chain("vda", "/images/vda.b", BASE),
-        ("“a”", BASE, "--metadata"),
+        ("“a”", BASE, "forget whose layer that was: snaptree delete web-01 b. What is left is marked as doubtful."),
         a_machine().external("a").external("b"),
     ),
     Row(
         "content-changed",
         Revert("a"),
         a_machine().external("a").chain("vda", BASE),
-        ("“a”", BASE),
+        ("“a”", BASE, "“a” no longer exists as it was", "virsh snapshot-delete web-01 a --metadata"),
         a_machine().external("a"),
     ),
     Row(
