@@ -128,7 +128,7 @@ def test_a_snapshot_whose_layer_is_gone_is_forgotten(machine: Machine, snaptree:
 
 @qemu
 def test_an_internal_snapshot_that_is_gone_is_forgotten_and_a_strange_one_left_alone(
-    machine: Machine, snaptree: Snaptree
+    host: EmbeddedHost, machine: Machine, snaptree: Snaptree, capsys: pytest.CaptureFixture[str]
 ) -> None:
     take(machine, "a", "b", capture=Capture.INTERNAL)
     image = str(machine.active_layers()["vda"])
@@ -138,6 +138,10 @@ def test_an_internal_snapshot_that_is_gone_is_forgotten_and_a_strange_one_left_a
     assert snaptree("check")[0] == 4
     assert "“b”" in kinds["stale-snapshot"]["text"]
     assert kinds["orphan"]["command"] is None
+    assert main(["--connect", host.uri, "revert", machine.name, "b", "-n"]) == 3
+    refusal = capsys.readouterr().err
+    assert refusal.count("Refused:") == 1
+    assert f"(snaptree delete {machine.name} b)" in refusal
     cured(snaptree, kinds["stale-snapshot"]["command"])
     assert [each.name for each in machine.tree()] == ["a"]
     assert found(snaptree).keys() == {"orphan"}

@@ -610,6 +610,9 @@ def test_a_file_that_cant_be_read_at_all_is_refused_with_what_to_do(
     (mistake,) = json.loads(out)
     assert (status, mistake["file"]) == (1, str(file))
     assert mistake["says"] in err
+    status, out, _ = run("schedule", "list", "--json")
+    documents = [{"schedule": None, "mistakes": [mistake]}] if mistake["line"] else []
+    assert (status, json.loads(out or "[]")) == (1, documents), "what can't be read is an error like any other"
 
 
 def test_a_file_without_mistakes_has_an_empty_list_of_them(run: Run, write: Write) -> None:

@@ -8,6 +8,7 @@ from itertools import pairwise
 from snaptree.plans.facts import is_external
 from snaptree.plans.plan import Action
 from snaptree.plans.rule import Case, Evidence, Rule, Verdict, actions, first, found
+from snaptree.plans.rules_names import images_without
 from snaptree.plans.situation import Known
 from snaptree.plans.wording import files_named, machines_named, plain, quoted, shell_word, snapshots_named
 
@@ -92,10 +93,18 @@ def _merged_overlays(case: Case) -> frozenset[str]:
     return frozenset(merge.overlay for merge in case.effect.merges)
 
 
+def _written(case: Case) -> tuple[str, ...]:
+    """The images that libvirt would write to; none where it has nothing to bring back (`not-in-image`).
+
+    Nobody should make way for that, or copy it.
+    """
+    return () if case.action is Action.REVERT and images_without(case) else tuple(case.writes)
+
+
 def _overlays_on_written(case: Case) -> Evidence | None:
     return first(
         found(file=plain(image), overlays=files_named(others), advice=_advice_on(case, others))
-        for image in case.writes
+        for image in _written(case)
         if (others := case.facts.others_above(image, _merged_overlays(case)))
     )
 
@@ -103,7 +112,7 @@ def _overlays_on_written(case: Case) -> Evidence | None:
 def _frozen_by_another(case: Case) -> Evidence | None:
     return first(
         found(file=plain(image), holders=snapshots_named(names))
-        for image in case.writes
+        for image in _written(case)
         if (names := _survivors_frozen_in(case, image, frozenset({case.name or ""})))
     )
 

@@ -26,6 +26,15 @@ def images_inside(case: Case) -> list[tuple[str, Image]]:
     return [(path, image) for path, image in images if image is not None and not image.problem]
 
 
+def images_without(case: Case) -> list[str]:
+    """Those of them that do not hold it any more."""
+    return [
+        path
+        for path, image in images_inside(case)
+        if all(entry.name != case.name for entry in image.internal_snapshots)
+    ]
+
+
 def _passes_qemu(case: Case) -> bool:
     """Whether a running QEMU is told the name: otherwise qemu-img is, which takes any."""
     if case.internal is None:

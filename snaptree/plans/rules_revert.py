@@ -16,7 +16,7 @@ from snaptree.plans.facts import (
 )
 from snaptree.plans.plan import Action, ForkAtSnapshot, RevertToSnapshot, StateAfter
 from snaptree.plans.rule import QEMU, TEST, Case, Evidence, Rule, Verdict, actions, found
-from snaptree.plans.rules_names import images_inside
+from snaptree.plans.rules_names import images_inside, images_without
 from snaptree.plans.rules_take import EMPTY_OVERLAY_BYTES
 from snaptree.plans.situation import Disk, Known
 from snaptree.plans.wording import files_named, listed, plain, quoted
@@ -75,11 +75,7 @@ def _memory_file_missing(case: Case) -> Evidence | None:
 
 
 def _not_in_image(case: Case) -> Evidence | None:
-    without = [
-        path
-        for path, image in images_inside(case)
-        if all(entry.name != case.name for entry in image.internal_snapshots)
-    ]
+    without = images_without(case)
     return found(files=files_named(without)) if without else None
 
 
@@ -364,8 +360,8 @@ RULES = (
         verdict=Verdict.REFUSE,
         condition=_not_in_image,
         reason="There is no snapshot {snapshot} in {files} any more, though libvirt lists it.",
-        remedy="Choose another snapshot; what is left of {snapshot} can be dropped (virsh snapshot-delete {vm_arg}"
-        " {snapshot_arg} --metadata).",
+        remedy="Choose another snapshot; what is left of {snapshot} is dropped by deleting it (snaptree delete {vm_arg}"
+        " {snapshot_arg}).",
         source="libvirt stops the machine before QEMU looks for the snapshot",
         needs=Known.LAYERS,
     ),

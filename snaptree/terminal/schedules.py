@@ -33,7 +33,7 @@ from snaptree.hosts.timers import (
 from snaptree.model.errors import SnapTreeError
 from snaptree.plans.plan import Freeze
 from snaptree.plans.policy_edit import with_table, without_table
-from snaptree.plans.policy_file import PolicyFile, Problem
+from snaptree.plans.policy_file import PolicyFile, PolicyFileError, Problem
 from snaptree.plans.schedule import DEFAULT_HOST, Schedule, schedule_name_problem, who_is_missing
 from snaptree.plans.timer_units import TimerState, unit_name
 from snaptree.terminal.complaint import complain
@@ -87,7 +87,13 @@ def never_for_a_demo() -> SnapTreeError:
 
 def list_schedules(options: Namespace, *, as_json: bool) -> int:
     """Print all schedules with their timers and last runs, and those with mistakes. The exit status: 1 if any has."""
-    file = load_policies(options.file)
+    try:
+        file = load_policies(options.file)
+    except PolicyFileError as error:
+        if as_json:
+            where = str(options.file or policies_path())
+            print_json([{"schedule": None, "mistakes": mistakes_json(where, error.problems)}])
+        raise
     found = [(each, _state(each, options)) for each in file.schedules.values()]
     broken = {place[1]: problems for place, problems in file.refused.items() if place[0] == "schedule" and place[1:]}
     warn_of_mistakes(file)

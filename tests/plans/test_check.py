@@ -39,7 +39,8 @@ from snaptree.plans.check import (
     side_by_side,
 )
 from snaptree.plans.facts import Facts
-from snaptree.plans.intention import Delete, Prune, Recover
+from snaptree.plans.intention import Delete, Prune, Recover, Revert
+from snaptree.plans.planner import make_plan
 from snaptree.plans.policy import Duration, Period, Policy, Scope
 from snaptree.plans.prune import prune
 from snaptree.plans.situation import glance
@@ -126,6 +127,9 @@ def test_what_was_merged_by_hand_is_forgotten_and_what_took_it_in_is_doubted() -
     advice = only(seen, Kind.STALE_SNAPSHOT)
     assert "“s1” may not show" in advice.text
     assert wanted(advice) == Delete(("s2",))
+    at_a_glance = glance(seen.host, seen.domain, seen.tree, seen.layers)
+    refusals = {each.rule: each.remedy for each in make_plan(Revert("s1"), at_a_glance).refusals}
+    assert f"snaptree delete {seen.domain.name} s2. What is left is" in refusals["content-changed"], "no other advice"
     left = replace(snapshots[0], annotations=Annotations(doubtful=True)), *snapshots[1:]
     assert "“s1”" in only(observed(left), Kind.DOUBTFUL).text
 

@@ -1445,6 +1445,16 @@ def test_a_hostile_name_stays_one_line_and_harmless() -> None:
     assert r" $'a\x0ab\u202ec\'; rm -rf /'." in finding.remedy, "a shell must take it as one word"
 
 
+def test_nobody_makes_way_for_a_snapshot_whose_data_is_gone() -> None:
+    """Below a layer that holds another one: what libvirt would overwrite is of no interest where nothing comes back."""
+    machine = a_machine().internal("a").external("b")
+    there = {finding.rule for finding in make_plan(Revert("a"), machine.build()).refusals}
+    assert there == {"written-image-has-overlays", "written-image-holds-snapshot"}
+    (refusal,) = make_plan(Revert("a"), machine.image(BASE, internal_snapshots=()).build()).refusals
+    assert refusal.rule == "not-in-image"
+    assert refusal.remedy.endswith("is dropped by deleting it (snaptree delete web-01 a).")
+
+
 def test_many_names_are_counted() -> None:
     builder = a_machine()
     for number in range(8):
