@@ -9,8 +9,7 @@ from PySide6.QtCore import QPointF, QSize, Qt
 from PySide6.QtGui import QGuiApplication, QPainter, QPalette, QTextLayout, QTextOption
 from PySide6.QtWidgets import QLabel, QMenu, QSizePolicy, QVBoxLayout, QWidget
 
-from snaptree.plans.wording import plain
-from snaptree.ui.text import lines, tooltip
+from snaptree.ui.text import line, lines, tooltip
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -114,9 +113,9 @@ class PlainLines(QWidget):
         while len(self._lines) < len(texts):
             self._lines.append(PlainLabel("", self))
             self._layout.addWidget(self._lines[-1])
-        for number, line in enumerate(self._lines):
-            line.setVisible(number < len(texts))
-            line.set_text(texts[number] if number < len(texts) else "")
+        for number, label in enumerate(self._lines):
+            label.setVisible(number < len(texts))
+            label.set_text(texts[number] if number < len(texts) else "")
         self.setVisible(bool(texts))
 
 
@@ -148,7 +147,7 @@ class ElidedLabel(QWidget):
 
     def set_text(self, text: str, explanation: str = "") -> None:
         """Show text that may be anybody's, with an explanation for its tooltip."""
-        self._text = plain(text)
+        self._text = line(text)
         self._tooltip = explanation
         self.setAccessibleName(self._text)
         self._set_tooltip()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,7 +13,8 @@ from PySide6.QtWidgets import QPushButton
 from pytestqt.qtbot import QtBot
 
 from snaptree.plans.wording import plain
-from snaptree.ui.labels import ElidedLabel, PlainLabel
+from snaptree.ui.labels import ElidedLabel, PlainLabel, PlainLines
+from snaptree.ui.plan_view import FoldedNames, Notice
 from snaptree.ui.text import in_sentence, lines, menu_text, tooltip, window_title
 from tests.ui.values import HOSTILE_NAMES
 
@@ -22,6 +25,12 @@ def read_tooltip(text: str) -> str:
     document = QTextDocument()
     document.setHtml(text)
     return document.toPlainText()
+
+
+def is_safe(shown: str) -> bool:
+    """Whether nothing in it moves or reorders anything: what isolates a name ends where it began."""
+    without = re.sub("\u2068([^\u2068\u2069\n]*)\u2069", r"\1", shown)
+    return all(character.isprintable() or character == "\n" for character in without)
 
 
 @pytest.mark.parametrize("name", HOSTILE_NAMES)
@@ -38,7 +47,7 @@ def test_tooltips_show_any_text(text: str) -> None:
 
 @given(st.text())
 def test_nothing_invisible_reaches_the_screen(text: str) -> None:
-    assert all(character.isprintable() or character == "\n" for character in lines(text))
+    assert is_safe(lines(text))
     assert "\n" not in in_sentence(text)
 
 
@@ -97,3 +106,28 @@ def test_an_elided_label_tells_the_rest_in_its_tooltip(qtbot: QtBot) -> None:
     label.resize(4000, 20)
     assert read_tooltip(label.toolTip()) == "why"
     assert label.text == "<b>" + "x" * 100
+
+
+@pytest.mark.parametrize("name", HOSTILE_NAMES)
+def test_what_sets_a_name_apart_is_never_shown(qtbot: QtBot, name: str) -> None:
+    """Whatever shows a sentence shows the name in it once made safe, and no sign of ours."""
+    said = f"Since “{in_sentence(name)}”: none."
+    label, elided, folded, many = PlainLabel(said), ElidedLabel(said), FoldedNames([name] * 20), PlainLines()
+    many.show_lines([said])
+    notice = Notice("info", said, said)
+    for widget in (label, elided, folded, many, notice):
+        qtbot.addWidget(widget)
+    folded.more.click()
+    shown = (
+        *(each.text() for each in (label, folded.label, notice.text, notice.more)),
+        *many.lines,
+        elided.text,
+        lines(said),
+        menu_text(said),
+        window_title(said),
+        read_tooltip(tooltip(said)),
+    )
+    for text in shown:
+        assert r"\u206" not in text
+        assert is_safe(text)
+    assert all(text == said for text in (label.text(), elided.text, notice.text.text(), *many.lines))

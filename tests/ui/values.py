@@ -48,6 +48,7 @@ HOSTILE_NAMES = (
     "a&b",
     "%s {} $name [*]",
     "<img src='file:///etc/passwd'>",
+    "two words & \N{RIGHT-TO-LEFT OVERRIDE} é",
 )
 
 
