@@ -269,7 +269,7 @@ class PruneDialog(QDialog):
     def _show_sums(self) -> None:
         """Say what all of it comes to, and what it does not come to."""
         found = {uuid: outcome for uuid, outcome in self._outcomes().items() if not outcome.left_out}
-        going = [(self._name(uuid), outcome) for uuid, outcome in found.items() if outcome.pruning.goes]
+        going = self._going()
         totals = totals_in_turn((name, outcome.forecast) for name, outcome in going)
         every = sum(len(outcome.pruning.decisions) for outcome in found.values())
         self.sums.set_text(self._in_all(going, totals, every) if going else self._nothing_goes(every))
@@ -277,6 +277,14 @@ class PruneDialog(QDialog):
         for label, lines in ((self.short, problems), (self.remarks, [*_few(totals.unknown), *self._hint(found)])):
             label.set_text("\n".join(lines))
             label.setVisible(bool(lines))
+
+    def _going(self) -> list[tuple[str, Outcome]]:
+        """The machines of which something goes, by name, so far as is known here."""
+        return [
+            (self._name(uuid), outcome)
+            for uuid, outcome in self._outcomes().items()
+            if outcome.pruning.goes and not outcome.left_out
+        ]
 
     def _left_out(self) -> Iterator[str]:
         """Which of the machines that are ticked are not pruned, and why."""
@@ -392,7 +400,7 @@ class PruneDialog(QDialog):
             )
             for uuid in self.machines.ticked()
         }
-        which = [self._name(uuid) for uuid in wanted]
+        which = [name for name, _ in self._going()] or [self._name(uuid) for uuid in wanted]
         planner = PrunePlanner(self._host, wanted, limit=limit, between=between)
         title = f"Prune {in_sentence(which[0])}" if len(which) == 1 else f"Prune {words.count(len(which), 'machine')}"
         dialog = PlanDialog(

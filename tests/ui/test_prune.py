@@ -134,7 +134,7 @@ def test_what_is_seen_goes_on_all_machines_that_are_ticked(
     assert "snaptree schedule add" in dialog.stays_open.text()
     assert dialog.stays_open.isVisible()
     preview = previewed(driver, dialog)
-    assert preview.windowTitle() == "Prune 2 machines"
+    assert preview.windowTitle() == "Prune 2 machines", "of which something goes"
     said = said_in(preview)
     assert f"Begins now, and stops at {dialog.end.time().toString('HH:mm')}:" in said
     assert "Machines whose turn has not come by then wait for the next day. The window has to stay open" in said
