@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from snaptree.plans.plan import Action, Finding
 from snaptree.plans.wording import plain
@@ -13,6 +13,29 @@ if TYPE_CHECKING:
 
     from snaptree.model.estate import Annotations
     from snaptree.ui.machine import Machine
+
+_OF_THE_SNAPSHOT: Final = frozenset(
+    {
+        "unreadable-snapshot",
+        "mixed-snapshot",
+        "external-revert-unsupported",
+        "memory-file-missing",
+        "memory-of-another-time",
+        "not-in-image",
+        "disk-type-blocks-revert",
+        "snapshot-of-sleep",
+        "half-deleted",
+        "left-half-deleted",
+        "name-breaks-job",
+        "name-breaks-monitor",
+        "named-like-an-id",
+        "twice-in-image",
+        "layer-missing",
+        "content-changed",
+        "too-deep-to-go-back",
+    }
+)
+"""Rules that forbid a revert because of what the snapshot is, not of what its machine is doing."""
 
 _ASKED_ABOUT = 3
 """Of many snapshots that are selected: the plan asks about all."""
@@ -69,6 +92,11 @@ def why_off(action: Action, selection: Selection) -> Finding | None:
         or (None if action is Action.DESCRIBE else _changes_already(selection))
         or _refused(action, selection)
     )
+
+
+def is_of_the_snapshot(finding: Finding | None) -> bool:
+    """Whether a revert is refused for what the snapshot is: that stays so, whatever its machine does."""
+    return finding is not None and finding.rule in _OF_THE_SNAPSHOT
 
 
 def why_no_group(selection: Selection) -> Finding | None:

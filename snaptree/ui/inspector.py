@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from PySide6.QtCore import Qt, Signal
 from PySide6.QtWidgets import (
@@ -24,7 +24,7 @@ from snaptree.model.figures import NOTHING, Figure, total, unknown
 from snaptree.model.saved_memory import UNCOMPRESSED, SavedMemory, saved_memory
 from snaptree.plans.plan import Action
 from snaptree.plans.wording import listed, machines_named, plain, quoted, version
-from snaptree.ui.availability import Selection
+from snaptree.ui.availability import Selection, is_of_the_snapshot
 from snaptree.ui.changed_settings import ChangedSettings
 from snaptree.ui.findings import Findings
 from snaptree.ui.labels import ElidedLabel, PlainLabel, SectionTitle
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 MEANT_WIDTH = 320
 _MARGIN = 12
 _DEPTH = "Of the deepest disk, its active layer included."
+_NO_REVERT: Final = "There is none: it can't be reverted to, for the reason that stands below."
 _GO_WITHOUT_SAYING = ("no-machine", "no-snapshot", "now", "no-memory", "under-way")
 """Rules whose reason can be seen."""
 
@@ -247,7 +248,8 @@ class Inspector(QScrollArea):
         did = "" if impact is None else f"\nTaking it {words.impact(impact)}."
         consistency = snapshot.consistency
         self.subtitle.set_text(f"{words.kind(snapshot.kind)}, {words.consistency(consistency)}{did}")
-        self.meaning.set_text(words.consistency_in_full(consistency))
+        is_refused = is_of_the_snapshot(self._actions.reasons.get(Action.REVERT))
+        self.meaning.set_text(_NO_REVERT if is_refused else words.consistency_in_full(consistency))
         self._show_note(machine, snapshot)
         self.findings.show_findings(())
         facts = [

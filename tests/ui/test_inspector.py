@@ -12,9 +12,11 @@ from pytestqt.qtbot import QtBot
 
 from snaptree.model.estate import DiskChain, DomainLayers, Image
 from snaptree.model.figures import exact, unknown
-from snaptree.plans.plan import Action
+from snaptree.plans.plan import Action, Finding
+from snaptree.plans.rule import Verdict
+from snaptree.plans.rules import RULES
 from snaptree.ui.actions import Actions
-from snaptree.ui.availability import Selection, why_off
+from snaptree.ui.availability import Selection, is_of_the_snapshot, why_off
 from snaptree.ui.inspector import Inspector, selection_sums
 from snaptree.ui.layer_stack import LayerModel, label, size, stacks_of
 from snaptree.ui.theme import LIGHT, Theme
@@ -71,6 +73,28 @@ def test_every_action_that_is_off_says_why(inspector: Inspector) -> None:
     assert "Revert: A machine can be reverted to one snapshot only." in inspector.reasons.text()
     tooltip = read_tooltip(inspector._actions.revert.toolTip())
     assert "one snapshot only" in tooltip, "the greyed button says the same sentence"
+
+
+def test_nothing_is_promised_of_a_revert_that_is_refused_for_what_the_snapshot_is(inspector: Inspector) -> None:
+    first, second = chain(2)
+    torn = replace(second, annotations=replace(second.annotations, half_deleted=True))
+    show(inspector, Selection(machine([first, torn]), (first.name,)))
+    assert "power cut" in inspector.meaning.text()
+    show(inspector, Selection(machine([first, torn]), (torn.name,)))
+    assert "can't be reverted to" in inspector.meaning.text()
+    assert "Revert and look: " in inspector.reasons.text()
+    show(inspector, Selection(machine([first, torn]), (first.name,), under_way="Take “x”"))
+    assert "power cut" in inspector.meaning.text(), "it is the machine that is busy"
+
+
+def test_what_a_snapshot_is_forbids_by_rules_that_name_it() -> None:
+    of_the_snapshot = {
+        rule.id
+        for rule in RULES
+        if Action.REVERT in rule.actions and rule.verdict is Verdict.REFUSE and "{snapshot}" in rule.reason
+    }
+    found = {name for name in of_the_snapshot if is_of_the_snapshot(Finding(name, "It is what it is."))}
+    assert found == of_the_snapshot
 
 
 def test_an_action_has_no_reason_to_be_off_without_cause() -> None:
