@@ -97,7 +97,11 @@ def duration(seconds: float) -> str:
 
 
 def how_far(progress: Progress) -> str:
-    """How far a step is, as far as that is known: `1.2 GiB of 4.0 GiB, 310.0 MiB/s, 9 seconds left`."""
+    """How far a step is, as far as that is known: `1.2 GiB of 4.0 GiB, 310.0 MiB/s, 9 seconds left`.
+
+    One of several says so: `Step 2 of 3: 1.2 GiB of 4.0 GiB, 310.0 MiB/s, 9 seconds left in this step`.
+    """
+    is_one_of_several = progress.steps > 1
     parts = []
     if progress.done is not None and progress.total:
         parts.append(f"{size(progress.done)} of {size(progress.total)}")
@@ -106,8 +110,9 @@ def how_far(progress: Progress) -> str:
     if progress.rate:
         parts.append(f"{size(progress.rate)}/s")
     if progress.seconds_left is not None:
-        parts.append(f"{duration(progress.seconds_left)} left")
-    return ", ".join(parts)
+        parts.append(f"{duration(progress.seconds_left)} left{' in this step' if is_one_of_several else ''}")
+    step = f"Step {progress.step + 1} of {progress.steps}" if is_one_of_several else ""
+    return ": ".join(part for part in (step, ", ".join(parts)) if part)
 
 
 def pause(seconds: float) -> str:

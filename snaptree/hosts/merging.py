@@ -344,6 +344,8 @@ class _Merge:
         """Let a job run to its end; returns for how many seconds it held up the guest's disk."""
         job = _Job(machine, target, self._step, self._bandwidth)
         copy_map = self._copy_map()
+        if self._cancelled() and not self._was_begun:
+            raise CancelledError(f"Stopped before merging on disk {self._step.target} began.")
         with job.listening(self._connection):
             if not (self._was_begun and machine is self._domain and self._has_job(target)):
                 job.start()

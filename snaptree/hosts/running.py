@@ -28,6 +28,7 @@ from snaptree.hosts.leftovers import remove_leftover
 from snaptree.hosts.looking import copy_out, make_look, remove_look, start_look
 from snaptree.hosts.measuring import TakeMeter
 from snaptree.hosts.merging import Bandwidth, MergeProgress, merge_layers, merge_progress, unlimited
+from snaptree.hosts.overall import Overall
 from snaptree.hosts.rates import Rate
 from snaptree.hosts.reading import current_name, never, read_domain
 from snaptree.hosts.records import record_layers
@@ -74,6 +75,7 @@ from snaptree.plans.plan import (
 from snaptree.plans.plan_words import describe_step, steps_in_brief
 from snaptree.plans.recovery import is_torn
 from snaptree.plans.rule import QEMU
+from snaptree.plans.stopping import is_whole
 from snaptree.plans.wording import plain, shell_word, snapshots_named
 
 if TYPE_CHECKING:
@@ -172,6 +174,7 @@ class Run:
         self._picture = b""
         """The guest's screen before the first step; empty if there is none."""
         self._step_began = 0.0
+        self._overall = Overall(operation.plan)
         self._rate = Rate()
         """Of the step that runs."""
         self._merging = False
@@ -204,7 +207,8 @@ class Run:
                 if self._domain is None:
                     self.prepare()
                 for number in range(self._operation.steps_done, len(plan.steps)):
-                    if is_paused() and not self._cancelled() and _is_whole(plan, number):
+                    if is_paused() and not self._cancelled() and is_whole(plan, number):
+                        self._tell()  # of the steps that are done by now
                         return None
                     self.go_on(number + 1)
             finally:
@@ -265,7 +269,9 @@ class Run:
 
     def _run_step(self, number: int, step: Step) -> None:
         self._step_began, self._rate = time.monotonic(), Rate()
-        self._progress(Progress(doing=describe_step(step), step=number, steps=len(self._operation.plan.steps)))
+        steps = len(self._operation.plan.steps)
+        can_cancel = isinstance(step, MergeLayers)  # from its first moment on
+        self._progress(Progress(describe_step(step), number, steps, can_cancel=can_cancel))
         self._merging, self._paused = False, None
         found = self._find(number)
         if found.state is StepState.CHANGED:
@@ -430,6 +436,7 @@ class Run:
     # Progress
 
     def _progress(self, progress: Progress) -> None:
+        progress = dataclasses.replace(progress, overall=self._overall.share(progress))
         self._operation = dataclasses.replace(self._operation, progress=progress)
         self._tell()
 
@@ -777,7 +784,7 @@ class Run:
 
     def _merge(self, step: MergeLayers, deleted_later: Collection[str], *, was_begun: bool) -> None:
         def progress(how_far: MergeProgress) -> None:
-            self._merged([how_far], can_cancel=True, can_limit=True, remark=how_far.remark)
+            self._merged([how_far], can_cancel=True, remark=how_far.remark)
 
         try:
             self._paused = merge_layers(
@@ -855,11 +862,6 @@ def _with_hint(error: SnapTreeError, more: str) -> SnapTreeError:
     said = copy(error)
     said.hint = f"{error.hint} {more}".strip()
     return said
-
-
-def _is_whole(plan: Plan, number: int) -> bool:
-    """Whether what the steps before this one did stands by itself: libvirt knows of it, and no file is left over."""
-    return not is_torn(plan, number, number) and not isinstance(plan.steps[number], RemoveLeftover)
 
 
 def _what_was_done(plan: Plan, steps_done: int) -> str:

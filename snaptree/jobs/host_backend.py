@@ -170,13 +170,17 @@ class _Control:
         """How many bytes per second they may copy; None if as many as they can."""
         self.cancelled = threading.Event()
         self.paused = threading.Event()
+        self.ends = False
+        """Once it is paused it is cancelled."""
 
     def on(self, operation: Operation) -> Operation:
         """A report with what was asked of it meanwhile."""
         if operation.progress is None:
             return operation
-        pause = Pause.ASKED if self.paused.is_set() else Pause.NO
-        progress = replace(operation.progress, limit=self.limit, pause=pause, can_pause=operation.can_pause)
+        pause = Pause.NO
+        if self.paused.is_set():
+            pause = Pause.ENDS if self.ends else Pause.ASKED
+        progress = replace(operation.progress, limit=self.limit, pause=pause)
         return replace(operation, progress=progress)
 
 
@@ -1038,6 +1042,20 @@ class HostBackend(QObject):
                 operation = self._operations[number]
                 self._over(replace(operation, state=OperationState.CANCELLED, finished=time.time()))
 
+    def cancel_when_whole(self, operation_id: int) -> None:
+        """As `cancel`, but as soon as nothing is half done. Until then `go_on` takes that back.
+
+        What is paused stands there already. What can't be paused is cancelled at once.
+        """
+        change, operation = self._changes.get(operation_id), self._operations[operation_id]
+        is_still = operation.progress is not None and operation.progress.pause is Pause.PAUSED
+        if change is None or is_still or not operation.can_pause or operation.state is not OperationState.RUNNING:
+            self.cancel(operation_id)
+            return
+        change.control.ends = True
+        change.control.paused.set()
+        self._went_on(operation)
+
     def give_up_what_waits(self) -> None:
         """Cancel what waits for its hours, as the program is about to end. What waits for its turn is left to that."""
         for number, waiting in [*self._for_later.items()]:
@@ -1080,11 +1098,13 @@ class HostBackend(QObject):
         if change is None or not change.control.paused.is_set():
             return
         change.control.paused.clear()
+        change.control.ends = False
         operation = self._operations[operation_id]
         progress = operation.progress
         if progress is not None and progress.pause is Pause.PAUSED:
             self._take_up(operation_id)
-            progress = replace(progress, doing="Goes on as soon as it is its turn", remark="")
+            does = "Is cancelled" if change.control.cancelled.is_set() else "Goes on"
+            progress = replace(progress, doing=f"{does} as soon as it is its turn", remark="")
         self._went_on(replace(operation, progress=progress))
 
     def undo(self, operation: Operation, may_run: Callable[[Plan | SnapTreeError], bool] = lambda _plan: True) -> None:
@@ -1246,9 +1266,11 @@ class HostBackend(QObject):
         """On the change thread."""
         numbers = {operation.plan.domain_uuid: operation.id for operation in queued}
         told = dict.fromkeys(numbers, 0.0)
+        newest: dict[str, Operation] = {}
 
         def tell(operation: Operation) -> None:
             now, uuid = time.monotonic(), operation.plan.domain_uuid
+            newest[uuid] = operation
             if not operation.state.is_over and now - told[uuid] >= PROGRESS_SECONDS:
                 told[uuid] = now
                 self._post(partial(self._went_on, replace(operation, id=numbers[uuid])))
@@ -1273,6 +1295,8 @@ class HostBackend(QObject):
             )
         if outcome is None:
             self._paused |= dict.fromkeys(numbers, queued)
+            for uuid, operation in newest.items():
+                self._post(partial(self._went_on, replace(operation, id=numbers[uuid])))
         return outcome
 
     @contextmanager
@@ -1324,8 +1348,12 @@ class HostBackend(QObject):
     def _changed_or_paused(self, number: int, operation: Operation | None) -> None:
         if operation is not None:
             self._changed(number, operation)
-        elif self._changes[number].control.paused.is_set():
+        elif (control := self._changes[number].control).paused.is_set() and not control.ends:
             self._stands_still(number)
+        elif control.paused.is_set():
+            control.cancelled.set()
+            control.paused.clear()
+            self._take_up(number)
         else:  # it was told to go on, or to end, in the very moment
             self._take_up(number)
 
@@ -1342,11 +1370,11 @@ class HostBackend(QObject):
             doing="Paused",
             step=0 if before is None else before.step,
             steps=len(operation.plan.steps),
+            overall=None if before is None else before.overall,
             can_cancel=True,
             remark=remark,
             limit=control.limit,
             pause=Pause.PAUSED,
-            can_pause=True,
         )
         self._tell_operation(replace(operation, progress=still, state=OperationState.RUNNING))
         self._read_tree(operation.plan.domain_uuid, Priority.ON_SCREEN)

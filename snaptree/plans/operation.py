@@ -39,6 +39,8 @@ class Pause(StrEnum):
     ASKED = "asked"
     """It does so as soon as the step that runs is done."""
     PAUSED = "paused"
+    ENDS = "ends"
+    """It is cancelled as soon as the step that runs is done, and what belongs to that: nothing is half done then."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,24 +55,27 @@ class Progress:
     done: int | None = None
     total: int | None = None
     share: float | None = None
-    """How much is done, from 0 to 1, where nobody knows how many bytes that are."""
+    """How much of the step is done, from 0 to 1, where nobody knows how many bytes that are."""
+    overall: float | None = None
+    """How much of all steps is done, from 0 to 1. It never goes back."""
     rate: float | None = None
     seconds_left: float | None = None
     can_cancel: bool = False
     why_not_cancel: str = ""
     remark: str = ""
     """What the user should know of how it goes: that it comes no nearer to its end, and why."""
-    can_limit: bool = False
-    """Whether it can be told how many bytes per second to copy at most."""
     limit: int | None = None
     """How many bytes per second it may copy; None if as many as it can."""
     pause: Pause = Pause.NO
-    can_pause: bool = False
-    """Whether it can be told to stand still: what another program does can't."""
 
     @property
     def fraction(self) -> float | None:
-        """How much is done, from 0 to 1, however that is known; None if it is not."""
+        """How much of all is done, from 0 to 1, however that is known; None if it is not."""
+        return self.step_fraction if self.overall is None else self.overall
+
+    @property
+    def step_fraction(self) -> float | None:
+        """The same of the step that runs."""
         return (self.done or 0) / self.total if self.total else self.share
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from time import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from PySide6.QtCore import QEvent, QSignalBlocker, QSize, Qt, Signal
 from PySide6.QtWidgets import (
@@ -20,10 +20,11 @@ from PySide6.QtWidgets import (
 
 from snaptree import words
 from snaptree.plans.operation import OperationState, Pause, last_undoable
-from snaptree.plans.plan import Action
-from snaptree.plans.plan_words import describe_plan, describe_step
+from snaptree.plans.plan import Action, MergeLayers
+from snaptree.plans.plan_words import describe_plan, steps_in_words
 from snaptree.ui import icons
 from snaptree.ui.labels import ElidedLabel, PlainLabel
+from snaptree.ui.stopping import what_cancel_means
 from snaptree.ui.text import in_sentence, tooltip
 from snaptree.ui.theme import colours_of
 
@@ -34,6 +35,9 @@ if TYPE_CHECKING:
 
 KEPT = 100
 """Finished work that stays in the list."""
+
+_STEPS_TOLD: Final = 15
+"""Lines of a tooltip; more would fill the screen."""
 
 _SIGNS = {
     OperationState.QUEUED: "waiting",
@@ -48,15 +52,12 @@ _SIGNS = {
 _SETTLED = {Action.FINISH: "It was taken up again since.", Action.LEAVE: "It was left as it is."}
 
 
+_THEN = {Pause.ASKED: " (then it pauses)", Pause.ENDS: " (then it stops)"}
+
+
 def title_of(plan: Plan) -> str:
     """What a plan does, as a heading: `Delete “auto-12” of web-01`."""
     return describe_plan(plan, machine=in_sentence(plan.domain), named=in_sentence)
-
-
-def progress_text(progress: Progress) -> str:
-    """How far a step is: `step 2 of 3, 1.2 GiB of 4.0 GiB, 310.0 MiB/s, 9 seconds left`."""
-    step = f"step {progress.step + 1} of {progress.steps}" if progress.steps > 1 else ""
-    return ", ".join(part for part in (step, words.how_far(progress)) if part)
 
 
 class OperationRow(QFrame):
@@ -92,6 +93,7 @@ class OperationRow(QFrame):
         self.limit.valueChanged.connect(self.limit_wanted)
         self.pause = QPushButton("Pause", self)
         self.pause.clicked.connect(self._pause_pressed)
+        self._plan: Plan | None = None
         self._goes_on = True
         """Whether it is neither paused nor about to be."""
         self.cancel = QPushButton("Cancel", self)
@@ -120,32 +122,27 @@ class OperationRow(QFrame):
         """Say that a plan is being made."""
         self._show("waiting", title, "Planning…", is_busy=True)
 
-    def show_operation(self, operation: Operation, *, can_undo: bool, is_earlier: bool = False) -> None:
-        """Show how the work is doing. What was done before this start says how long ago."""
+    def show_operation(
+        self, operation: Operation, *, can_undo: bool, is_earlier: bool = False, is_elsewhere: bool = False
+    ) -> None:
+        """Show how the work is doing. What was done before this start says how long ago.
+
+        What is done elsewhere is not to be told anything from here.
+        """
         state = operation.state
         detail = _detail(operation)
         if is_earlier:
             detail = f"{_ago(operation)}: {detail}"
         is_paused = operation.progress is not None and operation.progress.pause is Pause.PAUSED
-        is_busy = state is OperationState.RUNNING and not is_paused
-        self._show("paused" if is_paused else _SIGNS[state], title_of(operation.plan), detail, is_busy=is_busy)
-        steps = [describe_step(step) for step in operation.plan.steps]
-        self.setToolTip(tooltip("\n".join([*steps, *(f"⚠ {warning.reason}" for warning in operation.plan.warnings)])))
-        progress = operation.progress
-        if state is OperationState.RUNNING and progress is not None:
-            if progress.fraction is not None:
-                # In thousandths: bytes would not fit into the bar's 32 bits.
-                self.bar.setRange(0, 1000)
-                self.bar.setValue(int(1000 * progress.fraction))
-            self._show_figures(progress_text(progress))
-            self.cancel.setVisible(True)
-            self.cancel.setEnabled(progress.can_cancel)
-            self.cancel.setToolTip(tooltip(progress.why_not_cancel))
-            self.limit.setVisible(progress.can_limit)
-            self._show_control(progress)
-        elif state is OperationState.QUEUED:
-            self.cancel.setVisible(True)
-            self.cancel.setEnabled(True)
+        is_running = state is OperationState.RUNNING
+        sign = "paused" if is_paused else _SIGNS[state]
+        self._show(sign, title_of(operation.plan), detail, is_busy=is_running, is_still=is_paused)
+        if operation.plan is not self._plan:
+            self._plan = operation.plan
+            self.setToolTip(tooltip(_told_of(operation.plan)))
+        if is_running and operation.progress is not None:
+            self._show_progress(operation.progress)
+        self._show_controls(operation, is_elsewhere=is_elsewhere)
         undo = operation.plan.undo
         self.undo.setVisible(can_undo and undo is not None)
         self.undo.setEnabled(True)
@@ -161,15 +158,29 @@ class OperationRow(QFrame):
         if text:
             self.setAccessibleName(f"{self.accessibleName()}, {text}")
 
-    def _show_control(self, progress: Progress) -> None:
-        """Show what was asked of the work, here or when it was begun."""
+    def _show_progress(self, progress: Progress) -> None:
+        if progress.fraction is not None:
+            # In thousandths: bytes would not fit into the bar's 32 bits.
+            self.bar.setRange(0, 1000)
+            self.bar.setValue(int(1000 * progress.fraction))
+        self._show_figures(words.how_far(progress))
         if not self.limit.hasFocus():
             with QSignalBlocker(self.limit):
                 self.limit.setValue((progress.limit or 0) >> 20)
-        self._goes_on = progress.pause is Pause.NO
-        self.pause.setVisible(progress.can_pause)
+
+    def _show_controls(self, operation: Operation, *, is_elsewhere: bool) -> None:
+        """Show what can be asked of the work: from its first moment to its last, so that nothing jumps about."""
+        progress = operation.progress
+        is_running = operation.state is OperationState.RUNNING
+        takes_orders = is_running and not is_elsewhere
+        self.cancel.setVisible(is_running or operation.state is OperationState.QUEUED)
+        self.cancel.setEnabled(not is_elsewhere and (progress is None or progress.can_cancel))
+        self.cancel.setToolTip(tooltip(what_cancel_means(operation)))
+        self.limit.setVisible(takes_orders and any(isinstance(step, MergeLayers) for step in operation.plan.steps))
+        self._goes_on = progress is None or progress.pause is Pause.NO
+        self.pause.setVisible(takes_orders and operation.can_pause)
         self.pause.setText("Pause" if self._goes_on else "Go On")
-        self.pause.setToolTip(tooltip("Stand still as soon as this step is done." if self._goes_on else ""))
+        self.pause.setToolTip(tooltip("Stand still as soon as nothing is half done." if self._goes_on else ""))
 
     def _pause_pressed(self) -> None:
         self.pause_wanted.emit(self._goes_on)
@@ -185,12 +196,13 @@ class OperationRow(QFrame):
         if event.type() == QEvent.Type.PaletteChange:
             self._dress()
 
-    def _show(self, sign: str, title: str, detail: str, *, is_busy: bool) -> None:
+    def _show(self, sign: str, title: str, detail: str, *, is_busy: bool, is_still: bool = False) -> None:
         self._sign = sign
         self.title.set_text(title)
         self.detail.set_text(detail)
         self.bar.setVisible(is_busy)
-        self.bar.setRange(0, 0)
+        self.bar.setRange(0, int(is_still))  # without a range it moves
+        self.bar.setValue(0)
         for button in (self.limit, self.pause, self.cancel, self.undo, self.details):
             button.setVisible(False)
         self.setAccessibleName(f"{title}: {detail}")
@@ -203,6 +215,14 @@ class OperationRow(QFrame):
             self._sign, colours.accent if self._sign == "refresh" else colours.dim
         )
         self._picture.setPixmap(icons.pixmap(self._sign, colour, icons.SIZE, self.devicePixelRatioF()))
+
+
+def _told_of(plan: Plan) -> str:
+    """The steps of a plan and its warnings, as many as a tooltip has room for."""
+    steps = [f"{number} {text}" for number, text in steps_in_words(plan.steps)]
+    more = len(steps) - _STEPS_TOLD
+    folded = [*steps[:_STEPS_TOLD], f"and {more:,} more"] if more > 1 else steps
+    return "\n".join([*folded, *(f"⚠ {warning.reason}" for warning in plan.warnings)])
 
 
 def _ago(operation: Operation) -> str:
@@ -219,7 +239,7 @@ def _detail(operation: Operation) -> str:
         case OperationState.RUNNING:
             if progress is None:
                 return "Starting…"
-            doing = f"{progress.doing} (then it pauses)" if progress.pause is Pause.ASKED else progress.doing
+            doing = f"{progress.doing}{_THEN.get(progress.pause, '')}"
             return ": ".join(part for part in (doing, progress.remark) if part)
         case OperationState.DONE:
             if operation.undone:
@@ -242,8 +262,20 @@ def _what_was_done(operation: Operation, said: str) -> str:
     return f" {operation.steps_done} of {steps} steps were done." if steps > 1 else ""
 
 
+def _place(operation: Operation) -> tuple[int, float]:
+    """What an operation's row is sorted by."""
+    is_still = operation.progress is not None and operation.progress.pause is Pause.PAUSED
+    match operation.state:
+        case OperationState.RUNNING:
+            return int(is_still), operation.started
+        case OperationState.QUEUED:
+            return 2 + operation.is_for_later, operation.started
+        case _:
+            return 4, -(operation.finished or operation.started)
+
+
 class Activity(QWidget):
-    """The newest work on top."""
+    """What runs on top, then what waits, then what is over."""
 
     cancel_wanted = Signal(str, object)
     """Host's address, Operation."""
@@ -268,6 +300,8 @@ class Activity(QWidget):
         """What was done before this start."""
         self._elsewhere: set[int] = set()
         """What other programs do."""
+        self._order: list[int] = []
+        """The rows from top to bottom."""
         self._plans: dict[object, OperationRow] = {}
         self._planned: dict[object, tuple[str, str, str]] = {}
         """What is being planned: title, host's address, and the machine by UUID."""
@@ -404,7 +438,13 @@ class Activity(QWidget):
         for operation in own:
             can_undo = undoable is not None and operation.id == undoable.id
             row = self._rows[operation.id]
-            row.show_operation(operation, can_undo=can_undo, is_earlier=self.is_earlier(operation))
+            row.show_operation(
+                operation,
+                can_undo=can_undo,
+                is_earlier=self.is_earlier(operation),
+                is_elsewhere=operation.id in self._elsewhere,
+            )
+        self._arrange()
 
     def _add_row(self, number: int, *, on_top: bool = True) -> None:
         row = OperationRow(self._page)
@@ -431,6 +471,16 @@ class Activity(QWidget):
             self.began.emit()
         self._list.insertWidget(0, row)
         self._nothing.hide()
+
+    def _arrange(self) -> None:
+        """What runs comes first, then what is paused, what waits, and what is over, the newest first."""
+        order = [number for number, _ in sorted(self._operations.items(), key=lambda item: _place(item[1][1]))]
+        if order == self._order:
+            return
+        self._order = order
+        for place, number in enumerate(order, start=len(self._plans)):
+            if self._list.indexOf(self._rows[number]) != place:
+                self._list.insertWidget(place, self._rows[number])
 
     def _remove(self, row: OperationRow) -> None:
         self._list.removeWidget(row)

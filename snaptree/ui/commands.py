@@ -9,7 +9,7 @@ from PySide6.QtCore import QObject
 
 from snaptree import words
 from snaptree.model.errors import SnapTreeError
-from snaptree.model.estate import DomainState, SnapshotKind
+from snaptree.model.estate import DomainState
 from snaptree.plans.group import done_together, name_of
 from snaptree.plans.intention import (
     Delete,
@@ -23,7 +23,7 @@ from snaptree.plans.intention import (
     TakeBack,
     Unlook,
 )
-from snaptree.plans.plan import MakeLook, StartLook, StateAfter
+from snaptree.plans.plan import DeleteSnapshot, MakeLook, MergeLayers, StartLook, StateAfter
 from snaptree.ui.activity import title_of
 from snaptree.ui.compare_dialog import CompareDialog
 from snaptree.ui.error_dialog import show_error
@@ -34,6 +34,7 @@ from snaptree.ui.plan_dialog import Alternatives, Choice, PlanDialog
 from snaptree.ui.planning import GroupPlanner, Planner
 from snaptree.ui.rename_dialog import RenameDialog
 from snaptree.ui.settings import SafetySnapshot
+from snaptree.ui.stopping import Stopping
 from snaptree.ui.take_dialog import TakeDialog
 from snaptree.ui.text import in_sentence
 
@@ -62,7 +63,8 @@ class Commands(QObject):
         self._settings = settings
         self._activity = activity
         self._window = window
-        activity.cancel_wanted.connect(self.cancel)
+        self._stopping = Stopping(estate, activity, window)
+        activity.cancel_wanted.connect(self._stopping.stop)
         activity.limit_wanted.connect(self.limit)
         activity.pause_wanted.connect(self.pause)
         activity.undo_wanted.connect(self.undo)
@@ -189,11 +191,7 @@ class Commands(QObject):
             choices.append(
                 Choice("Leave out what is pinned or known good", False, leave_out, explanation="\n".join(marked))
             )
-        if machine.tree is not None and any(
-            name in machine.tree and machine.tree[name].kind is not SnapshotKind.INTERNAL
-            for name in (*snapshots, *below)
-        ):
-            choices.append(_OWN_JOBS)
+        choices.append(OWN_JOBS)
         self._open(
             PlanDialog(
                 self._planner(machine),
@@ -339,12 +337,8 @@ class Commands(QObject):
                 title = f"Prune {in_sentence(machine.domain.name)}"
                 planner = self._planner(machine)
                 self._open(
-                    PlanDialog(planner, intention, title=title, verb="&Prune", choices=[_OWN_JOBS], parent=self._window)
+                    PlanDialog(planner, intention, title=title, verb="&Prune", choices=[OWN_JOBS], parent=self._window)
                 )
-
-    def cancel(self, uri: str, operation: Operation) -> None:
-        """Ask work to stop."""
-        self._estate[uri].backend.cancel(operation.id)
 
     def pause(self, uri: str, operation: Operation, pauses: bool) -> None:
         """Let work stand still between two steps, or go on."""
@@ -460,11 +454,19 @@ def _by_own_jobs(intention: Intention, ticked: bool) -> Intention:
     return replace(intention, by_own_jobs=ticked)
 
 
-_OWN_JOBS = Choice(
+def _merges(plan: Plan) -> bool:
+    """Whether layers are merged, or might be by other steps than those that are refused."""
+    by_us = any(isinstance(step, MergeLayers) for step in plan.steps)
+    by_libvirt = any(isinstance(step, DeleteSnapshot) and step.merges for step in plan.steps)
+    return by_us or by_libvirt or (plan.is_refused and not plan.steps)
+
+
+OWN_JOBS = Choice(
     "Merge so that it can be slowed down and stopped",
     is_ticked=False,
     apply=_by_own_jobs,
     explanation="What libvirt's own delete has begun to merge can't be stopped any more.",
+    is_offered=_merges,
 )
 
 

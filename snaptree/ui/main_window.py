@@ -95,7 +95,7 @@ class MainWindow(QMainWindow):
         self.inspector = Inspector(self.actions_, self, self.thumbnails)
         self.activity = Activity(self)
         self.commands = Commands(estate, settings, self.activity, self)
-        self.closing = Closing(estate, self.activity, self.commands, self)
+        self.closing = Closing(estate, self.activity, self.page.banners["closing"], self)
         self._is_showing = False
         self._gather = QTimer(self, singleShot=True, interval=_GATHER_MS)
         self._gather.timeout.connect(self._show_news)

@@ -32,6 +32,8 @@ class Choice:
     is_ticked: bool
     apply: Callable[[Intention, bool], Intention]
     explanation: str = ""
+    is_offered: Callable[[Plan], bool] | None = None
+    """Whether it makes a difference to a plan; None if it always may. One that is ticked stays."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +76,7 @@ class PlanDialog(QDialog):
         self._plan: Plan | GroupPlan | None = None
         self.view = PlanView(self)
         self.ticks: list[QCheckBox] = []
+        self._choices = choices
         self.alternatives: QComboBox | None = None
         layout = QVBoxLayout(self)
         layout.setContentsMargins(16, 16, 16, 12)
@@ -123,6 +126,7 @@ class PlanDialog(QDialog):
         tick = QCheckBox(choice.text, self)
         tick.setToolTip(tooltip(choice.explanation))
         tick.setChecked(choice.is_ticked)
+        tick.setVisible(choice.is_offered is None)
         tick.toggled.connect(changed)
         self.ticks.append(tick)
         return tick
@@ -159,6 +163,9 @@ class PlanDialog(QDialog):
             self._cancel_button.setFocus()
             return
         self._plan = result
+        for tick, choice in zip(self.ticks, self._choices, strict=True):
+            if choice.is_offered is not None and isinstance(result, Plan):
+                tick.setVisible(tick.isChecked() or choice.is_offered(result))
         self.view.show_plan(result)
         self.run_button.setEnabled(not result.is_refused)
         # Enter runs what can be taken back; what can't be wants a deliberate step.

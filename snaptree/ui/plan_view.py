@@ -233,9 +233,7 @@ def _costs(totals: Totals, parent: QWidget) -> QGridLayout:
         "" if forecast.seconds is not None else "Nothing of this kind was done on this host yet to learn it from.",
     )
     if forecast.pause_seconds != 0:
-        add_seconds(
-            "Guest stands still", forecast.pause_seconds, "" if forecast.pause_seconds is not None else "Not known."
-        )
+        add_seconds("Guest stands still", forecast.pause_seconds, "")
     grid = QGridLayout()
     grid.setHorizontalSpacing(16)
     grid.setVerticalSpacing(4)
@@ -245,6 +243,11 @@ def _costs(totals: Totals, parent: QWidget) -> QGridLayout:
         label = PlainLabel(value, parent)
         label.setToolTip(tooltip(explanation))
         grid.addWidget(label, number, 1)
-    for sentence in totals.unknown:
+    why_unknown = [*totals.unknown]
+    if forecast.pause_seconds is None:
+        why_unknown.append(
+            "Not known: how long the guest stands still (nothing of this kind was measured on this host yet)."
+        )
+    for sentence in why_unknown:
         grid.addWidget(PlainLabel(sentence, parent, dim=True), grid.rowCount(), 0, 1, 2)
     return grid

@@ -46,7 +46,7 @@ class TreePage(QWidget):
         super().__init__(parent)
         self._machine: Machine | None = None
         self._status: HostStatus | None = None
-        self.banners = Banners(("demo", "connection", "unfinished", "reading", "read-only"), self)
+        self.banners = Banners(("closing", "demo", "connection", "unfinished", "reading", "read-only"), self)
         self.banners.pressed.connect(self._banner_pressed)
         self.banners.other_pressed.connect(self.leave_wanted)
         self._state = QLabel(self)
@@ -262,8 +262,13 @@ class TreePage(QWidget):
         self._on_message.emit()
 
     def _banner_pressed(self, topic: str) -> None:
-        wanted = {"connection": self.retry_wanted, "unfinished": self.finish_wanted}
-        wanted.get(topic, self.refresh_wanted).emit()
+        wanted = {
+            "connection": self.retry_wanted,
+            "unfinished": self.finish_wanted,
+            "reading": self.refresh_wanted,
+        }
+        if topic in wanted:  # what else has a button is listened to by who shows it
+            wanted[topic].emit()
 
     def changeEvent(self, event: QEvent) -> None:
         """Font or theme changed."""

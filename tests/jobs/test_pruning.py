@@ -14,12 +14,13 @@ from snaptree.hosts.journal import Journal
 from snaptree.jobs import host_backend
 from snaptree.plans.hours import Hours
 from snaptree.plans.intention import Capture, Prune, Take
-from snaptree.plans.operation import Operation, OperationState, Pause
+from snaptree.plans.operation import Operation, OperationState, Pause, Progress
 from snaptree.plans.plan import Plan
 from snaptree.plans.policy import Period, Policy, Scope
 from snaptree.plans.prune_many import PlannedPrune, in_turn
+from snaptree.plans.stopping import mixed_if_stopped, next_stop, stops_half_way
 from tests.jobs.conftest import Listener
-from tests.kit.machines import NOW, EmbeddedHost, Machine
+from tests.kit.machines import MIB, NOW, EmbeddedHost, Machine, unchanged
 
 pytestmark = pytest.mark.qemu
 
@@ -43,10 +44,10 @@ def listener(listen: Callable[..., Listener], host: EmbeddedHost, journal: Journ
     return listen(host.uri, journal=journal)
 
 
-def make_machine(host: EmbeddedHost, *names: str) -> Machine:
+def make_machine(host: EmbeddedHost, *names: str, length: int = 65536) -> Machine:
     machine = host.make_machine()
     for seed, name in enumerate(names):
-        machine.write(seed)
+        machine.write(seed, length=length)
         machine.virsh_take_disk_only(name)
     return machine
 
@@ -122,6 +123,50 @@ def test_what_is_paused_can_be_cancelled(listener: Listener, host: EmbeddedHost)
     listener.backend.cancel(operation.id)
     assert ended(listener, operation).state is OperationState.CANCELLED
     assert machine.contents() == before
+
+
+def test_a_merge_that_is_cancelled_when_nothing_is_half_done_comes_to_its_end(
+    listener: Listener, host: EmbeddedHost
+) -> None:
+    """What belongs to it comes to its end, too; the next does not begin. Until then that can be taken back."""
+    machine = make_machine(host, *"abcdef", length=4 * MIB)
+    before = machine.contents()
+    listener.open()
+    answers: list[Any] = []
+    intention = Prune(last(1), MappingProxyType(dict.fromkeys("cf", "by hand")), by_own_jobs=True)
+    listener.backend.planner.plan_prunes({machine.uuid: intention}, answers.append)
+    listener.until(lambda: answers)
+    (((prune,), _unread),) = answers
+    assert prune.plan.snapshots == ("a", "b", "d", "e")
+    told: list[Progress | None] = []
+    listener.backend.operation_changed.connect(lambda operation: told.append(operation.progress))
+    operation = listener.backend.prune(prune, limit=1)
+    listener.until(lambda: (progress := now_of(listener, operation).progress) and progress.done is not None)
+    stop = next_stop(now_of(listener, operation))
+    assert stops_half_way(now_of(listener, operation))
+    assert set(mixed_if_stopped(now_of(listener, operation))) < {"a", "b", "d", "e"}
+
+    def pause() -> Pause | None:
+        progress = now_of(listener, operation).progress
+        return None if progress is None else progress.pause
+
+    listener.backend.cancel_when_whole(operation.id)
+    assert pause() is Pause.ENDS
+    listener.backend.go_on(operation.id)
+    assert pause() is Pause.NO
+    listener.backend.cancel_when_whole(operation.id)
+    listener.backend.limit(operation.id, None)
+    over = ended(listener, operation)
+    assert (over.state, over.steps_done) == (OperationState.CANCELLED, stop)
+    left = machine.tree().snapshots
+    assert 2 < len(left) < 6
+    shares = [each.overall or 0.0 for each in told if each is not None]
+    assert shares == sorted(shares), "the bar never goes back"
+    assert 0.0 < shares[-1] < 1.0
+    merging = [each for each in told if each is not None and each.doing.startswith("Merge")]
+    assert all(each.can_cancel for each in merging), "from its first moment on"
+    assert unchanged(before, machine.contents(), *(set("abcdef") - left.keys()))
+    machine.check_images()
 
 
 def test_a_failure_on_one_machine_stops_no_other(listener: Listener, host: EmbeddedHost) -> None:

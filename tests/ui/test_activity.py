@@ -8,10 +8,21 @@ import pytest
 from PySide6.QtTest import QSignalSpy, QTest
 from pytestqt.qtbot import QtBot
 
+from snaptree import words
 from snaptree.model.errors import SnapTreeError
-from snaptree.plans.operation import Operation, OperationState, Progress, last_undoable
-from snaptree.plans.plan import Action, DeleteSnapshot, Finding, Plan, Undo
-from snaptree.ui.activity import KEPT, Activity, progress_text, title_of
+from snaptree.plans.operation import Operation, OperationState, Pause, Progress, last_undoable
+from snaptree.plans.plan import (
+    Action,
+    DeleteSnapshot,
+    Finding,
+    Layer,
+    MergeLayers,
+    MergeWay,
+    Plan,
+    RemoveLeftover,
+    Undo,
+)
+from snaptree.ui.activity import KEPT, Activity, title_of
 from tests.ui.test_text import is_safe, read_tooltip
 from tests.ui.values import HOSTILE_NAMES, NOW, URI
 
@@ -65,16 +76,16 @@ def test_progress_is_told_and_drawn(activity: Activity) -> None:
     row = activity.row(1)
     assert row.bar.value() / row.bar.maximum() == pytest.approx(0.8)
     assert row.detail.text == "Merging s1 into its base"
-    assert row.figures.text == "step 1 of 2, 40.0 GiB of 50.0 GiB, 2.0 GiB/s, 5 seconds left"
+    assert row.figures.text == "Step 1 of 2: 40.0 GiB of 50.0 GiB, 2.0 GiB/s, 5 seconds left in this step"
     assert row.accessibleName().endswith(row.figures.text)
     assert not row.cancel.isHidden()
     assert row.cancel.isEnabled()
 
 
 def test_what_nobody_knows_is_left_out() -> None:
-    assert progress_text(running(None, None)) == "step 1 of 2"
-    assert progress_text(Progress("Reverting", 0, 1)) == ""
-    assert progress_text(Progress("Merging", 0, 1, share=0.435)) == "43 %"
+    assert words.how_far(running(None, None)) == "Step 1 of 2"
+    assert words.how_far(Progress("Reverting", 0, 1)) == ""
+    assert words.how_far(Progress("Merging", 0, 1, share=0.435)) == "43 %"
 
 
 def test_names_give_way_to_figures(activity: Activity) -> None:
@@ -181,6 +192,63 @@ def test_what_changes_a_machine_is_under_way_from_its_plan_to_its_end(activity: 
     assert activity.under_way(URI, "web") == ""
 
 
+def test_what_runs_comes_first_and_what_is_over_last(activity: Activity) -> None:
+    paused = replace(running(None, None), pause=Pause.PAUSED)
+    later = replace(operation(4, OperationState.QUEUED, uuid="m4"), is_for_later=True)
+    for each in (
+        operation(1, uuid="m1"),
+        operation(2, OperationState.RUNNING, uuid="m2", progress=paused),
+        operation(3, OperationState.QUEUED, uuid="m3"),
+        later,
+        operation(5, OperationState.QUEUED, uuid="m5"),
+        operation(6, OperationState.RUNNING, uuid="m6"),
+        operation(7, OperationState.FAILED, uuid="m7"),
+    ):
+        activity.show_operation(URI, each)
+    QTest.qWait(0)
+
+    def order() -> list[int]:
+        return sorted(range(1, 8), key=lambda number: activity.row(number).y())
+
+    assert order() == [6, 2, 3, 5, 4, 7, 1]
+    activity.show_operation(URI, replace(operation(6, uuid="m6"), finished=NOW + 99))
+    activity.show_operation(URI, operation(3, OperationState.RUNNING, uuid="m3"))
+    QTest.qWait(0)
+    assert order() == [3, 2, 5, 4, 6, 7, 1]
+
+
+def test_the_controls_stay_where_they_are_from_the_first_moment_on(activity: Activity) -> None:
+    layers = (Layer("/a", "qcow2"), Layer("/b", "qcow2"))
+    merge = MergeLayers("vda", MergeWay.PULL, ("/a", "/b"), layers, is_live=True)
+    plan = Plan(Action.PRUNE, URI, "web", "web-01", ("a", "b"), steps=(merge, DeleteSnapshot("c", (), merges=True)))
+    begun = replace(operation(1, OperationState.RUNNING), plan=plan)
+    row = None
+    for progress in (
+        None,
+        running(None, None, can_cancel=True),
+        running(40 * GIB, 50 * GIB, rate=2.0 * GIB, can_cancel=True, limit=8 << 20),
+        Progress("Record", 1, 2, overall=0.5),
+        Progress("Paused", 1, 2, overall=0.5, pause=Pause.PAUSED, can_cancel=True),
+    ):
+        activity.show_operation(URI, replace(begun, progress=progress))
+        row = activity.row(1)
+        assert not any(each.isHidden() for each in (row.bar, row.limit, row.pause, row.cancel))
+        assert row.cancel.isEnabled() == (progress is None or progress.can_cancel)
+        assert read_tooltip(row.cancel.toolTip())
+    assert row is not None
+    assert row.bar.value() / row.bar.maximum() == 0.5
+
+
+def test_a_long_plan_is_folded_in_the_tooltip(activity: Activity) -> None:
+    leftovers = tuple(RemoveLeftover(f"/layers/{number}", "nothing stands on it") for number in range(9))
+    deletes = tuple(DeleteSnapshot(f"s{number}", (), merges=True) for number in range(30))
+    plan = replace(operation(1).plan, steps=(*leftovers, *deletes), warnings=())
+    activity.show_operation(URI, replace(operation(1), plan=plan))
+    told = read_tooltip(activity.row(1).toolTip()).split("\n")
+    assert told[0].startswith("1–9. Remove /layers/0, /layers/1, /layers/2 and 6 more")
+    assert (len(told), told[-1]) == (16, "and 16 more")
+
+
 def test_old_work_goes_from_the_list(activity: Activity) -> None:
     for number in range(KEPT + 5):
         activity.show_operation(URI, operation(number, uuid=f"m{number}"))
@@ -203,7 +271,7 @@ def test_what_another_program_does_is_shown_and_not_waited_for(activity: Activit
     activity.show_elsewhere(URI, replace(theirs, plan=replace(theirs.plan, schedule="nightly")))
     row = activity.row(1)
     assert row.title.text == "Revert web-01 to “s1” (schedule “nightly”)"
-    assert (row.detail.text, row.figures.text) == ("Take s1", "step 1 of 2")
+    assert (row.detail.text, row.figures.text) == ("Take s1", "Step 1 of 2")
     assert not row.cancel.isEnabled()
     assert read_tooltip(row.cancel.toolTip()) == "Stop that one."
     assert activity.running == []

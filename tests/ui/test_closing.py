@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import Any
 
 import pytest
-from PySide6.QtWidgets import QMessageBox
+from PySide6.QtWidgets import QMessageBox, QPushButton
 
 from snaptree.hosts.journal import Journal, journal_path
 from snaptree.plans.hours import Hours
@@ -22,7 +22,7 @@ from snaptree.plans.intention import Prune
 from snaptree.plans.operation import Operation, OperationState, Pause
 from snaptree.plans.policy import Period, Policy, Scope
 from snaptree.ui import application
-from tests.kit.machines import EmbeddedHost, Machine
+from tests.kit.machines import MIB, EmbeddedHost, Machine, unchanged
 from tests.ui.conftest import Driver
 
 OpenWindow = Callable[..., Driver]
@@ -40,7 +40,7 @@ def later() -> Hours:
 def make_machine(host: EmbeddedHost) -> Machine:
     machine = host.make_machine()
     for seed, name in enumerate(("a", "b", "c")):
-        machine.write(seed)
+        machine.write(seed, length=4 * MIB)  # more than QEMU copies at once, however slow it has to be
         machine.virsh_take_disk_only(name)
     return machine
 
@@ -55,6 +55,13 @@ def prune(driver: Driver, machine: Machine, between: Hours | None = None) -> int
     driver.until(lambda: answers)
     ((planned,), _unread) = answers[0]
     return backend.prune(planned, between=between).id
+
+
+def stall(driver: Driver, number: int) -> None:
+    """Let work copy so slowly that it goes on until that is taken back."""
+    backend = driver.session.estate[driver.machine.id.uri].backend
+    backend.limit(number, 1)
+    driver.until(lambda: (progress := now_of(driver, number).progress) and progress.done is not None)
 
 
 def now_of(driver: Driver, number: int) -> Operation:
@@ -131,8 +138,7 @@ def test_what_waits_is_given_up_at_once_and_what_goes_on_is_waited_for(
     driver.until(lambda: driver.session.estate[host.uri].machine(other.uuid))
     backend = driver.session.estate[host.uri].backend
     waits, goes_on = prune(driver, other, later()), prune(driver, machine)
-    backend.pause(goes_on)
-    driver.until(lambda: (progress := now_of(driver, goes_on).progress) and progress.pause is Pause.PAUSED)
+    stall(driver, goes_on)
     assert not driver.window.close()
     box = question(driver)
     assert box.windowTitle() == "Work is going on"
@@ -140,10 +146,66 @@ def test_what_waits_is_given_up_at_once_and_what_goes_on_is_waited_for(
     assert f"Prune 2 snapshots of {other.name}: waits until" in box.text()
     press(box, "Cancel What Waits, Close When Done")
     assert now_of(driver, waits).state is OperationState.CANCELLED
+    banner = driver.window.page.banners["closing"]
+    assert banner.isVisible()
+    assert "closes as soon as" in banner.text
+    backend.limit(goes_on, None)
     driver.until(lambda: not driver.window.isVisible())
     assert now_of(driver, goes_on).state is OperationState.DONE
     assert list(machine.tree().snapshots) == ["c"]
     assert list(other.tree().snapshots) == ["a", "b", "c"]
+
+
+@pytest.mark.qemu
+def test_who_agreed_to_close_when_done_can_keep_the_window_open(driver: Driver, machine: Machine) -> None:
+    goes_on = prune(driver, machine)
+    stall(driver, goes_on)
+    assert not driver.window.close()
+    press(question(driver), "Close When Done")
+    banner = driver.window.page.banners["closing"]
+    next(each for each in banner.findChildren(QPushButton) if each.text() == "&Keep Open").click()
+    assert not banner.isVisible()
+    driver.session.estate[driver.machine.id.uri].backend.limit(goes_on, None)
+    driver.until(lambda: now_of(driver, goes_on).state is OperationState.DONE)
+    driver.settle()
+    assert driver.window.isVisible()
+    assert list(machine.tree().snapshots) == ["c"]
+
+
+@pytest.mark.qemu
+@pytest.mark.parametrize("asks", [True, False], ids=["asked", "told to end"])
+def test_what_is_paused_is_cancelled_and_never_goes_on(
+    driver: Driver, machine: Machine, host: EmbeddedHost, asks: bool
+) -> None:
+    """What was done before stays done, and nothing is half done."""
+    machine.write(9)
+    machine.virsh_take_disk_only("d")
+    machine.write(10)
+    before = machine.contents()
+    driver.session.estate.refresh()
+    driver.until(lambda: driver.machine.tree is not None and "d" in driver.machine.tree)
+    backend = driver.session.estate[host.uri].backend
+    paused = prune(driver, machine)
+    backend.pause(paused)
+    driver.until(lambda: (progress := now_of(driver, paused).progress) and progress.pause is Pause.PAUSED)
+    if asks:
+        assert not driver.window.close()
+        box = question(driver)
+        steps = len(now_of(driver, paused).plan.steps)
+        assert box.windowTitle() == "Work is paused"
+        done = now_of(driver, paused).steps_done
+        assert f"paused, half-way:\nPrune 3 snapshots of {machine.name}, after {done} of {steps} steps" in box.text()
+        assert box.defaultButton().text() == "&Keep Open"
+        press(box, "Cancel What Is Paused and Close")
+    else:
+        assert not driver.window.end()
+    driver.until(lambda: not driver.window.isVisible())
+    ended = now_of(driver, paused)
+    assert ended.state is OperationState.CANCELLED
+    left = machine.tree().snapshots
+    assert len(left) > 1, "what was paused did not go on"
+    assert unchanged(before, machine.contents(), *(set("abcd") - left.keys()))
+    machine.check_images()
 
 
 @pytest.mark.qemu

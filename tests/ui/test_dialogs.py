@@ -18,6 +18,7 @@ from snaptree.model.errors import SnapTreeError
 from snaptree.model.figures import Confidence, Figure, exact
 from snaptree.plans.intention import Delete, Intention, Revert
 from snaptree.plans.plan import Action, DeleteSnapshot, Finding, Forecast, Plan, RevertToSnapshot, StateAfter, Undo
+from snaptree.ui.commands import OWN_JOBS
 from snaptree.ui.connect_dialog import ConnectDialog, address_problem
 from snaptree.ui.credentials_dialog import CredentialsDialog
 from snaptree.ui.error_dialog import show_error
@@ -182,6 +183,25 @@ def test_a_choice_makes_another_plan(parent: QWidget) -> None:
     dialog.ticks[0].setChecked(False)
     assert answers.asked == [Revert("s1", take_safety_snapshot=False)]
     assert not dialog.run_button.isEnabled(), "the plan before is no longer what would be run"
+
+
+def test_a_choice_is_offered_where_it_makes_a_difference(parent: QWidget) -> None:
+    nothing_merged = replace(DELETE, steps=(DeleteSnapshot("s1", (), merges=False),))
+    for plan, is_offered in ((DELETE, True), (nothing_merged, False)):
+        answers = Answers()
+        dialog = preview(answers, parent, Delete(("s1",)), choices=[OWN_JOBS])
+        assert not dialog.ticks[0].isVisible()
+        answers.answer(plan)
+        assert dialog.ticks[0].isVisible() == is_offered
+        dialog.close()
+
+
+def test_why_nobody_knows_how_long_the_guest_stands_still_is_said(parent: QWidget) -> None:
+    answers = Answers()
+    dialog = preview(answers, parent)
+    answers.answer(DELETE)
+    assert "Guest stands still\n?" in texts(dialog)
+    assert "Not known: how long the guest stands still (nothing of this kind was measured" in texts(dialog)
 
 
 def test_one_of_several_makes_another_plan(parent: QWidget) -> None:
