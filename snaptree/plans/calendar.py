@@ -8,8 +8,9 @@ from __future__ import annotations
 import re
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
-from zoneinfo import ZoneInfo
+from zoneinfo import TZPATH
 
 from snaptree.plans.wording import quoted
 
@@ -89,14 +90,8 @@ def _without_zone(when: str) -> str:
 
 
 def _is_zone(name: str) -> bool:
-    """Whether this computer knows a time zone of this name."""
-    if not _ZONE.fullmatch(name):
-        return False
-    try:
-        ZoneInfo(name)
-    except (KeyError, ValueError, OSError):
-        return False
-    return True
+    """Whether this computer knows a time zone of this name: systemd looks there, and not into Python's own tables."""
+    return bool(_ZONE.fullmatch(name)) and any(Path(directory, name).is_file() for directory in TZPATH)
 
 
 def _are_weekdays(text: str) -> bool:
