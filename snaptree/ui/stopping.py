@@ -109,7 +109,7 @@ def _what_comes_of_it(operation: Operation) -> str:
 def _after(operation: Operation) -> str:
     stop, steps = next_stop(operation), len(operation.plan.steps)
     if stop is None or not operation.can_pause:
-        return "There is no better place to stop before the end of it."
+        return "From here to its end there is no place where nothing is half done."
     if stop == operation.steps_done + 1:
         return "After this step nothing is half done, and what was done stays done."
     return (
