@@ -156,7 +156,7 @@ class Draft:
     def plan(self, snapshots: tuple[str, ...], forecast: Forecast, undo: Undo | None) -> Plan:
         """The finished plan. A refused one has no steps."""
         start = self.start
-        self._keep_traces()
+        marks = self._marks_of_traces()
         self._warn_of_the_last_good()
         forecast = self._with_times(forecast)
         return Plan(
@@ -165,7 +165,7 @@ class Draft:
             domain_uuid=start.domain.uuid,
             domain=start.domain.name,
             snapshots=snapshots,
-            steps=() if self.is_refused else tuple(self._steps),
+            steps=() if self.is_refused else (*marks, *self._steps),
             forecast=Forecast() if self.is_refused else forecast,
             warnings=() if self.is_refused else tuple(self._warnings),
             refusals=tuple(self._refusals),
@@ -174,26 +174,27 @@ class Draft:
             settings=() if self.is_refused else self._settings(),
         )
 
-    def _keep_traces(self) -> None:
-        """Mark snapshots as doubtful, first of all, of which nothing would tell it any more after these steps.
+    def _marks_of_traces(self) -> tuple[Step, ...]:
+        """What marks snapshots as doubtful, first of all, of which nothing would tell it any more after these steps.
 
         What is finished was marked when it began.
         """
         suspects = self._facts_of_start.written_to_since
         if self.is_refused or self._action is Action.FINISH or not suspects:
-            return
+            return ()
         tree = self.situation.tree
         lost = [name for name in tree.snapshots if name in suspects and not self.facts.is_written_to_since(tree[name])]
         unmarked = [name for name in lost if not tree[name].annotations.doubtful]
         if not unmarked:
-            return
+            return ()
         ahead = Draft(self._action, self.start)
-        for name in unmarked:
-            said = self.start.tree[name].remarks
-            ahead.add(ahead.case(DescribeSnapshot(name, said, replace(said, doubtful=True))))
+        said = {name: self.start.tree[name].remarks for name in unmarked}
+        marks = tuple(DescribeSnapshot(name, before, replace(before, doubtful=True)) for name, before in said.items())
+        for mark in marks:
+            ahead.add(ahead.case(mark))
         self.refuse(*ahead.refusals)
-        self._steps[:0] = ahead._steps
-        self.warn(LAST_TRACE.say(self.case(self._steps[0]), {"names": snapshots_named(unmarked)}))
+        self.warn(LAST_TRACE.say(self.case(marks[0]), {"names": snapshots_named(unmarked)}))
+        return marks
 
     def _warn_of_the_last_good(self) -> None:
         """Say so if nothing is left that anybody can go back to, but snapshots that look as if."""
